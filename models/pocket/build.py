@@ -279,6 +279,7 @@ def export(folder: Path, vae: AutoencoderKL, denoiser: Denoiser, tokenizer: CLIP
     )
     pipeline.save_pretrained(folder)
     _spell_text_model(folder / "text_encoder" / "model.safetensors")
+    _load_as_fp32(folder / "text_encoder" / "config.json")
     _write_legacy_tokenizer(folder / "tokenizer", tokenizer)
     if CARD.exists():
         (folder / "README.md").write_text(CARD.read_text())
@@ -291,6 +292,11 @@ def _spell_text_model(file: Path) -> None:
     prefix = "text_model."
     state = {key if key.startswith(prefix) else prefix + key: value for key, value in load_file(file).items()}
     save_file(state, file, metadata={"format": "pt"})
+
+
+def _load_as_fp32(config: Path) -> None:
+    """transformers loads in the type that the config names, diffusers in fp32: without this they would not fit."""
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
 
 
 def _write_legacy_tokenizer(folder: Path, tokenizer: CLIPTokenizer) -> None:

@@ -1,0 +1,39 @@
+"""What a user did wrong, and how every command says it: one line each, no traceback, exit code 2."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+DONE, BAD_INPUT, TRAINING_FAILED, OUT_OF_MEMORY, STOPPED, AFTER_TRAINING = 0, 2, 3, 4, 5, 6
+"""Exit codes of every command (docs/architecture.md)."""
+
+
+class UserError(ValueError):
+    """Input that cannot be used; `problems` holds one line for each thing that is wrong."""
+
+    exit_code = BAD_INPUT
+
+    def __init__(self, problems: str | Sequence[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class TrainingError(UserError):
+    """Training went wrong (loss is not a number, ...); whatever was saved before is still there."""
+
+    exit_code = TRAINING_FAILED
+
+
+class AfterTrainingError(UserError):
+    """The adapter is trained and saved, but a later step (verifying it, ...) failed."""
+
+    exit_code = AFTER_TRAINING
+
+
+def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
+    """Exit code of a command; a UserError becomes lines on stderr instead of a traceback."""
+    try:
+        return main(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return error.exit_code

@@ -1,0 +1,149 @@
+"""Loads a base as a diffusers pipeline and samples images: the only place that does, in training too.
+
+`engine.pipeline` is the real pipeline object.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+from ..configs.choices import did_you_mean, find
+from ..configs.errors import UserError
+from ..models.base import detect_family, locate_base
+from ..models.family import ModelFamily, Parts
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SCHEDULERS = {
+    "dpmsolver++": "DPMSolverMultistepScheduler",
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+DEFAULT_SCHEDULER = "dpmsolver++"
+MICRO_BATCH = 4  # images of one forward pass, fixed: another number gives other bits
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Images to sample: one prompt and one seed for each."""
+
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    steps: int = 20
+    guidance: float = 4.0  # classifier-free guidance scale; 1 and below: none
+    negative_prompt: str = ""
+    resolution: int | None = None  # pixels each way; the base's own when None
+
+    def __post_init__(self) -> None:
+        if len(self.prompts) != len(self.seeds):
+            raise UserError(f"{len(self.prompts)} prompts were given with {len(self.seeds)} seeds")
+
+    @classmethod
+    def repeat(cls, prompts: Sequence[str], num_images: int, seed: int, **rest: Any) -> "Request":
+        """`num_images` of each prompt; image k of every prompt has the seed `seed + k`."""
+        return cls(
+            prompts=[prompt for prompt in prompts for _ in range(num_images)],
+            seeds=[seed + k for _ in prompts for k in range(num_images)],
+            **rest,
+        )
+
+
+class Engine:
+    """A base that is ready to sample."""
+
+    def __init__(self, family: ModelFamily, parts: Parts, scheduler: str = DEFAULT_SCHEDULER):
+        self.family, self.parts = family, parts
+        pipeline_class = getattr(diffusers, family.pipeline)
+        wanted = inspect.signature(pipeline_class.__init__).parameters
+        absent = {name: None for name in ("safety_checker", "feature_extractor") if name in wanted}
+        extra = {"requires_safety_checker": False} if "requires_safety_checker" in wanted else {}
+        self.pipeline: Any = pipeline_class(**parts | {"scheduler": make_scheduler(scheduler, parts)}, **absent, **extra)
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    @classmethod
+    def load(
+        cls,
+        base: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "fp32",
+        device: str = "cpu",
+        scheduler: str = DEFAULT_SCHEDULER,
+    ) -> "Engine":
+        """From `pocket`, a pipeline folder or a hub id."""
+        family, parts = load_parts(base, revision=revision, dtype=dtype)
+        engine = cls(family, parts, scheduler)
+        engine.pipeline.to(device)
+        return engine
+
+    @torch.inference_mode()
+    def generate(self, request: Request, *, progress: str | None = None) -> list[Image.Image]:
+        """One image for each prompt, in order; `progress` is the title of a progress bar."""
+        indices = range(len(request.prompts))
+        starts = range(0, len(indices), MICRO_BATCH)
+        images: list[Image.Image] = []
+        for start in tqdm(starts, desc=progress, unit="batch", disable=progress is None, leave=False):
+            images += self._generate_micro_batch(request, list(indices[start : start + MICRO_BATCH]))
+        return images
+
+    def _generate_micro_batch(self, request: Request, indices: list[int]) -> list[Image.Image]:
+        padded = indices + indices[-1:] * (MICRO_BATCH - len(indices))
+        output = self.pipeline(
+            prompt=[request.prompts[i] for i in padded],
+            negative_prompt=[request.negative_prompt] * MICRO_BATCH,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance,
+            height=request.resolution,
+            width=request.resolution,
+            generator=[torch.Generator().manual_seed(request.seeds[i]) for i in padded],
+            output_type="pil",
+        )
+        return output.images[: len(indices)]
+
+
+def load_parts(base: str, *, revision: str | None = None, family: str | None = None, dtype: str = "fp32"):
+    """(family, parts) of a base; `family` is detected when not given, and checked when given."""
+    folder = locate_base(base, revision)
+    detected = detect_family(folder)
+    if family is not None and family != detected:
+        find("models.families", family)  # answers with the names that exist
+        raise UserError(f"base {base!r} is a {detected} model, the config says family {family!r}")
+    found: ModelFamily = find("models.families", detected).FAMILY
+    return found, found.load(folder, DTYPES[dtype])
+
+
+def make_scheduler(name: str, parts: Parts) -> Any:
+    """A sampling scheduler with the base's own noise schedule."""
+    if name not in SCHEDULERS:
+        hint = did_you_mean(name, SCHEDULERS)
+        raise UserError(f"scheduler {name!r} is unknown{hint}; there are: {', '.join(SCHEDULERS)}")
+    return getattr(diffusers, SCHEDULERS[name]).from_config(parts["scheduler"].config)
+
+
+def image_grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
+    """Images of one size in rows of `columns`, with white lines between them."""
+    width, height = images[0].size
+    rows = -(-len(images) // columns)
+    grid = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        grid.paste(image, (column * (width + gap), row * (height + gap)))
+    return grid
+
+
+def png_info(**facts: Any) -> PngInfo:
+    """PNG text fields, one for each fact that is not None."""
+    info = PngInfo()
+    for key, value in facts.items():
+        if value is not None:
+            info.add_itxt(key, str(value))
+    return info

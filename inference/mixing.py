@@ -1,0 +1,62 @@
+"""Attaching trained adapters to an engine's pipeline, each with its weight."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..adapters.artifact import AdapterArtifact, base_modules
+from ..adapters.format import FormatNames, read
+from ..adapters.formats import diffusers as diffusers_format
+from ..configs.errors import UserError
+from ..models.family import ModelFamily, Parts
+from .engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFile:
+    """A file with the weight it is mixed in with."""
+
+    file: Path
+    weight: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> "AdapterFile":
+        """`path.safetensors` or `path.safetensors:0.8`."""
+        path, colon, weight = text.rpartition(":")
+        if not colon:
+            return cls(Path(text))
+        try:
+            return cls(Path(path), float(weight))
+        except ValueError:
+            return cls(Path(text))  # the colon belongs to the path
+
+
+def format_names(family: ModelFamily, parts: Parts) -> FormatNames:
+    """What the file formats have to know of a base: its module paths and its family's words."""
+    return FormatNames(
+        module_paths={part: base_modules(part, parts[part]) for part in family.kohya_prefixes},
+        kohya_prefixes=family.kohya_prefixes,
+        architecture=family.architecture,
+        kohya_version=family.kohya_version,
+    )
+
+
+def attach(engine: Engine, adapters: Sequence[AdapterFile]) -> list[AdapterArtifact]:
+    """Loads adapters of any readable format and activates them together, by diffusers' own loader."""
+    names = format_names(engine.family, engine.parts)
+    artifacts = [read(adapter.file, names) for adapter in adapters]
+    titles = [adapter_title(index) for index in range(len(adapters))]
+    for artifact, title, adapter in zip(artifacts, titles, adapters, strict=True):
+        tensors, _ = diffusers_format.to_tensors(artifact.folded(), names)
+        try:
+            engine.pipeline.load_lora_weights(tensors, adapter_name=title)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{adapter.file}: does not fit this base ({str(error).splitlines()[0]})") from error
+    if titles:
+        engine.pipeline.set_adapters(titles, [adapter.weight for adapter in adapters])
+    return artifacts
+
+
+def adapter_title(index: int) -> str:
+    """The name under which `attach` gives the adapter at this place of its list to the pipeline."""
+    return f"adapter_{index}"

@@ -1,0 +1,77 @@
+"""Proof that an adapter file holds what was trained: it is loaded into a fresh base and compared."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..adapters.artifact import AdapterArtifact, from_peft, largest_difference
+from ..configs.errors import AfterTrainingError, UserError
+from ..configs.schema import ModelSection
+from ..models.family import ModelFamily, Parts
+from ..models.noise.process import Noised
+from .engine import Engine
+from .mixing import AdapterFile, adapter_title, attach
+
+TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 2e-3}  # relative to the largest number compared
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What the comparison found; differences are relative to the largest number compared."""
+
+    modules: int
+    delta_difference: float
+    prediction_difference: float
+    tolerance: float
+
+
+def verify_file(
+    file: Path, artifact: AdapterArtifact, model: ModelSection, dtype: str, trained_prediction: Tensor
+) -> Verification:
+    """Compares every delta-W and one prediction of the file, as the engine loads it, with what was trained.
+
+    AfterTrainingError if a module is missing or a difference is more than the rounding of `dtype` explains.
+    """
+    try:
+        engine = Engine.load(model.base, revision=model.revision, dtype=model.dtype)
+        attach(engine, [AdapterFile(file)])
+        loaded = {
+            key: weights
+            for part in sorted({part for part, _ in artifact.modules})
+            for key, weights in from_peft(part, engine.parts[part], adapter_title(0)).items()
+        }
+        difference, _ = largest_difference(artifact, AdapterArtifact(loaded))
+    except UserError as error:
+        raise AfterTrainingError([f"{file}: does not verify: {problem}" for problem in error.problems]) from error
+    largest = max(weights.delta().abs().max().item() for weights in artifact.modules.values())
+    prediction = probe(engine.family, engine.parts)
+    verification = Verification(
+        modules=len(loaded),
+        delta_difference=difference / max(largest, 1e-12),
+        prediction_difference=((prediction - trained_prediction).abs().max() / trained_prediction.abs().max()).item(),
+        tolerance=TOLERANCE[dtype] if model.dtype == "fp32" else TOLERANCE["bf16"],
+    )
+    worst = max(verification.delta_difference, verification.prediction_difference)
+    if not worst <= verification.tolerance:
+        raise AfterTrainingError(f"{file}: does not verify, it differs from what was trained: {verification}")
+    return verification
+
+
+@torch.no_grad()
+def probe(family: ModelFamily, parts: Parts) -> Tensor:
+    """One prediction, (1, C, h, w) in fp32, for a fixed prompt, noise and timestep; dropout is off."""
+    carriers = [parts[name] for name in (family.denoiser, *family.text_encoders)]
+    modes = [module.training for module in carriers]
+    for module in carriers:
+        module.eval()
+    denoiser = parts[family.denoiser]
+    shape = (1, denoiser.config.in_channels, denoiser.config.sample_size, denoiser.config.sample_size)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(denoiser.device, denoiser.dtype)
+    timesteps = torch.tensor([500], device=denoiser.device)
+    noised = Noised(latents, timesteps, target=latents, weight=torch.ones(1, device=denoiser.device))
+    prediction = family.predict(parts, noised, family.encode_prompts(parts, ["a probe"]))
+    for module, training in zip(carriers, modes, strict=True):
+        module.train(training)
+    return prediction.float().cpu()

@@ -1,0 +1,59 @@
+"""Where a base model is on disk: the embedded one, a folder, or a snapshot of a hub repository. Imports no torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..configs.choices import find, names
+from ..configs.errors import UserError
+from . import pocket
+
+EMBEDDED = {"pocket": pocket.FOLDER}
+INDEX = "model_index.json"
+
+
+def check_base(base: str) -> list[str]:
+    """Problems of a base that can be seen without network and without loading it."""
+    if base in EMBEDDED or (Path(base) / INDEX).is_file():
+        return []
+    if Path(base).is_dir():
+        return [f"base {base!r}: the folder holds no {INDEX}, so it is no diffusers pipeline"]
+    if not _is_hub_id(base):
+        return [f"base {base!r}: there is no such folder; give {', '.join(EMBEDDED)}, a pipeline folder, or a hub id"]
+    return []
+
+
+def locate_base(base: str, revision: str | None = None) -> Path:
+    """The pipeline folder of a base; a hub id is downloaded once (safetensors and configs only)."""
+    if problems := check_base(base):
+        raise UserError(problems)
+    if base in EMBEDDED:
+        return EMBEDDED[base]
+    return Path(base) if Path(base).is_dir() else _download(base, revision)
+
+
+def detect_family(folder: Path) -> str:
+    """The name of the family whose pipeline the folder holds."""
+    index: dict[str, Any] = json.loads((folder / INDEX).read_text())
+    for name in names("models.families"):
+        if find("models.families", name).FAMILY.detect(index):
+            return name
+    kinds = ", ".join(names("models.families"))
+    raise UserError(f"{folder}: a {index.get('_class_name')} belongs to no family that is supported yet ({kinds})")
+
+
+def _is_hub_id(base: str) -> bool:
+    owner, slash, name = base.partition("/")
+    return bool(slash and owner and name) and "/" not in name and not base.startswith((".", "/", "~"))
+
+
+def _download(base: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.txt", "*.model", "*/*.safetensors"]
+    try:
+        return Path(snapshot_download(base, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"base {base!r}: no such folder here, and the hub did not give it: {reason}") from error

@@ -1,0 +1,1 @@
+"""One file for each model family, named as users write it in `model.family`."""

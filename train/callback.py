@@ -1,0 +1,16 @@
+"""Callback: something that happens at the start, after steps, or at the end of a run. All hooks default to nothing."""
+
+from .run import Run, StepResult
+
+
+class Callback:
+    """Sees the Run, never the Trainer. Called on every process; writes files on the main one."""
+
+    def on_start(self, run: Run) -> None:
+        """Before the first step."""
+
+    def on_step(self, run: Run, result: StepResult) -> None:
+        """After each optimiser step; `run.step` counts it already."""
+
+    def on_end(self, run: Run) -> None:
+        """After the last step, also when the run was stopped (`run.stop`)."""

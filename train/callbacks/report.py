@@ -1,0 +1,15 @@
+"""report.html of the run folder, made anew at the end (also of a run that was stopped)."""
+
+from tqdm import tqdm
+
+from ..callback import Callback
+from ..report import write_report
+from ..run import Run
+
+
+class Report(Callback):
+    """Last of all: it reads what the others have written."""
+
+    def on_end(self, run: Run) -> None:
+        if run.is_main:
+            tqdm.write(f"wrote {write_report(run.folder)}")

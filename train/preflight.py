@@ -1,0 +1,44 @@
+"""What can be known to be wrong before torch is imported and a model loaded: all of it, at once."""
+
+import os
+from pathlib import Path
+
+from ..configs.errors import UserError
+from ..configs.schema import FolderSource, RunConfig
+from ..data.scan import scan_sources
+from ..models.base import check_base
+
+
+def preflight(config: RunConfig) -> None:
+    """Raises UserError with every problem of base, data and output folder."""
+    problems = [
+        *check_base(config.model.base),
+        *scan_sources(config.data.sources),
+        *check_output(Path(config.output.dir), config),
+    ]
+    if problems:
+        raise UserError(problems)
+
+
+def check_output(folder: Path, config: RunConfig) -> list[str]:
+    """Problems of the run folder."""
+    for source in config.data.sources:
+        if isinstance(source, FolderSource) and folder.resolve().is_relative_to(Path(source.path).resolve()):
+            return [f"output.dir {folder} lies inside the images of {source.path}: its pictures would be trained on"]
+    nearest = folder
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        return [f"output.dir {folder}: {nearest} is a file, so no folder can be made there"]
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return [f"output.dir {folder}: {nearest} cannot be written"]
+    return []
+
+
+def check_fresh(folder: Path) -> None:
+    """Raises UserError if the run folder holds a run already."""
+    if (folder / "checkpoints").is_dir() or (folder / "run.json").exists():
+        raise UserError(
+            f"{folder} holds a run already: `loraloom resume {folder}` goes on with it, "
+            "--overwrite starts again, output.dir=… trains elsewhere"
+        )

@@ -1,0 +1,39 @@
+"""Class images for DreamBooth's prior preservation (Ruiz et al. 2022, section 3.2), made with the base itself."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from ..configs.schema import ModelSection, PriorSource
+from ..data.draws import key_seed
+from ..inference.engine import MICRO_BATCH, Engine, Request, png_info
+
+
+def class_image_files(
+    source: PriorSource, model: ModelSection, engine: Engine, resolution: int, seed: int, folder: Path
+) -> list[Path]:
+    """The files of all class images; those that an earlier start of the run has made are kept.
+
+    The folder's name holds a hash of everything that decides the pictures, so that others are never mixed in.
+    """
+    recipe = [model.base, model.revision, model.dtype, source.prior, source.steps, source.guidance, resolution, seed]
+    digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
+    folder = folder / f"prior-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{index:05d}.png" for index in range(source.count)]
+    missing = [index for index, file in enumerate(files) if not file.exists()]
+    for start in range(0, len(missing), 8 * MICRO_BATCH):
+        chunk = missing[start : start + 8 * MICRO_BATCH]
+        request = Request(
+            prompts=[source.prior] * len(chunk),
+            seeds=[key_seed(seed, "prior", index) for index in chunk],
+            steps=source.steps,
+            guidance=source.guidance,
+            resolution=resolution,
+        )
+        images = engine.generate(request, progress=f"class images {start + len(chunk)}/{len(missing)}")
+        for index, image in zip(chunk, images, strict=True):
+            partial = files[index].with_suffix(".tmp")
+            image.save(partial, format="PNG", pnginfo=png_info(prompt=source.prior))
+            partial.replace(files[index])
+    return files

@@ -1,0 +1,60 @@
+"""Run: what the loop and its callbacks share. It is data; the loop is in `trainer.py`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+    from ..adapters.adapter import AdapterSet
+    from ..configs.schema import RunConfig
+    from ..models.family import ModelFamily, Parts
+
+
+@dataclass(slots=True)
+class Run:
+    """One training run on its way."""
+
+    config: "RunConfig"
+    folder: Path
+    accelerator: "Accelerator"
+    family: "ModelFamily"
+    parts: "Parts"  # carriers are wrapped by accelerate where it needs to
+    adapters: "AdapterSet"  # carriers as they are, not wrapped
+    optimizer: Any
+    schedule: Any
+    step: int = 0  # optimiser steps done
+    seconds: float = 0.0  # spent in training steps, over all parts of a run that was resumed
+    stop: str | None = None  # why the loop should end after this step, if it should
+    facts: dict[str, Any] = field(default_factory=dict)  # goes into run.json
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files."""
+        return self.accelerator.is_main_process
+
+    @property
+    def is_last_step(self) -> bool:
+        """Whether no step follows."""
+        return self.step >= self.config.loop.steps or self.stop is not None
+
+    def is_due(self, every: int) -> bool:
+        """Whether something that happens every so many steps happens after this one."""
+        return self.step % every == 0 or self.step >= self.config.loop.steps
+
+    def trainable_modules(self) -> "list[nn.Module]":
+        """The carriers as the loop calls them."""
+        return [self.parts[part] for part in self.adapters.carriers]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimiser step has to tell."""
+
+    loss: float  # of the whole step, over all processes
+    source_losses: dict[str, float]  # mean unweighted loss of each source's samples
+    grad_norm: float
+    learning_rates: dict[str, float]  # of each part
+    seconds: float

@@ -1,0 +1,150 @@
+"""Checkpoints: accelerate's save_state with adapter weights in place of the models, made atomic and verifiable.
+
+A checkpoint is written beside its place, described by a manifest, and only then moved there; what a crash
+leaves behind is never taken for a checkpoint. accelerate's own files stay as they are.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from ..configs.errors import UserError
+from .run import Run
+
+SCHEMA = 1
+MANIFEST, STATE, LATEST = "manifest.json", "run_state.json", "latest"
+
+
+def register_hooks(run: Run) -> None:
+    """Makes `accelerator.save_state` and `load_state` write and read adapter weights only."""
+
+    def save(models: list[Any], weights: list[Any], output_dir: str) -> None:
+        if run.is_main:
+            for part, state in run.adapters.states().items():
+                file = Path(output_dir) / f"adapter_{part}.safetensors"
+                save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
+                file.chmod(0o666 & ~_umask())  # safetensors leaves 0600
+        weights.clear()
+
+    def load(models: list[Any], input_dir: str) -> None:
+        for part in run.adapters.carriers:
+            run.adapters.load(part, load_file(Path(input_dir) / f"adapter_{part}.safetensors"))
+        models.clear()
+
+    run.accelerator.register_save_state_pre_hook(save)  # type: ignore[arg-type]
+    run.accelerator.register_load_state_pre_hook(load)  # type: ignore[arg-type]
+
+
+def save_checkpoint(run: Run) -> Path:
+    """Writes `checkpoints/step-N`, then points `latest` to it, then removes what is older than `checkpoint.keep`."""
+    folder = run.folder / "checkpoints"
+    final = folder / f"step-{run.step:06d}"
+    partial = folder / f"{final.name}.tmp"
+    if run.is_main:
+        _clear_partial(folder)
+        partial.mkdir(parents=True)
+    run.accelerator.wait_for_everyone()
+    run.accelerator.save_state(str(partial))
+    run.accelerator.wait_for_everyone()
+    if run.is_main:
+        state = {"step": run.step, "seconds": run.seconds}
+        (partial / STATE).write_text(json.dumps(state))
+        _seal(partial)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(partial, final)
+        _fsync(folder)
+        _write_atomic(folder / LATEST, final.name)
+        _prune(folder, run.config.checkpoint.keep)
+    run.accelerator.wait_for_everyone()
+    return final
+
+
+def newest_sound_checkpoint(folder: Path) -> tuple[Path, list[str]]:
+    """The newest checkpoint of a run folder whose manifest holds, and why newer ones were passed over."""
+    passed: list[str] = []
+    for checkpoint in reversed(list(_checkpoints(folder / "checkpoints"))):
+        problem = find_damage(checkpoint)
+        if problem is None:
+            return checkpoint, passed
+        passed.append(f"{checkpoint}: {problem}")
+    raise UserError(passed + [f"{folder}: there is no sound checkpoint to resume from"])
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return "its manifest is missing or damaged"
+    if manifest.get("schema") != SCHEMA:
+        return f"written by another version (schema {manifest.get('schema')}, this one reads {SCHEMA})"
+    for name, entry in manifest["files"].items():
+        file = checkpoint / name
+        if not file.is_file() or file.stat().st_size != entry["size"] or _sha256(file) != entry["sha256"]:
+            return f"{name} is missing or damaged"
+    return None
+
+
+def load_checkpoint(run: Run, checkpoint: Path) -> None:
+    """Puts adapter weights, optimiser, schedule and step back."""
+    run.accelerator.load_state(str(checkpoint))
+    state = json.loads((checkpoint / STATE).read_text())
+    run.step, run.seconds = state["step"], state["seconds"]
+
+
+def _checkpoints(folder: Path) -> Iterator[Path]:
+    yield from sorted(path for path in folder.glob("step-*") if path.is_dir() and path.name[5:].isdigit())
+
+
+def _clear_partial(folder: Path) -> None:
+    for path in folder.glob("step-*.tmp"):
+        shutil.rmtree(path)
+
+
+def _seal(folder: Path) -> None:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    entries = {
+        str(file.relative_to(folder)): {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files
+    }
+    for file in files:
+        _fsync(file)
+    _write_atomic(folder / MANIFEST, json.dumps({"schema": SCHEMA, "files": entries}, indent=1))
+    _fsync(folder)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    for old in list(_checkpoints(folder))[:-keep]:
+        shutil.rmtree(old)
+
+
+def _write_atomic(file: Path, text: str) -> None:
+    partial = file.with_name(f"{file.name}.tmp")
+    partial.write_text(text)
+    _fsync(partial)
+    os.replace(partial, file)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
