@@ -49,8 +49,7 @@ class AdapterSet:
         from peft import get_peft_model_state_dict
 
         return {
-            part: get_peft_model_state_dict(module, adapter_name=ADAPTER_NAME)
-            for part, module in self.carriers.items()
+            part: get_peft_model_state_dict(module, adapter_name=ADAPTER_NAME) for part, module in self.carriers.items()
         }
 
     def load(self, part: str, state: Mapping[str, Tensor]) -> None:
@@ -91,7 +90,7 @@ def _check_targets(part: str, module: nn.Module, endings: Sequence[str]) -> None
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """torch's global generator with this seed inside, as it was before outside (PEFT initialises from the global one)."""
+    """torch's global generator, from which PEFT initialises, with this seed inside and untouched outside."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="loraloom sample",
         description="Sample images from a base model with adapters.",
-        epilog='example: loraloom sample --base pocket --adapter runs/demo/sks.safetensors:0.8 --prompt "a sks creature"',
+        epilog='example: loraloom sample --adapter runs/demo/sks.safetensors:0.8 --prompt "a sks creature"',
     )
     parser.add_argument("--base", default="pocket", help="pocket, a diffusers pipeline folder, or a hub id (pocket)")
     parser.add_argument("--revision", help="commit hash of a hub id")

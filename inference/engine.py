@@ -66,7 +66,9 @@ class Engine:
         wanted = inspect.signature(pipeline_class.__init__).parameters
         absent = {name: None for name in ("safety_checker", "feature_extractor") if name in wanted}
         extra = {"requires_safety_checker": False} if "requires_safety_checker" in wanted else {}
-        self.pipeline: Any = pipeline_class(**parts | {"scheduler": make_scheduler(scheduler, parts)}, **absent, **extra)
+        self.pipeline: Any = pipeline_class(
+            **parts | {"scheduler": make_scheduler(scheduler, parts)}, **absent, **extra
+        )
         self.pipeline.set_progress_bar_config(disable=True)
 
     @classmethod

@@ -1,15 +1,18 @@
-"""python -m loraloom.train CONFIG [key=value …]: config -> preflight -> build -> fit. torch comes after the preflight."""
+"""python -m loraloom.train CONFIG [key=value …]: config, preflight, build, fit; torch comes after the preflight."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..configs.errors import OUT_OF_MEMORY, STOPPED, UserError, run_command
 from ..configs.loader import load_config
 from ..configs.schema import RunConfig
-from .preflight import check_fresh, preflight
+
+if TYPE_CHECKING:
+    from .run import Run
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -19,6 +22,8 @@ def main(arguments: Sequence[str]) -> int:
         config = load_config(_saved_config(Path(options.config)), options.overrides)
     else:
         config = load_config(options.config, options.overrides)
+    from .preflight import check_fresh, preflight  # brings Pillow: a typo in the config is answered before
+
     preflight(config)
     if not options.resume and not options.overwrite:
         check_fresh(Path(config.output.dir))
@@ -30,7 +35,6 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
     import torch
 
     from .build import build_trainer, prepare_folder
-    from .callbacks.export import write_run_file
 
     folder, checkpoint = Path(config.output.dir), None
     if resume:
@@ -43,12 +47,21 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
     except torch.OutOfMemoryError as error:
         print(f"error: out of memory at step {trainer.run.step + 1}: {str(error).splitlines()[0]}", file=sys.stderr)
         print("try a smaller loop.micro_batch or data.resolution; the last checkpoint is sound", file=sys.stderr)
-        write_run_file(trainer.run, state="failed", exit_code=OUT_OF_MEMORY)
+        _record_failure(trainer.run, OUT_OF_MEMORY, str(error))
         return OUT_OF_MEMORY
     except UserError as error:
-        write_run_file(trainer.run, state="failed", exit_code=error.exit_code, message=str(error))
+        _record_failure(trainer.run, error.exit_code, str(error))
         raise
     return STOPPED if trainer.run.stop else 0
+
+
+def _record_failure(run: "Run", exit_code: int, message: str) -> None:
+    from .callbacks.export import write_run_file
+    from .report import write_report
+
+    write_run_file(run, state="failed", exit_code=exit_code, message=message)
+    if run.is_main:
+        write_report(run.folder)
 
 
 def _find_checkpoint(folder: Path) -> Path:

@@ -74,7 +74,7 @@ def newest_sound_checkpoint(folder: Path) -> tuple[Path, list[str]]:
         if problem is None:
             return checkpoint, passed
         passed.append(f"{checkpoint}: {problem}")
-    raise UserError(passed + [f"{folder}: there is no sound checkpoint to resume from"])
+    raise UserError([*passed, f"{folder}: there is no sound checkpoint to resume from"])
 
 
 def find_damage(checkpoint: Path) -> str | None:
@@ -110,9 +110,7 @@ def _clear_partial(folder: Path) -> None:
 
 def _seal(folder: Path) -> None:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    entries = {
-        str(file.relative_to(folder)): {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files
-    }
+    entries = {str(file.relative_to(folder)): {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
     for file in files:
         _fsync(file)
     _write_atomic(folder / MANIFEST, json.dumps({"schema": SCHEMA, "files": entries}, indent=1))

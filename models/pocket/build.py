@@ -39,7 +39,7 @@ class Recipe:
     vae_steps: int = 3_200
     vae_batch: int = 16
     vae_learning_rate: float = 2e-3
-    unet_steps: int = 6_000
+    unet_steps: int = 4_000
     unet_batch: int = 32
     unet_learning_rate: float = 1e-3
     precision: str = "bf16"  # autocast of the forward passes; weights and optimiser stay fp32

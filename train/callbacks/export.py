@@ -65,7 +65,12 @@ def make_artifact(run: Run) -> AdapterArtifact:
         for part, module in run.adapters.carriers.items()
         for key, weights in from_peft(part, module, ADAPTER_NAME).items()
     }
-    return AdapterArtifact(modules, method=run.config.adapter.method, metadata={"modelspec.title": run.config.output.name})
+    return AdapterArtifact(modules, method=run.config.adapter.method, metadata=_header(run))
+
+
+def _header(run: Run) -> dict[str, str]:
+    resolution = run.config.data.resolution
+    return {"modelspec.title": run.config.output.name, "modelspec.resolution": f"{resolution}x{resolution}"}
 
 
 def write_run_file(run: Run, **facts: Any) -> None:

@@ -1,6 +1,7 @@
 """Curves: `logs/history.jsonl` in the run folder, and accelerate's trackers (TensorBoard, W&B)."""
 
 import json
+from pathlib import Path
 from typing import TextIO
 
 from ...configs.errors import UserError
@@ -22,6 +23,7 @@ class Tracking(Callback):
             folder = run.folder / "logs"
             folder.mkdir(parents=True, exist_ok=True)
             self.file = (folder / "history.jsonl").open("a", buffering=1)
+            self.file.truncate(_whole_lines(folder / "history.jsonl"))
 
     def on_step(self, run: Run, result: StepResult) -> None:
         values = {
@@ -38,3 +40,8 @@ class Tracking(Callback):
         if self.file is not None:
             self.file.close()
         run.accelerator.end_training()
+
+
+def _whole_lines(file: Path) -> int:
+    """Bytes up to the last newline: a run that was killed may have left half a line."""
+    return file.read_bytes().rfind(b"\n") + 1

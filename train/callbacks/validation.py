@@ -40,7 +40,8 @@ def sample_prompts(run: Run, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     listed = []
     for index, (image, prompt, seed) in enumerate(zip(images, request.prompts, request.seeds, strict=True)):
-        name = f"{slug(prompt)}-{index % section.num_images}.png"
+        row, column = divmod(index, section.num_images)
+        name = f"{row:02d}-{slug(prompt)}-{column}.png"
         image.save(folder / name, pnginfo=png_info(prompt=prompt, seed=seed, step=run.step))
         listed.append({"file": name, "prompt": prompt, "seed": seed})
     (folder / "samples.json").write_text(json.dumps(listed, indent=1))

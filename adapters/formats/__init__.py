@@ -1,0 +1,9 @@
+"""One module for each file format of an adapter; its name is the name that users write under `output.formats`.
+
+A format has (see `adapters.format.Format`):
+
+* `SUFFIX`: what comes between the adapter's name and `.safetensors`;
+* `matches(keys)`: whether a file with these tensor names is in this format;
+* `to_tensors(artifact, names)`: the file's tensors and header, with the scale folded into `up`;
+* `from_tensors(tensors, header, names)`: the artifact again. It is total: a key that it does not know is an error.
+"""

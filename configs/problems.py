@@ -1,0 +1,129 @@
+"""Pydantic's errors in our words: the key, what was asked, what is allowed, and which key may have been meant."""
+
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from .choices import did_you_mean
+from .document import KeyPath, dotted
+from .schema import RunConfig, Section
+
+
+@functools.cache
+def known_keys() -> dict[KeyPath, FieldInfo]:
+    """Every key of the schema, as a path with `*` for any index of a list."""
+    return dict(keys_of(RunConfig, ()))
+
+
+def keys_of(section: type[BaseModel], path: KeyPath) -> Iterator[tuple[KeyPath, FieldInfo]]:
+    for name, field in section.model_fields.items():
+        here = (*path, name)
+        yield here, field
+        inside = (*here, "*") if get_origin(field.annotation) is list else here
+        for inner in sections_of(field.annotation):
+            yield from keys_of(inner, inside)
+
+
+def sections_of(annotation: Any) -> list[type[Section]]:
+    """The sections that a value of this type may be: none for plain values, several for a union."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in sections_of(argument)]
+
+
+def explain(details: ErrorDetails, known: Mapping[KeyPath, FieldInfo], prefix: KeyPath = ()) -> tuple[KeyPath, str]:
+    """Path and words for one of pydantic's errors; `known` are the keys of the tree, whose root is at `prefix`."""
+    path = _path(details["loc"])
+    match details["type"]:
+        case "extra_forbidden":
+            words = f"unknown key{_suggestion(_pattern(path), known)}"
+        case "missing":
+            words = f"is missing; it has no default ({_meaning(known.get(_pattern(path)))})"
+        case kind:
+            words = _complaint(kind, details)
+    return (*prefix, *path), words
+
+
+def _path(loc: tuple[int | str, ...]) -> KeyPath:
+    """Where an error is. Behind the index of a source pydantic names the member of the union, which is no key."""
+    return tuple(step for before, step in pairwise(("", *loc)) if not isinstance(before, int))
+
+
+def _pattern(path: KeyPath) -> KeyPath:
+    return tuple("*" if isinstance(step, int) else step for step in path)
+
+
+def _meaning(field: FieldInfo | None) -> str:
+    return (field.description if field and field.description else "a value of yours").rstrip(".")
+
+
+def _suggestion(path: KeyPath, known: Mapping[KeyPath, FieldInfo]) -> str:
+    """What an unknown key may have meant: the same word elsewhere, a similar one beside it, a similar one elsewhere."""
+    word = str(path[-1])
+    beside = sorted({str(other[-1]) for other in known if other[:-1] == path[:-1]})
+    if path in known:
+        return f" in an entry without `{_mark_of_kind(path, known)}`"
+    if same := [dotted(other) for other in known if other[-1] == word]:
+        return _or(same)
+    if near := did_you_mean(word, beside):
+        return near
+    if near := did_you_mean(word, {str(other[-1]) for other in known}):
+        return _or([dotted(other) for other in known if f'"{other[-1]}"' in near])
+    return f"; allowed here: {', '.join(beside) or 'none'}"
+
+
+def _mark_of_kind(path: KeyPath, known: Mapping[KeyPath, FieldInfo]) -> str:
+    """The required key of that kind of list entry which has the last key of `path`."""
+    kinds = sections_of(known[path[:-2]].annotation)
+    fields = next(kind.model_fields for kind in kinds if path[-1] in kind.model_fields)
+    return next(name for name, field in fields.items() if field.is_required())
+
+
+def _or(words: Sequence[str]) -> str:
+    return f" (did you mean {' or '.join(json.dumps(word) for word in words)}?)"
+
+
+def _complaint(kind: str, details: ErrorDetails) -> str:
+    """What is allowed and what was found."""
+    value, context = details["input"], details.get("ctx", {})
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "literal_error":
+        near = did_you_mean(str(value), _literals(context["expected"]))
+        return f"should be {context['expected']}, found {shown(value)}{near}"
+    allowed = {
+        "model_type": "a section (`key: value` lines)",
+        "model_attributes_type": "a section (`key: value` lines)",
+        "dict_type": "a mapping (`key: value` lines)",
+        "list_type": "a list (`[a, b]`)",
+        "string_type": "text (put it in quotes)",
+        "bool_parsing": "true or false",
+        "bool_type": "true or false",
+        "int_type": "a whole number",
+        "int_parsing": "a whole number",
+        "int_from_float": "a whole number",
+        "float_type": "a number",
+        "float_parsing": "a number",
+    }.get(kind)
+    if allowed:
+        return f"should be {allowed}, found {shown(value)}"
+    words = details["msg"].removeprefix("Input ").removeprefix("String ").removeprefix("List ")
+    return f"{words}, found {shown(value)}"
+
+
+def _literals(expected: str) -> list[str]:
+    return expected.replace(" or ", ", ").replace("'", "").split(", ")
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "a section" if value else "an empty section"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    return "nothing" if value is None else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,85 @@
+"""The command `loraloom`: a table of verbs, each a module that is imported when its verb is used."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..configs.errors import UserError, run_command
+
+INTERRUPTED = 130  # what shells expect after Ctrl-C: 128 + SIGINT
+
+
+class Verb(NamedTuple):
+    """`module.main(arguments) -> int` does the work."""
+
+    module: str
+    help: str
+
+
+VERBS = {
+    "init": Verb("loraloom.launch.init", "write a small, commented config for a folder of images"),
+    "plan": Verb("loraloom.train.plan", "show everything that a config would do; trains nothing"),
+    "train": Verb("loraloom.train.__main__", "train an adapter: CONFIG.yaml [key=value ...]"),
+    "resume": Verb("loraloom.train.__main__", "go on with a run from its newest sound checkpoint: RUN_FOLDER"),
+    "sample": Verb("loraloom.inference.__main__", "make images with a base model and adapters"),
+    "schema": Verb("loraloom.launch.schema", "print the JSON schema of a config, for editors"),
+    "doctor": Verb("loraloom.launch.doctor", "what is installed, on which devices, and what is broken"),
+}
+
+HELP = """\
+loraloom trains adapters (LoRA and relatives, DreamBooth) on diffusion models, and uses them.
+One small YAML file is one experiment.
+
+usage: loraloom VERB [arguments]
+       loraloom VERB --help | --version
+
+{verbs}
+
+examples:
+  loraloom init --data photos/ --class "a dog" --name my-dog      writes my-dog.yaml
+  loraloom train my-dog.yaml adapter.rank=16 loop.seed=1          trains it, with two values changed
+  loraloom sample --base pocket --adapter runs/my-dog/my-dog.safetensors:0.8 --prompt "a sks dog"
+"""
+
+
+def main() -> int:
+    """The console script. Exit codes: `configs.errors`, and 130 after Ctrl-C."""
+    try:
+        return run_command(run)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Do what the first argument says with the others."""
+    verb, *rest = arguments or ("--help",)
+    if verb in ("-h", "--help", "help"):
+        print(HELP.format(verbs="\n".join(f"  {name:8}{entry.help}" for name, entry in VERBS.items())), end="")
+        return 0
+    if verb == "--version":
+        from .. import __version__
+
+        print(f"loraloom {__version__}")
+        return 0
+    if verb not in VERBS:
+        raise UserError(_unknown(verb))
+    return importlib.import_module(VERBS[verb].module).main(_resuming(rest) if verb == "resume" else rest)
+
+
+def _unknown(verb: str) -> str:
+    from ..configs.choices import did_you_mean  # difflib is not needed for anything else here
+
+    return f"{verb!r} is no verb{did_you_mean(verb, VERBS)}; there are: {', '.join(VERBS)} (see loraloom --help)"
+
+
+def _resuming(arguments: Sequence[str]) -> list[str]:
+    """`loraloom resume RUN_FOLDER` is `loraloom train --resume RUN_FOLDER`."""
+    if not arguments:
+        raise UserError("resume which run? loraloom resume RUN_FOLDER, such as runs/my-dog")
+    return list(arguments) if arguments[0].startswith("-") else ["--resume", *arguments]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

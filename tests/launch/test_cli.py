@@ -1,0 +1,84 @@
+"""The command `loraloom`, as a person runs it."""
+
+import importlib.util
+import subprocess
+import sys
+import time
+
+import pytest
+
+from loraloom.configs.errors import UserError
+from loraloom.launch import cli
+
+
+def loraloom(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "loraloom.launch.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_help_teaches_and_is_quick() -> None:
+    best = 1e9
+    for _ in range(5):
+        start = time.perf_counter()
+        done = loraloom("--help")
+        best = min(best, time.perf_counter() - start)
+        if best < 0.2:
+            break
+    assert done.returncode == 0
+    assert all(verb in done.stdout for verb in cli.VERBS)
+    assert "loraloom train my-dog.yaml" in done.stdout
+    assert best < 0.2
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from loraloom.launch.cli import run; run(['--help']); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "yaml", "pydantic", "argparse", "difflib"} & set(done.stderr.split())
+
+
+def test_no_verb_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([]) == 0
+    assert "usage: loraloom VERB" in capsys.readouterr().out
+
+
+def test_version() -> None:
+    assert loraloom("--version").stdout.startswith("loraloom 0.")
+
+
+def test_unknown_verb_is_answered_with_the_nearest() -> None:
+    done = loraloom("trian")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: 'trian' is no verb (did you mean \"train\"?); there are: init, ")
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_is_a_module_that_is_there(verb: str) -> None:
+    assert importlib.util.find_spec(cli.VERBS[verb].module)
+
+
+def test_verbs_get_their_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["schema"]) == 0
+    assert '"extends"' in capsys.readouterr().out
+
+
+def test_resume_asks_for_a_run_that_exists() -> None:
+    with pytest.raises(UserError, match="resume which run"):
+        cli.run(["resume"])
+    done = loraloom("resume", "nowhere")
+    assert done.returncode == 2
+    assert "nowhere" in done.stderr
+    assert "run folder" in done.stderr
+
+
+def test_interrupt_is_one_line() -> None:
+    code = (
+        "import sys, signal; from loraloom.launch import cli\n"
+        "sys.argv = ['loraloom', '--help']\n"
+        "class Pipe:\n"
+        "    def write(self, text): signal.raise_signal(signal.SIGINT)\n"
+        "    def flush(self): pass\n"
+        "sys.stdout = Pipe()\n"
+        "sys.exit(cli.main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")

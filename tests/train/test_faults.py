@@ -1,0 +1,107 @@
+"""Bad input: one clear line each, exit code 2, no traceback, and found before any model is loaded."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from loraloom.configs.errors import run_command
+from loraloom.train.__main__ import main
+
+
+def answer(config: Path, capsys, *arguments: str) -> list[str]:
+    """The lines on stderr of a run that must be refused."""
+    assert run_command(main, [str(config), *arguments]) == 2
+    return capsys.readouterr().err.splitlines()
+
+
+def test_an_empty_image_folder(write_config, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    config = write_config(data={"sources": [{"path": str(tmp_path / "empty"), "caption": "a dog"}]})
+    lines = answer(config, capsys)
+    assert len(lines) == 1
+    assert "holds no images" in lines[0]
+
+
+def test_every_bad_image_is_named_at_once(write_config, photos, tmp_path, capsys):
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    good = (photos / "0.png").read_bytes()
+    (folder / "good.png").write_bytes(good)
+    (folder / "cut.png").write_bytes(good[: len(good) // 2])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "page.jpg").write_text("<html>not found</html>")
+    (folder / ".DS_Store").write_bytes(b"\0")
+    (folder / "._good.png").write_bytes(b"\0")
+    config = write_config(data={"sources": [{"path": str(folder), "caption": "a dog"}]})
+    lines = answer(config, capsys)
+    assert [Path(line.split(": ")[1]).name for line in lines] == ["cut.png", "empty.jpg", "page.jpg"]
+
+
+def test_a_missing_base(write_config, tmp_path, capsys):
+    (line,) = answer(write_config(model={"base": str(tmp_path / "nowhere")}), capsys)
+    assert "nowhere" in line
+    assert "pocket" in line
+
+
+def test_a_folder_that_is_no_base(write_config, photos, capsys):
+    (line,) = answer(write_config(model={"base": str(photos)}), capsys)
+    assert "model_index.json" in line
+
+
+def test_an_output_folder_below_a_file(write_config, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (line,) = answer(write_config(output={"dir": str(tmp_path / "file" / "run")}), capsys)
+    assert "is a file" in line
+
+
+def test_an_output_folder_inside_the_images(write_config, photos, capsys):
+    (line,) = answer(write_config(output={"dir": str(photos / "run")}), capsys)
+    assert "inside the images" in line
+
+
+def test_all_problems_are_told_together(write_config, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    config = write_config(
+        model={"base": str(tmp_path / "nowhere")},
+        data={"sources": [{"path": str(tmp_path / "none"), "caption": "x"}]},
+        output={"dir": str(tmp_path / "file" / "run")},
+    )
+    assert len(answer(config, capsys)) == 3
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"adapter": {"parts": {"unett": "attention"}}}, ["unett", 'did you mean "unet"']),
+        ({"adapter": {"parts": {"unet": "atention"}}}, ["atention", "attention"]),
+        ({"data": {"resolution": 36}}, ["36", "32", "40"]),
+        ({"model": {"family": "sdxl"}}, ["sdxl", "sd1"]),
+    ],
+)
+def test_what_only_the_model_can_tell(write_config, capsys, sections, words):
+    (line,) = answer(write_config(**sections), capsys)
+    assert all(word in line for word in words), line
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_and_saves_no_adapter(write_config, capsys):
+    config = write_config(optimizer={"learning_rate": 1e30}, loop={"steps": 8})
+    assert run_command(main, [str(config)]) == 3
+    folder = config.parent / "run"
+    assert "learning rate" in capsys.readouterr().err
+    assert not list(folder.glob("*.safetensors"))
+    assert yaml.safe_load((folder / "run.json").read_text())["state"] == "failed"
+
+
+def test_bad_images_are_refused_without_importing_torch(write_config, tmp_path):
+    (tmp_path / "empty").mkdir()
+    config = write_config(data={"sources": [{"path": str(tmp_path / "empty"), "caption": "a dog"}]})
+    script = (
+        "import sys; from loraloom.train.__main__ import main; from loraloom.configs.errors import run_command;"
+        f"code = run_command(main, [{str(config)!r}]); assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,145 @@
+"""Checkpoints: what they hold, and that a run which was killed ends as one which was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from loraloom.configs.errors import UserError, run_command
+from loraloom.train.__main__ import main
+from loraloom.train.state import find_damage, newest_sound_checkpoint
+
+
+@pytest.fixture
+def finished(write_config) -> Path:
+    """The run folder of ten steps without interruption, with checkpoints at 4, 8 and 10."""
+    assert main([str(write_config("finished"))]) == 0
+    return write_config("finished").parent / "finished"
+
+
+def adapter_bytes(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("tiny.safetensors", "tiny.kohya.safetensors")}
+
+
+def drop_newest(folder: Path) -> Path:
+    """Leaves the run as a kill during step 9 or 10 would have left it."""
+    for name in ("tiny.safetensors", "tiny.kohya.safetensors", "run.json"):
+        (folder / name).unlink()
+    return newest_sound_checkpoint(folder)[0]
+
+
+def test_a_checkpoint_holds_adapter_weights_and_nothing_of_the_base(finished, tiny_base):
+    checkpoint, _ = newest_sound_checkpoint(finished)
+    sizes = {file.name: file.stat().st_size for file in checkpoint.iterdir()}
+    print({name: f"{size / 1024:.0f} KiB" for name, size in sorted(sizes.items())})
+    assert set(sizes) == {
+        *("adapter_text_encoder.safetensors", "adapter_unet.safetensors", "manifest.json", "run_state.json"),
+        *("optimizer.bin", "scheduler.bin", "random_states_0.pkl"),
+    }
+    base = sum(file.stat().st_size for file in tiny_base.rglob("*.safetensors"))
+    weights = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
+    assert weights < base / 5
+    assert json.loads((checkpoint / "run_state.json").read_text())["step"] == 10
+
+
+def test_resume_from_an_older_checkpoint_gives_the_same_bytes(finished):
+    before = adapter_bytes(finished)
+    (finished / "checkpoints/step-000010/optimizer.bin").write_bytes(b"cut off")
+    drop_newest(finished)
+    assert main(["--resume", str(finished)]) == 0
+    assert adapter_bytes(finished) == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "manifest"])
+def test_a_damaged_checkpoint_is_passed_over(finished, damage):
+    newest = finished / "checkpoints/step-000010"
+    file = newest / ("manifest.json" if damage == "manifest" else "adapter_unet.safetensors")
+    content = bytearray(file.read_bytes())
+    if damage == "missing":
+        file.unlink()
+    elif damage == "flipped":
+        content[-1] ^= 1
+        file.write_bytes(content)
+    else:
+        file.write_bytes(content[: len(content) // 2])
+    assert find_damage(newest)
+    checkpoint, passed = newest_sound_checkpoint(finished)
+    assert checkpoint.name == "step-000008"
+    assert len(passed) == 1
+    assert "step-000010" in passed[0]
+
+
+def test_no_checkpoint_at_all_is_said(tmp_path):
+    with pytest.raises(UserError, match="no sound checkpoint"):
+        newest_sound_checkpoint(tmp_path)
+
+
+def test_a_partial_checkpoint_is_never_taken_for_one(finished):
+    (finished / "checkpoints/step-000010").rename(finished / "checkpoints/step-000010.tmp")
+    assert newest_sound_checkpoint(finished)[0].name == "step-000008"
+
+
+def test_only_the_newest_checkpoints_stay(write_config):
+    config = write_config(checkpoint={"every": 2, "keep": 2}, loop={"steps": 6})
+    assert main([str(config)]) == 0
+    names = sorted(path.name for path in (config.parent / "run/checkpoints").iterdir())
+    assert names == ["latest", "step-000004", "step-000006"]
+
+
+def test_a_folder_with_a_run_is_not_trained_over(finished, write_config, capsys):
+    assert run_command(main, [str(write_config("finished"))]) == 2
+    assert "loraloom resume" in capsys.readouterr().err
+
+
+def start(config: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "loraloom.train", str(config), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
+    """Until the history says that this step is done."""
+    history, deadline = folder / "logs/history.jsonl", time.monotonic() + 120
+    while not history.exists() or len(history.read_text().splitlines()) < step:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline, "the run did not get there"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_a_killed_process_resumes_to_the_same_bytes(write_config, name):
+    whole = {"loop": {"steps": 30, "batch_size": 2}, "checkpoint": {"every": 4}}
+    config, reference = write_config("killed", **whole), write_config("whole", **whole)
+    process = start(config)
+    folder = config.parent / "killed"
+    wait_for_step(folder, 5 + os.getpid() % 13, process)  # another step each time
+    process.send_signal(getattr(signal, name))
+    code = process.wait(60)
+    assert code == (5 if name == "SIGTERM" else -signal.SIGKILL)
+    assert not (folder / "tiny.safetensors").exists()
+    if name == "SIGTERM":
+        state = json.loads((folder / "run.json").read_text())
+        assert state["state"] == "stopped"
+        assert newest_sound_checkpoint(folder)[0].name == f"step-{state['step']:06d}"
+    assert main(["--resume", str(folder)]) == 0
+    assert main([str(reference)]) == 0
+    assert adapter_bytes(folder) == adapter_bytes(config.parent / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_with_accumulation_trains(write_config):
+    options = {"loop": {"steps": 4, "batch_size": 4, "micro_batch": 2, "threads": 1}, "checkpoint": {"every": 2}}
+    one, two = write_config("one", **options), write_config("two", **options)
+    assert main([str(one)]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    arguments = ["-m", "loraloom.train", str(two)]
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((two.parent / "two/run.json").read_text())["processes"] == 2
+    assert adapter_bytes(one.parent / "one") == adapter_bytes(two.parent / "two")

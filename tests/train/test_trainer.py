@@ -1,0 +1,120 @@
+"""The loop is right: its losses are those of a bare loop, to the bit, and a step can be repeated."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from loraloom.configs.loader import load_config
+from loraloom.data.draws import Draws, key_seed
+from loraloom.train.build import build_trainer, prepare_folder
+from loraloom.train.callback import Callback
+
+
+class Recorder(Callback):
+    """Keeps the losses."""
+
+    def __init__(self):
+        self.losses = []
+
+    def on_step(self, run, result):
+        self.losses.append(result.loss)
+
+
+def train(config_file, checkpoint=None):
+    """Losses and final adapter state of a run, without any other callback."""
+    config = load_config(config_file)
+    prepare_folder(Path(config.output.dir), overwrite=True)
+    trainer, recorder = build_trainer(config, checkpoint), Recorder()
+    trainer.callbacks = [recorder]
+    trainer.fit()
+    return recorder.losses, trainer.run.adapters.states()
+
+
+def bare_loop(base, photos, steps, batch_size, learning_rate):
+    """DreamBooth's LoRA loop as one would write it by hand, on the same keyed draws."""
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from peft import LoraConfig, inject_adapter_in_model
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    from loraloom.data.order import Order
+    from loraloom.data.transforms import load_pixels
+
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet").requires_grad_(False)
+    vae = AutoencoderKL.from_pretrained(base, subfolder="vae").requires_grad_(False)
+    text_encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder").requires_grad_(False)
+    tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
+    scheduler = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
+    targets = {
+        "text_encoder": (text_encoder, ["q_proj", "k_proj", "v_proj", "out_proj"]),
+        "unet": (unet, ["to_q", "to_k", "to_v", "to_out.0"]),
+    }
+    for index, (module, names) in enumerate(targets.values()):
+        torch.manual_seed(key_seed(0, "adapter") + index)
+        inject_adapter_in_model(LoraConfig(r=4, lora_alpha=8, target_modules=names), module)
+    modules = [unet.train(), text_encoder.train()]
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
+    files, order = sorted(photos.glob("*.png")), Order(0, [6])
+    losses = []
+    for step in range(steps):
+        positions = list(range(step * batch_size, (step + 1) * batch_size))
+        pixels = torch.stack([load_pixels(files[order[position][1]], 32) for position in positions])
+        draws = Draws(0, positions)
+        posterior = vae.encode(pixels).latent_dist
+        latents = (posterior.mean + posterior.std * draws.normal("vae", (4, 4, 4))) * vae.config.scaling_factor
+        noise, timesteps = draws.normal("noise", (4, 4, 4)), draws.integers("timestep", 0, 1000)
+        tokens = tokenizer(["a sks creature"] * batch_size, padding="max_length", max_length=77, return_tensors="pt")
+        hidden = text_encoder(tokens.input_ids)[0]
+        predicted = unet(scheduler.add_noise(latents, noise, timesteps), timesteps, hidden).sample
+        loss = F.mse_loss(predicted, noise, reduction="none").mean((1, 2, 3)).sum() / batch_size
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def test_losses_are_those_of_a_bare_loop_to_the_bit(write_config, tiny_base, photos):
+    losses, _ = train(write_config())
+    assert losses == bare_loop(tiny_base, photos, steps=10, batch_size=2, learning_rate=1e-2)
+    assert len(set(losses)) == 10
+
+
+def test_a_run_with_every_option_on_repeats_to_the_bit(write_config):
+    options = {
+        "noise": {"min_snr_gamma": 5.0, "offset": 0.1},
+        "adapter": {"options": {"dropout": 0.5}},
+        "optimizer": {"schedule": "cosine", "warmup_steps": 2, "part_learning_rates": {"text_encoder": 1e-3}},
+        "loop": {"steps": 3, "batch_size": 4, "micro_batch": 2},
+    }
+    first_losses, first = train(write_config("first", **options))
+    torch.rand(17)  # whatever else uses the global generator must not matter
+    second_losses, second = train(write_config("second", **options))
+    assert first_losses == second_losses
+    for part, state in first.items():
+        assert all(torch.equal(tensor, second[part][name]) for name, tensor in state.items())
+    plain, _ = train(write_config("plain", **options | {"adapter": {"options": {"dropout": 0.0}}}))
+    assert plain != first_losses
+
+
+def test_another_seed_trains_another_adapter(write_config):
+    first, _ = train(write_config("first", loop={"steps": 2, "seed": 0}))
+    second, _ = train(write_config("second", loop={"steps": 2, "seed": 1}))
+    assert first != second
+
+
+def test_accumulation_agrees_with_one_large_micro_batch(write_config):
+    whole, _ = train(write_config("whole", loop={"steps": 4, "batch_size": 4}))
+    split, _ = train(write_config("split", loop={"steps": 4, "batch_size": 4, "micro_batch": 1}))
+    torch.testing.assert_close(torch.tensor(split), torch.tensor(whole), rtol=1e-3, atol=1e-5)
+
+
+def test_loss_weight_scales_the_loss_of_a_source(write_config, photos):
+    source = {"path": str(photos), "caption": "a creature"}
+    weights = {}
+    for weight in (1.0, 0.25):
+        config = write_config(f"w{weight}", data={"sources": [source | {"loss_weight": weight}]}, loop={"steps": 1})
+        weights[weight] = train(config)[0][0]
+    assert weights[0.25] == weights[1.0] * 0.25

@@ -1,0 +1,505 @@
+"""One page about one run: `report.html`, made from the files of the run folder and from nothing else.
+
+The page is whole in itself (pictures as data URIs, CSS and JavaScript inline) and its security policy forbids it to
+ask for anything. Every text on it is escaped by `chart.tag`: prompts and configs come from strangers.
+"""
+
+import base64
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from ..configs.errors import UserError
+from . import chart
+from .chart import Markup, Series, join, number, tag
+
+MAX_VALIDATIONS = 12
+"""Of more validations, this many are shown: the first, the last and some between."""
+LARGEST_PNG = 120_000
+"""Bytes; a larger picture is shown as a JPEG of at most PICTURE_SIZE pixels, so that the page stays small."""
+PICTURE_SIZE = 768
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+STATES = ("done", "running", "failed", "stopped")
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One validation image."""
+
+    number: int  # from 1, its own on the page
+    file: Path
+    prompt: str
+    seed: int | None
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """What a run folder holds; what it lacks is empty."""
+
+    folder: Path
+    config_text: str
+    config: dict[str, Any]
+    record: dict[str, Any]  # run.json
+    history: list[dict[str, Any]]  # one entry for each step, rising
+    pictures: list[Picture]  # rising steps
+    num_validations: int  # that the folder holds, also those whose pictures are left out
+
+
+def write_report(run_folder: Path) -> Path:
+    """Make `report.html` from the files of a run folder and return its path.
+
+    Files that do not exist leave their part of the page out. The same files give the same bytes. The page appears at
+    once or not at all, so a run may write it again and again while someone looks at it.
+
+    Raises:
+        UserError: there is no such folder, or a file in it is damaged (a last line of `logs/history.jsonl` that was
+            cut off is not damage).
+    """
+    page = page_of(read_run(run_folder)).encode("utf-8", "replace")  # a lone surrogate in a prompt becomes "?"
+    report = run_folder / "report.html"
+    unfinished = run_folder / f".report.html.tmp-{os.getpid()}"
+    try:
+        unfinished.write_bytes(page)
+        os.replace(unfinished, report)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return report
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Everything that the page is made of; UserError for a missing folder or a damaged file."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such run folder")
+    config_text = _text(folder / "config.yaml") or ""
+    try:
+        config = yaml.safe_load(config_text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{folder / 'config.yaml'}: this is not YAML ({' '.join(str(error).split())})") from error
+    pictures, num_validations = read_pictures(folder / "samples")
+    return RunFiles(
+        folder=folder,
+        config_text=config_text,
+        config=config if isinstance(config, dict) else {},
+        record=_json(folder / "run.json", default={}),
+        history=read_history(folder / "logs" / "history.jsonl"),
+        pictures=pictures,
+        num_validations=num_validations,
+    )
+
+
+def read_history(file: Path) -> list[dict[str, Any]]:
+    """The entries of history.jsonl by rising step; of entries for the same step the last one counts.
+
+    A killed run may leave half a line at the end, which is ignored; any other line that is not a JSON object with a
+    `step` raises UserError.
+    """
+    if not file.is_file():
+        return []
+    entries: dict[int, dict[str, Any]] = {}
+    *lines, unfinished = file.read_bytes().split(b"\n")
+    for index, line in enumerate([*lines, unfinished]):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            entries[int(entry["step"])] = entry
+        except (ValueError, TypeError, KeyError) as error:
+            if index == len(lines):
+                continue
+            raise UserError(f"{file}: line {index + 1} is not a JSON object with a step") from error
+    return [entries[step] for step in sorted(entries)]
+
+
+def read_pictures(samples: Path) -> tuple[list[Picture], int]:
+    """The validation images to show, and how many validations there are.
+
+    A validation counts when its `samples.json` exists, for that is written after the images.
+    """
+    lists = {
+        int(found[1]): file
+        for file in samples.glob("step-*/samples.json")
+        if (found := re.fullmatch(r"step-(\d+)", file.parent.name))
+    }
+    pictures: list[Picture] = []
+    for step in spread(sorted(lists), MAX_VALIDATIONS):
+        for entry in _json(lists[step], default=[]):
+            file = lists[step].parent / Path(entry["file"]).name  # only the name: nothing outside the folder is shown
+            if file.is_file():
+                number = len(pictures) + 1
+                pictures.append(Picture(number, file, entry.get("prompt", ""), entry.get("seed"), step))
+    return pictures, len(lists)
+
+
+def spread(steps: list[int], limit: int) -> list[int]:
+    """At most `limit` (2 or more) of the steps, evenly spread, with the first and the last."""
+    if len(steps) <= limit:
+        return steps
+    return [steps[round(i * (len(steps) - 1) / (limit - 1))] for i in range(limit)]
+
+
+def page_of(run: RunFiles) -> Markup:
+    """The whole HTML page."""
+    state = _state(run)
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", f"{_name(run)}: {state}"),
+        tag("style", Markup(STYLE + chart.STYLE)),
+    )
+    parts = (header(run), summary(run), curves(run), pictures(run), verification(run), details(run))
+    body = tag("body", tag("main", *parts), tag("script", Markup(chart.SCRIPT + SCRIPT)))
+    return join(Markup("<!doctype html>\n"), tag("html", head, body, lang="en"), Markup("\n"))
+
+
+def header(run: RunFiles) -> Markup:
+    """Name, state, and what the run said last."""
+    state, step, steps = _state(run), run.record.get("step"), run.record.get("steps")
+    colour = state if state in STATES else "unknown"
+    unfinished = state != "done" and step is not None and steps
+    return tag(
+        "header",
+        tag("h1", _name(run), " ", tag("span", state, class_=f"state {colour}")),
+        tag("p", f"Training run in {run.folder.resolve().name}", class_="soft"),
+        tag("progress", value=step, max=steps, aria_label="steps done") if unfinished else None,
+        tag("p", run.record["message"], class_=f"message {colour}") if run.record.get("message") else None,
+    )
+
+
+def summary(run: RunFiles) -> Markup | None:
+    """The facts that a reader asks for first."""
+    facts = {
+        "Base": _base(run.config),
+        "Adapter": _adapter(run),
+        "Trained parameters": _if_number(run.record.get("trainable_parameters")),
+        "Steps": _steps(run),
+        "Batch": _batch(run.config),
+        "Learning rate": _learning_rate(run.config),
+        "Loss": _loss(run.history),
+        "Time": _time(run),
+        "Started": str(run.record.get("started") or "").replace("T", " ", 1),
+        "Files": _files(run),
+    }
+    rows = [tag("div", tag("dt", name), tag("dd", fact)) for name, fact in facts.items() if fact]
+    return tag("section", tag("dl", *rows, class_="facts"), class_="card") if rows else None
+
+
+def curves(run: RunFiles) -> Markup | None:
+    """Loss for each source, learning rate for each part, and the gradient norm, over the steps."""
+    if not run.history:
+        return None
+    loss = chart.line_chart("Loss", _series(run.history, "loss"), smooth=True)
+    rate = chart.line_chart("Learning rate", _series(run.history, "learning_rate"))
+    norm = chart.line_chart("Gradient norm", _series(run.history, "grad_norm"), smooth=True)
+    cards = [tag("div", figure, class_="card") for figure in (loss, rate, norm) if figure]
+    return tag("section", *cards, class_="charts") if cards else None
+
+
+def pictures(run: RunFiles) -> Markup | None:
+    """A table of images for each prompt: one row for each validation, the newest first, one column for each seed."""
+    if not run.pictures:
+        return None
+    by_prompt: dict[str, list[Picture]] = {}  # in the order of the newest validation
+    for picture in sorted(run.pictures, key=lambda picture: -picture.step):
+        by_prompt.setdefault(picture.prompt, []).append(picture)
+    shown = len({picture.step for picture in run.pictures})
+    left_out = f" {shown} of {run.num_validations} validations." if shown < run.num_validations else ""
+    return tag(
+        "section",
+        tag("h2", "Validation images"),
+        tag("p", f"Newest first; select an image to enlarge it.{left_out}", class_="soft"),
+        tag("div", *(_prompt_card(prompt, found) for prompt, found in by_prompt.items()), class_="prompts"),
+        tag("input", type="radio", name="enlarged", id="image-0", checked=True, autocomplete="off", aria_label="none"),
+        tag("label", for_="image-0", class_="backdrop", title="close"),
+    )
+
+
+def verification(run: RunFiles) -> Markup | None:
+    """What reloading the written files gave."""
+    checks = run.record.get("verify")
+    if not checks:
+        return None
+    results = {form: found if isinstance(found, dict) else {"result": found} for form, found in checks.items()}
+    columns = list(dict.fromkeys(column for found in results.values() for column in found))
+    rows = [
+        tag("tr", tag("th", form, scope="row"), *(tag("td", _value(found.get(column))) for column in columns))
+        for form, found in results.items()
+    ]
+    titles = [tag("th", column.replace("_", " "), scope="col") for column in ("format", *columns)]
+    table = tag("table", tag("thead", tag("tr", *titles)), tag("tbody", *rows))
+    words = "Each file was loaded again and compared with the adapter in memory."
+    return tag("section", tag("h2", "Verification"), tag("p", words, class_="soft"), _card(table))
+
+
+def details(run: RunFiles) -> Markup | None:
+    """The resolved config and the versions, folded away."""
+    versions = run.record.get("versions") or {}
+    listed = tag("dl", *(tag("div", tag("dt", n), tag("dd", v)) for n, v in versions.items()), class_="facts")
+    folds = [
+        tag("details", tag("summary", title), content, class_="card")
+        for title, content in (
+            ("Config", tag("pre", tag("code", run.config_text)) if run.config_text.strip() else None),
+            ("Versions", listed if versions else None),
+        )
+        if content
+    ]
+    return tag("section", tag("h2", "Details"), *folds) if folds else None
+
+
+def data_uri(file: Path) -> str:
+    """The picture as a data URI: a small PNG as it is, a large one smaller and as a JPEG."""
+    content, kind = file.read_bytes(), "png"
+    if len(content) > LARGEST_PNG:
+        with Image.open(io.BytesIO(content)) as image:
+            reduced = image.convert("RGB")
+        reduced.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
+        buffer = io.BytesIO()
+        reduced.save(buffer, "JPEG", quality=88)
+        content, kind = buffer.getvalue(), "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def duration(seconds: float) -> str:
+    """'41.2 s', '12 min 5 s' or '3 h 20 min'."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _text(file: Path) -> str | None:
+    return file.read_text("utf-8") if file.is_file() else None
+
+
+def _json(file: Path, default: Any) -> Any:
+    """Content of a JSON file, or the default if there is none; UserError unless it has the default's type."""
+    text = _text(file)
+    if text is None:
+        return default
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}: this is not JSON ({error})") from error
+    if not isinstance(content, type(default)):
+        raise UserError(f"{file}: expected a JSON {'object' if default == {} else 'array'}")
+    return content
+
+
+def _name(run: RunFiles) -> str:
+    return str(_at(run.config, "output.name") or run.folder.resolve().name)
+
+
+def _state(run: RunFiles) -> str:
+    return str(run.record.get("state") or "state unknown")
+
+
+def _at(config: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path such as `adapter.rank`; None if the config has no such place."""
+    value: Any = config
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _base(config: Mapping[str, Any]) -> str | None:
+    base, *extra = (_at(config, f"model.{key}") for key in ("base", "family", "revision"))
+    return " · ".join(str(word) for word in (base, *extra) if word) or None
+
+
+def _adapter(run: RunFiles) -> str | None:
+    method, rank, alpha = (_at(run.config, f"adapter.{key}") for key in ("method", "rank", "alpha"))
+    words = [method, rank and f"rank {rank}", alpha and f"alpha {_value(alpha)}"]
+    words += [f"{part}: {_counted(count, 'module')}" for part, count in (run.record.get("modules") or {}).items()]
+    return " · ".join(str(word) for word in words if word) or None
+
+
+def _if_number(value: Any) -> str | None:
+    return None if value is None else f"{value:,}"
+
+
+def _steps(run: RunFiles) -> str | None:
+    step = run.record.get("step", run.history[-1]["step"] if run.history else None)
+    steps = run.record.get("steps", _at(run.config, "loop.steps"))
+    known = [f"{value:,}" for value in (step, steps) if value is not None]
+    return " of ".join(known) or None
+
+
+def _batch(config: Mapping[str, Any]) -> str | None:
+    batch, micro = _at(config, "loop.batch_size"), _at(config, "loop.micro_batch")
+    return batch and (f"{batch} · {micro} at a time" if micro and micro != batch else str(batch))
+
+
+def _learning_rate(config: Mapping[str, Any]) -> str | None:
+    rate, schedule = _at(config, "optimizer.learning_rate"), _at(config, "optimizer.schedule")
+    others = _at(config, "optimizer.part_learning_rates") or {}
+    words = [rate and _value(rate), *(f"{part}: {_value(other)}" for part, other in others.items()), schedule]
+    return " · ".join(word for word in words if word) or None
+
+
+def _loss(history: list[dict[str, Any]]) -> str | None:
+    """Mean over the last tenth of the run: single steps say little, their noise levels differ."""
+    losses = [float(entry["loss"]) for entry in history if entry.get("loss") is not None]
+    last = losses[-max(1, len(losses) // 10) :]
+    return f"{number(sum(last) / len(last))} · mean of {_counted(len(last), 'step')}" if last else None
+
+
+def _time(run: RunFiles) -> str | None:
+    seconds = run.record.get("train_seconds")
+    if seconds is None:
+        return None
+    each = [float(entry["seconds"]) for entry in run.history if entry.get("seconds") is not None]
+    return duration(seconds) + (f" · {number(sum(each) / len(each), 2)} s per step" if each else "")
+
+
+def _files(run: RunFiles) -> Markup | None:
+    lines = []
+    for name in run.record.get("files") or []:
+        file = run.folder / name
+        size = f" {file.stat().st_size / 1e6:,.2f} MB" if file.is_file() else ""
+        lines.append(tag("div", tag("code", name), tag("span", size, class_="soft")))
+    return join(*lines) if lines else None
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _series(history: list[dict[str, Any]], group: str) -> list[Series]:
+    """A curve for each `group/<name>` of the history, or one for `group` if it is not divided."""
+    parts = list(dict.fromkeys(key for entry in history for key in entry if key.startswith(f"{group}/"))) or [group]
+    series = []
+    for key in parts:
+        known = [entry for entry in history if key in entry]
+        values = [float("nan") if entry[key] is None else float(entry[key]) for entry in known]
+        name = key.replace("_", " ") if key == group else key.removeprefix(f"{group}/")
+        series.append(Series(name, [int(entry["step"]) for entry in known], values))
+    return series
+
+
+def _prompt_card(prompt: str, found: Iterable[Picture]) -> Markup:
+    rows: dict[int, list[Picture]] = {}
+    for picture in found:
+        rows.setdefault(picture.step, []).append(picture)
+    columns = max(len(row) for row in rows.values())
+    lines = [
+        tag("div", tag("span", f"step {step:,}", class_="row"), *map(_image, row), class_="at")
+        for step, row in rows.items()
+    ]
+    return tag("div", tag("h3", prompt, dir="auto", title=prompt), *lines, class_="card", style=f"--columns:{columns}")
+
+
+def _image(picture: Picture) -> Markup:
+    """A radio button and its label: checked means enlarged, so CSS alone does it and the arrow keys leaf through."""
+    seed = None if picture.seed is None else f"seed {picture.seed}"
+    name = f"image-{picture.number}"
+    where = " · ".join(word for word in (f"step {picture.step:,}", seed, picture.prompt) if word)
+    return tag(
+        "figure",
+        tag("input", type="radio", name="enlarged", id=name, autocomplete="off", aria_label=where),
+        tag("label", tag("img", src=data_uri(picture.file), alt=where), for_=name, title=where),
+        tag("figcaption", seed, tag("span", where, class_="long", dir="auto")),
+    )
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return number(value)
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _card(content: Markup) -> Markup:
+    return tag("div", content, class_="card scroll")
+
+
+STYLE = """
+:root { --page: #f5f6f8; --card: #fff; --text: #17191e; --soft: #626a76; --line: #e4e7ec; --tip: #fff;
+  --good: #0d8050; --bad: #c62828; --warn: #a85b00; --busy: #2563eb; color-scheme: light dark; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #0f1115; --card: #181b21; --text: #e9ebef; --soft: #98a1ae; --line: #2b3038; --tip: #262b34;
+    --good: #4fd1a1; --bad: #ff8a80; --warn: #f2b155; --busy: #6ea8fe; }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--text); font: 15px/1.5 system-ui, sans-serif; }
+main { max-width: 1100px; margin: 0 auto; padding: 2.2rem 1.2rem 4rem; }
+h1 { margin: 0; font-size: 1.9rem; line-height: 1.25; letter-spacing: -.02em; overflow-wrap: anywhere; }
+h2 { margin: 2.4rem 0 .1rem; font-size: 1.2rem; letter-spacing: -.01em; }
+h3 { margin: 0; font-size: .95rem; font-weight: 600; }
+p { margin: 0; }
+[hidden] { display: none !important; }
+code, pre { font: .86em/1.55 ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+.soft, .note { color: var(--soft); font-size: .87rem; }
+.note { margin-top: .5rem; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: .8rem; padding: 1.1rem 1.2rem;
+  margin-top: .9rem; min-width: 0; }
+.scroll { overflow-x: auto; }
+.state { display: inline-block; vertical-align: .22em; padding: .1rem .65rem; border-radius: 2rem; font-size: .8rem;
+  font-weight: 600; letter-spacing: 0; color: var(--tone);
+  background: color-mix(in srgb, var(--tone) 14%, transparent); }
+.done { --tone: var(--good); } .failed { --tone: var(--bad); } .stopped { --tone: var(--warn); }
+.running { --tone: var(--busy); } .unknown { --tone: var(--soft); }
+.message { margin-top: .9rem; padding: .7rem 1rem; border-left: 3px solid var(--tone); border-radius: .3rem;
+  background: color-mix(in srgb, var(--tone) 8%, transparent); white-space: pre-wrap; overflow-wrap: anywhere; }
+progress { width: 100%; height: .5rem; margin-top: .9rem; accent-color: var(--busy); }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); gap: .9rem 1.6rem;
+  margin: 0; }
+dt { color: var(--soft); font-size: .8rem; }
+dd { margin: 0; overflow-wrap: anywhere; }
+.charts { display: grid; grid-template-columns: 1fr 1fr; gap: 0 .9rem; }
+.charts > :first-child { grid-column: 1 / -1; }
+.prompts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: 0 .9rem; }
+.prompts h3 { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden;
+  overflow-wrap: anywhere; margin-bottom: auto; }
+.prompts .card { display: flex; flex-direction: column; }
+.at { display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 12rem)); gap: .1rem .5rem; }
+.at .row { grid-column: 1 / -1; margin-top: .6rem; color: var(--soft); font-size: .8rem; }
+.at figure { margin: 0; }
+.at label { display: block; cursor: zoom-in; }
+.at img { display: block; width: 100%; border-radius: .4rem; outline: 1px solid #8883; outline-offset: -1px; }
+.at figcaption { color: var(--soft); font-size: .72rem; }
+.at input, [id=image-0] { position: absolute; opacity: 0; pointer-events: none; }
+[id=image-0] { position: fixed; top: 0; } /* so that choosing it does not scroll the page */
+.at input:focus-visible + label { outline: 3px solid var(--busy); outline-offset: 2px; border-radius: .4rem; }
+.long, .backdrop { display: none; }
+main:has(.at input:checked) .backdrop { display: block; position: fixed; z-index: 2; inset: 0; cursor: zoom-out;
+  background: #0c0e12f6; }
+.at input:checked + label { position: fixed; z-index: 3; inset: 1.5rem 1.5rem 5.5rem; outline: 0;
+  pointer-events: none; }
+.at input:checked + label img { width: 100%; height: 100%; object-fit: contain; border-radius: 0; outline: 0; }
+.at input:checked ~ figcaption .long { display: block; position: fixed; z-index: 3; inset: auto 1.5rem 1.5rem;
+  max-height: 4em; overflow: auto; text-align: center; color: #e9ebef; font-size: .9rem; overflow-wrap: anywhere; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: .45rem 1.4rem .45rem 0; text-align: left; border-bottom: 1px solid var(--line); }
+tr:last-child > * { border-bottom-color: transparent; }
+thead th { color: var(--soft); font-size: .8rem; font-weight: 400; }
+tbody tr:last-child > * { border: 0; padding-bottom: 0; }
+thead th { padding-top: 0; }
+details summary { cursor: pointer; font-weight: 600; }
+details[open] summary { margin-bottom: .8rem; }
+pre { margin: 0; overflow-x: auto; }
+@media (max-width: 700px) {
+  main { padding: 1.4rem .8rem 3rem; }
+  .card { padding: .9rem; }
+  .charts { grid-template-columns: minmax(0, 1fr); }
+  .facts { grid-template-columns: 1fr 1fr; }
+}
+"""
+
+SCRIPT = """
+addEventListener("keydown", (event) => {
+  if (event.key === "Escape") document.getElementById("image-0")?.click();
+});
+"""
+"""Escape closes the enlarged image; everything else about images is CSS."""
