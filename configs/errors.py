@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
+INTERRUPTED = 130  # what shells expect after Ctrl-C: 128 + SIGINT
 DONE, BAD_INPUT, TRAINING_FAILED, OUT_OF_MEMORY, STOPPED, AFTER_TRAINING = 0, 2, 3, 4, 5, 6
 """Exit codes of every command (docs/architecture.md)."""
 
@@ -30,10 +31,13 @@ class AfterTrainingError(UserError):
 
 
 def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
-    """Exit code of a command; a UserError becomes lines on stderr instead of a traceback."""
+    """Exit code of a command; a UserError, or Ctrl-C, becomes lines on stderr instead of a traceback."""
     try:
         return main(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED

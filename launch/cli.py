@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from ..configs.errors import UserError, run_command
 
-INTERRUPTED = 130  # what shells expect after Ctrl-C: 128 + SIGINT
-
 
 class Verb(NamedTuple):
     """`module.main(arguments) -> int` does the work."""
@@ -45,11 +43,7 @@ examples:
 
 def main() -> int:
     """The console script. Exit codes: `configs.errors`, and 130 after Ctrl-C."""
-    try:
-        return run_command(run)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+    return run_command(run)
 
 
 def run(arguments: Sequence[str]) -> int:

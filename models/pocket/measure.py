@@ -115,10 +115,17 @@ def _part_at(mask: np.ndarray, start: int) -> np.ndarray:
 
 
 def _core(mask: np.ndarray) -> np.ndarray:
-    """The mask less two pixels all around, or the mask itself where that would leave too little."""
-    image = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.MinFilter(5))
-    core = np.asarray(image) > 127
+    """The mask with its holes, less two pixels all around; the mask itself where that would leave too little."""
+    holes = ~mask & ~_part_at(~mask, 0)  # not connected to the picture's corner
+    core = _filtered(mask | holes, ImageFilter.MinFilter(5))
     return core if core.sum() >= _MIN_OBJECT else mask
+
+
+def _filtered(mask: np.ndarray, *filters: ImageFilter.Filter) -> np.ndarray:
+    image = Image.fromarray(mask.astype(np.uint8) * 255)
+    for each in filters:
+        image = image.filter(each)
+    return np.asarray(image) > 127
 
 
 # ---------------------------------------------------------------------------- shapes
@@ -139,14 +146,9 @@ def shape_of(picture: np.ndarray) -> str | None:
 
 
 def _evenness(picture: np.ndarray, mask: np.ndarray) -> float:
-    """The share of the object's core, holes included, that has about the core's median colour."""
-    lab = to_lab(_without_specks(picture)[_core(_without_holes(mask))])
+    """The share of the object's core that has about the core's median colour."""
+    lab = to_lab(_without_specks(picture)[_core(mask)])
     return float((np.linalg.norm(lab - np.median(lab, axis=0), axis=-1) < 25.0).mean())
-
-
-def _without_holes(mask: np.ndarray) -> np.ndarray:
-    """The mask and whatever of the rest is not connected to the picture's corner."""
-    return ~_part_at(~mask, 0)
 
 
 @cache
@@ -204,12 +206,15 @@ def subject_features(picture: np.ndarray) -> dict[str, float]:
 
 
 def _hull(mask: np.ndarray) -> np.ndarray:
-    """The mask with what lies between its pixels, left to right or top to bottom: eyes and belly join the body."""
+    """The mask with what lies between its pixels, left to right or top to bottom: eyes and belly join the body.
+
+    What is at most four pixels thin is taken off again, such as the gap between two feet.
+    """
     rows, columns = (
         np.maximum.accumulate(mask, axis) & np.flip(np.maximum.accumulate(np.flip(mask, axis), axis), axis)
         for axis in (1, 0)
     )
-    return rows | columns
+    return _filtered(rows | columns, ImageFilter.MinFilter(5), ImageFilter.MaxFilter(5))
 
 
 def _body(body: np.ndarray) -> float:

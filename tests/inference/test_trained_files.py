@@ -1,0 +1,149 @@
+"""What a run leaves behind works elsewhere: in `loraloom sample` to the bit, and in plain diffusers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from loraloom.configs.errors import AfterTrainingError, UserError
+from loraloom.configs.schema import ModelSection
+from loraloom.inference.__main__ import main as sample
+from loraloom.inference.engine import Engine
+from loraloom.inference.mixing import AdapterFile, attach, format_names
+from loraloom.inference.verify import probe, verify_file
+from loraloom.train.__main__ import main as train
+
+PROMPT = "a sks creature on a blue background"
+
+
+@pytest.fixture
+def run_folder(write_config) -> Path:
+    """A finished run whose adapter changes the pictures visibly."""
+    config = write_config(
+        optimizer={"learning_rate": 3e-2},
+        validation={"every": 5, "prompts": [PROMPT], "num_images": 3, "steps": 4, "seed": 11},
+    )
+    assert train([str(config)]) == 0
+    return config.parent / "run"
+
+
+def last_validation(folder: Path) -> list[np.ndarray]:
+    step = max((folder / "samples").iterdir())
+    listed = json.loads((step / "samples.json").read_text())
+    return [np.asarray(Image.open(step / entry["file"])) for entry in listed]
+
+
+def test_sample_remakes_the_last_validation_images_to_the_bit(run_folder, tiny_base, tmp_path):
+    arguments = ["--base", str(tiny_base), "--prompt", PROMPT, "--num-images", "3", "--steps", "4", "--seed", "11"]
+    wanted = last_validation(run_folder)
+    for file in ("tiny.safetensors", "tiny.kohya.safetensors"):
+        sample([*arguments, "--adapter", str(run_folder / file), "--out", str(tmp_path / file)])
+        made = [np.asarray(Image.open(tmp_path / file / f"{index:04d}.png")) for index in range(3)]
+        assert all((a == b).all() for a, b in zip(made, wanted, strict=True))
+    sample([*arguments, "--out", str(tmp_path / "base")])
+    assert (np.asarray(Image.open(tmp_path / "base/0000.png")) != wanted[0]).any()
+
+
+@pytest.mark.parametrize("name", ["tiny.safetensors", "tiny.kohya.safetensors"])
+def test_plain_diffusers_makes_the_same_picture(run_folder, tiny_base, name):
+    def picture(pipeline) -> np.ndarray:
+        generator = torch.Generator().manual_seed(0)
+        return pipeline(PROMPT, num_inference_steps=4, guidance_scale=4.0, generator=generator, output_type="np").images
+
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_base, torch_dtype=torch.float32)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    base = picture(pipeline)
+    pipeline.load_lora_weights(run_folder / name)
+    engine = Engine.load(str(tiny_base))
+    attach(engine, [AdapterFile(run_folder / "tiny.safetensors")])
+    ours = picture(engine.pipeline)
+    assert np.abs(picture(pipeline) - ours).max() < 1e-3
+    assert np.abs(base - ours).max() > 1e-2
+
+
+def test_both_files_spell_text_model(run_folder):
+    for name, start in (("tiny", "text_encoder.text_model."), ("tiny.kohya", "lora_te_text_model_")):
+        with safe_open(run_folder / f"{name}.safetensors", "pt") as file:
+            keys = [key for key in file.keys() if not key.startswith(("unet.", "lora_unet_"))]  # noqa: SIM118
+        assert keys
+        assert all(key.startswith(start) for key in keys)
+
+
+def test_the_weight_scales_the_adapter(run_folder, tiny_base):
+    file = run_folder / "tiny.safetensors"
+    predictions = {}
+    for weight in (None, 0.0, 0.5, 1.0):
+        engine = Engine.load(str(tiny_base))
+        attach(engine, [] if weight is None else [AdapterFile.parse(f"{file}:{weight}")])
+        predictions[weight] = probe(engine.family, engine.parts)
+    assert torch.equal(predictions[None], predictions[0.0])
+    assert not torch.equal(predictions[0.5], predictions[1.0])
+
+
+def test_two_halves_of_an_adapter_make_a_whole(run_folder, tiny_base):
+    file = run_folder / "tiny.safetensors"
+    whole, halves = Engine.load(str(tiny_base)), Engine.load(str(tiny_base))
+    attach(whole, [AdapterFile(file, 1.0)])
+    attach(halves, [AdapterFile(file, 0.5), AdapterFile(file, 0.5)])
+    torch.testing.assert_close(
+        probe(halves.family, halves.parts), probe(whole.family, whole.parts), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_verification_passes_what_was_trained_and_fails_what_was_not(run_folder, tiny_base, tmp_path):
+    from loraloom.adapters.format import read
+
+    engine = Engine.load(str(tiny_base))
+    file = run_folder / "tiny.safetensors"
+    (artifact,) = attach(engine, [AdapterFile(file)])
+    prediction, model = probe(engine.family, engine.parts), ModelSection(base=str(tiny_base))
+    found = verify_file(file, artifact, model, "fp32", prediction)
+    assert found.modules == len(artifact.modules)
+    assert found.delta_difference == 0.0
+    assert found.prediction_difference == 0.0
+    tensors = load_file(file)
+    first = next(name for name in tensors if "lora_B" in name)
+    save_file(tensors | {first: tensors[first] * 1.01}, tmp_path / "other.safetensors")
+    with pytest.raises(AfterTrainingError, match="does not verify"):
+        verify_file(tmp_path / "other.safetensors", artifact, model, "fp32", prediction)
+    stem = first.removesuffix("lora_B.weight")
+    fewer = {name: tensor for name, tensor in tensors.items() if not name.startswith(stem)}
+    save_file(fewer, tmp_path / "fewer.safetensors")
+    with pytest.raises(AfterTrainingError, match="missing"):
+        verify_file(tmp_path / "fewer.safetensors", artifact, model, "fp32", prediction)
+    assert read(file, format_names(engine.family, engine.parts)).modules.keys() == artifact.modules.keys()
+
+
+def test_a_file_that_does_not_verify_ends_with_its_own_exit_code(write_config, monkeypatch, capsys):
+    """A writer that loses precision it should keep is found by the run itself."""
+    from loraloom.adapters.formats import kohya
+    from loraloom.configs.errors import run_command
+
+    honest = kohya.to_tensors
+
+    def forgetful(artifact, names):
+        tensors, header = honest(artifact, names)
+        return {name: tensor * (0.5 if name.endswith("alpha") else 1) for name, tensor in tensors.items()}, header
+
+    monkeypatch.setattr(kohya, "to_tensors", forgetful)
+    config = write_config(loop={"steps": 2})
+    assert run_command(train, [str(config)]) == 6
+    assert "does not verify" in capsys.readouterr().err
+    folder = config.parent / "run"
+    assert (folder / "tiny.safetensors").exists()
+    assert json.loads((folder / "run.json").read_text())["exit_code"] == 6
+
+
+def test_an_adapter_for_another_base_is_refused(run_folder, tiny_base, tmp_path):
+    odd = {
+        name.replace("down_blocks", "input_blocks"): t for name, t in load_file(run_folder / "tiny.safetensors").items()
+    }
+    save_file(odd, tmp_path / "odd.safetensors")
+    with pytest.raises(UserError, match="input_blocks"):
+        attach(Engine.load(str(tiny_base)), [AdapterFile(tmp_path / "odd.safetensors")])
