@@ -73,7 +73,7 @@ def write(
     """Writes the adapter; the same adapter always gives the same bytes, and a file is replaced whole or not at all.
 
     Raises UserError for weights that are not finite or too large for `dtype` (fp32, bf16, fp16), for modules that the
-    base does not have, and for a folder that does not exist; ValueError for an unknown format.
+    base does not have, and for a folder that does not exist, and for an unknown format.
     """
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPES)}")

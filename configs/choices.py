@@ -6,6 +6,8 @@ import pkgutil
 from collections.abc import Iterable
 from types import ModuleType
 
+from .errors import UserError
+
 
 def names(package: str) -> list[str]:
     """The implementations in a package of ours, such as `adapters.methods`, without importing them."""
@@ -14,10 +16,10 @@ def names(package: str) -> list[str]:
 
 
 def find(package: str, name: str) -> ModuleType:
-    """The module `loraloom.<package>.<name>`; ValueError with the names that exist if there is none."""
+    """The module `loraloom.<package>.<name>`; UserError with the names that exist if there is none."""
     known = names(package)
     if name not in known:
-        raise ValueError(f"{name!r} is unknown to {package}{did_you_mean(name, known)}; there are: {', '.join(known)}")
+        raise UserError(f"{name!r} is unknown to {package}{did_you_mean(name, known)}; there are: {', '.join(known)}")
     return importlib.import_module(f"loraloom.{package}.{name}")
 
 

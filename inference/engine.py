@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
+from transformers.utils import logging
 
 from ..configs.choices import did_you_mean, find
 from ..configs.errors import UserError
@@ -62,7 +63,7 @@ class Engine:
 
     def __init__(self, family: ModelFamily, parts: Parts, scheduler: str = DEFAULT_SCHEDULER):
         self.family, self.parts = family, parts
-        pipeline_class = getattr(diffusers, family.pipeline)
+        pipeline_class = _import_quietly(family.pipeline)
         wanted = inspect.signature(pipeline_class.__init__).parameters
         absent = {name: None for name in ("safety_checker", "feature_extractor") if name in wanted}
         extra = {"requires_safety_checker": False} if "requires_safety_checker" in wanted else {}
@@ -121,6 +122,16 @@ def load_parts(base: str, *, revision: str | None = None, family: str | None = N
         raise UserError(f"base {base!r} is a {detected} model, the config says family {family!r}")
     found: ModelFamily = find("models.families", detected).FAMILY
     return found, found.load(folder, DTYPES[dtype])
+
+
+def _import_quietly(pipeline: str) -> Any:
+    """A pipeline class. Importing one makes transformers warn of a torchvision that nothing here needs."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return getattr(diffusers, pipeline)
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def make_scheduler(name: str, parts: Parts) -> Any:

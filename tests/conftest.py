@@ -85,11 +85,11 @@ def photos(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def write_config(tiny_base, photos, tmp_path):
-    """Writes a config of a small run; keyword arguments replace or add to its sections."""
+@pytest.fixture(scope="session")
+def config_writer(tiny_base, photos):
+    """Writes `<folder>/<name>.yaml` for a small run into `<folder>/<name>`; keywords replace or add to its sections."""
 
-    def write(name: str = "run", **sections: dict) -> Path:
+    def write(folder: Path, name: str, **sections: dict) -> Path:
         content: dict = {
             "model": {"base": str(tiny_base)},
             "data": {"resolution": 32, "sources": [{"path": str(photos), "caption": "a sks creature"}]},
@@ -98,12 +98,22 @@ def write_config(tiny_base, photos, tmp_path):
             "loop": {"steps": 10, "batch_size": 2, "threads": THREADS},
             "checkpoint": {"every": 4},
             "trackers": [],
-            "output": {"dir": str(tmp_path / name), "name": "tiny"},
+            "output": {"dir": str(folder / name), "name": "tiny"},
         }
         for section, values in sections.items():
             content[section] = values if isinstance(values, list) else content.get(section, {}) | values
-        file = tmp_path / f"{name}.yaml"
+        file = folder / f"{name}.yaml"
         file.write_text(yaml.safe_dump(content))
         return file
+
+    return write
+
+
+@pytest.fixture
+def write_config(config_writer, tmp_path):
+    """`config_writer` for the test's own folder."""
+
+    def write(name: str = "run", **sections: dict) -> Path:
+        return config_writer(tmp_path, name, **sections)
 
     return write

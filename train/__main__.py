@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
     """Trains, and answers with the exit code."""
     options = _parser().parse_intermixed_args(list(arguments))
     if options.resume:
-        config = load_config(_saved_config(Path(options.config)), options.overrides)
+        config = _saved_config(Path(options.config), options.overrides)
     else:
         config = load_config(options.config, options.overrides)
     from .preflight import check_fresh, preflight  # brings Pillow: a typo in the config is answered before
@@ -52,6 +52,7 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
     except UserError as error:
         _record_failure(trainer.run, error.exit_code, str(error))
         raise
+    trainer.run.accelerator.end_training()
     return STOPPED if trainer.run.stop else 0
 
 
@@ -74,12 +75,14 @@ def _find_checkpoint(folder: Path) -> Path:
     return checkpoint
 
 
-def _saved_config(folder: Path) -> Path:
+def _saved_config(folder: Path, overrides: Sequence[str]) -> RunConfig:
+    """The config of a run folder, which may have been moved since."""
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: is no run folder (it holds no config.yaml); give the folder of a run")
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"{folder}: has no checkpoint yet; start it again with `loraloom train … --overwrite`")
-    return folder / "config.yaml"
+    config = load_config(folder / "config.yaml", overrides)
+    return config.model_copy(update={"output": config.output.model_copy(update={"dir": str(folder)})})
 
 
 def _is_main_process() -> bool:

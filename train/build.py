@@ -19,7 +19,7 @@ from ..data.loader import Samples, micro_batches
 from ..data.order import Order
 from ..data.sample import Batch, Sample
 from ..data.sources import folder_samples, prior_samples
-from ..inference.engine import DTYPES, Engine, load_parts
+from ..inference.engine import Engine, load_parts
 from ..models.family import ModelFamily, Parts
 from .callback import Callback
 from .callbacks.checkpoint import Checkpoints
@@ -42,7 +42,7 @@ def build_trainer(config: RunConfig, checkpoint: Path | None = None) -> Trainer:
     accelerator = Accelerator(
         mixed_precision=config.loop.precision,
         step_scheduler_with_optimizer=False,
-        log_with=list(config.trackers),
+        log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(project_dir=config.output.dir, logging_dir=f"{config.output.dir}/logs"),
     )
     config = resolve(config, accelerator.num_processes)
@@ -54,7 +54,7 @@ def build_trainer(config: RunConfig, checkpoint: Path | None = None) -> Trainer:
         config.model.base, revision=config.model.revision, family=config.model.family, dtype=config.model.dtype
     )
     check_resolution(config, family, parts)
-    _move(parts, accelerator, config)
+    _move(parts, accelerator)
     samples = _make_samples(config, accelerator, family, parts, folder)
     adapters = make_adapters(config, family, parts)
     run = _make_run(config, folder, accelerator, family, parts, adapters)
@@ -177,10 +177,10 @@ def _target_names(family: ModelFamily, part: str, preset: str) -> Sequence[str]:
     return presets[preset]
 
 
-def _move(parts: Parts, accelerator: Accelerator, config: RunConfig) -> None:
+def _move(parts: Parts, accelerator: Accelerator) -> None:
     for part in parts.values():
         if isinstance(part, torch.nn.Module):
-            part.to(accelerator.device, DTYPES[config.model.dtype])
+            part.to(accelerator.device)
 
 
 def _cores() -> int:

@@ -22,10 +22,12 @@ from loraloom.train.__main__ import main as train
 PROMPT = "a sks creature on a blue background"
 
 
-@pytest.fixture
-def run_folder(write_config) -> Path:
+@pytest.fixture(scope="module")
+def run_folder(config_writer, tmp_path_factory) -> Path:
     """A finished run whose adapter changes the pictures visibly."""
-    config = write_config(
+    config = config_writer(
+        tmp_path_factory.mktemp("trained"),
+        "run",
         optimizer={"learning_rate": 3e-2},
         validation={"every": 5, "prompts": [PROMPT], "num_images": 3, "steps": 4, "seed": 11},
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,18 @@ from loraloom.train.__main__ import main
 from loraloom.train.state import find_damage, newest_sound_checkpoint
 
 
-@pytest.fixture
-def finished(write_config) -> Path:
+@pytest.fixture(scope="module")
+def trained(config_writer, tmp_path_factory) -> Path:
     """The run folder of ten steps without interruption, with checkpoints at 4, 8 and 10."""
-    assert main([str(write_config("finished"))]) == 0
-    return write_config("finished").parent / "finished"
+    folder = tmp_path_factory.mktemp("trained")
+    assert main([str(config_writer(folder, "finished"))]) == 0
+    return folder / "finished"
+
+
+@pytest.fixture
+def finished(trained, tmp_path) -> Path:
+    """A copy of it that a test may damage."""
+    return Path(shutil.copytree(trained, tmp_path / "finished"))
 
 
 def adapter_bytes(folder: Path) -> dict[str, bytes]:

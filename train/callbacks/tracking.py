@@ -39,7 +39,6 @@ class Tracking(Callback):
     def on_end(self, run: Run) -> None:
         if self.file is not None:
             self.file.close()
-        run.accelerator.end_training()
 
 
 def _whole_lines(file: Path) -> int:
