@@ -32,6 +32,12 @@ def locate_base(base: str, revision: str | None = None) -> Path:
     return Path(base) if Path(base).is_dir() else _download(base, revision)
 
 
+def pin_revision(base: str, revision: str | None) -> str | None:
+    """The commit hash of a hub id, whose snapshot folder is named after it; other bases have none."""
+    local = base in EMBEDDED or Path(base).is_dir()
+    return revision if local else locate_base(base, revision).name
+
+
 def detect_family(folder: Path) -> str:
     """The name of the family whose pipeline the folder holds."""
     index: dict[str, Any] = json.loads((folder / INDEX).read_text())
@@ -51,9 +57,9 @@ def _download(base: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.txt", "*.model", "*/*.safetensors"]
+    wanted, unwanted = ["*.json", "*.txt", "*.model", "*/*.safetensors"], ["safety_checker/*", "*.fp16.*", "*non_ema*"]
     try:
-        return Path(snapshot_download(base, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(base, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"base {base!r}: no such folder here, and the hub did not give it: {reason}") from error

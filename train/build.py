@@ -20,6 +20,7 @@ from ..data.order import Order
 from ..data.sample import Batch, Sample
 from ..data.sources import folder_samples, prior_samples
 from ..inference.engine import Engine, load_parts
+from ..models.base import pin_revision
 from ..models.family import ModelFamily, Parts
 from .callback import Callback
 from .callbacks.checkpoint import Checkpoints
@@ -48,6 +49,9 @@ def build_trainer(config: RunConfig, checkpoint: Path | None = None) -> Trainer:
     config = resolve(config, accelerator.num_processes)
     set_numerics(config)
     folder = Path(config.output.dir)
+    with accelerator.main_process_first():
+        pinned = {"revision": pin_revision(config.model.base, config.model.revision)}
+    config = config.model_copy(update={"model": config.model.model_copy(update=pinned)})
     if accelerator.is_main_process:
         (folder / "config.yaml").write_text(dump_yaml(config))
     family, parts = load_parts(

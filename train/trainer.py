@@ -1,6 +1,7 @@
 """The loop and only the loop."""
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 
@@ -40,7 +41,7 @@ class Trainer:
         rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
         losses = [self._accumulate(index) for index in range(self.accumulation)]
         loss, sources = self._gather(losses)
-        if not torch.isfinite(torch.tensor(loss)):
+        if not math.isfinite(loss):
             raise TrainingError(f"step {run.step + 1}: the loss is {loss}; lower the learning rate (now {rates})")
         norm = run.accelerator.clip_grad_norm_(self._parameters(), run.config.optimizer.max_grad_norm)
         run.optimizer.step()

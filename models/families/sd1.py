@@ -80,7 +80,8 @@ class SD1:
         return Conditioning(prompt_embeds=encoder(tokens.input_ids.to(device)).last_hidden_state)
 
     def predict(self, parts: Parts, noised: Noised, conditioning: Conditioning) -> Tensor:
-        return parts["unet"](noised.latents, noised.timesteps, conditioning.prompt_embeds).sample
+        embeds = conditioning.prompt_embeds
+        return parts["unet"](noised.latents.to(embeds.dtype), noised.timesteps, embeds).sample
 
 
 FAMILY = SD1()

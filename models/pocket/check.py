@@ -233,7 +233,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--base", type=Path, default=FOLDER, help="pipeline folder (the embedded base)")
-    parser.add_argument("--out", type=Path, default=Path("runs/pocket-check"), help="for table and pictures (%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/pocket-check"), help="for table and pictures (%(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="file to write the scores to as JSON as well")
     parser.add_argument("--card", type=Path, help=f"model card whose table between {_MARKERS[0]} markers is replaced")
     parser.add_argument("--num-prompts", type=int, default=200, help="of the fixed list (%(default)s)")

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 
 from loraloom.configs.loader import load_config
 from loraloom.data.draws import Draws, key_seed
@@ -118,3 +120,15 @@ def test_loss_weight_scales_the_loss_of_a_source(write_config, photos):
         config = write_config(f"w{weight}", data={"sources": [source | {"loss_weight": weight}]}, loop={"steps": 1})
         weights[weight] = train(config)[0][0]
     assert weights[0.25] == weights[1.0] * 0.25
+
+
+@pytest.mark.parametrize("lower", [{"model": {"dtype": "bf16"}}, {"loop": {"steps": 3, "precision": "bf16"}}])
+def test_a_bf16_base_or_forward_trains_fp32_adapters(write_config, lower):
+    AcceleratorState._reset_state(True)  # one precision for each process, accelerate says
+    exact, _ = train(write_config("exact", loop={"steps": 3}))
+    AcceleratorState._reset_state(True)
+    losses, states = train(write_config("lower", **{"loop": {"steps": 3}} | lower))
+    AcceleratorState._reset_state(True)
+    assert losses != exact
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(exact), rtol=0.05, atol=0)
+    assert {tensor.dtype for state in states.values() for tensor in state.values()} == {torch.float32}

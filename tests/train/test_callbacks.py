@@ -1,0 +1,83 @@
+"""What stands around the loop: curves, pictures, class images."""
+
+import json
+
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from loraloom.data.transforms import read_rgb
+from loraloom.train.__main__ import main
+from loraloom.train.callbacks.validation import slug
+
+
+@pytest.fixture(scope="module")
+def dreambooth(config_writer, photos, tmp_path_factory):
+    """A finished DreamBooth run with everything on."""
+    sources = [
+        {"path": str(photos), "caption": "a sks creature", "share": 0.5},
+        {"prior": "a creature", "count": 6, "share": 0.5, "steps": 2, "loss_weight": 0.5},
+    ]
+    config = config_writer(
+        tmp_path_factory.mktemp("dreambooth"),
+        "run",
+        data={"sources": sources},
+        loop={"steps": 6, "batch_size": 4},
+        validation={"every": 3, "prompts": ["a sks creature", "a creature", "星", "月"], "num_images": 2, "steps": 2},
+        trackers=["tensorboard"],
+    )
+    assert main([str(config)]) == 0
+    return config.parent / "run"
+
+
+def test_the_history_has_a_line_for_each_step_with_each_source(dreambooth, photos):
+    lines = [json.loads(line) for line in (dreambooth / "logs/history.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 7))
+    for line in lines:
+        mean = (line[f"loss/{photos.name}"] + 0.5 * line["loss/prior"]) / 2  # two samples of each in a step of four
+        assert line["loss"] == pytest.approx(mean, rel=1e-5)
+        assert line["learning_rate/unet"] == 0.01
+
+
+def test_tensorboard_reads_the_same_losses(dreambooth):
+    events = EventAccumulator(str(dreambooth / "logs/loraloom"))
+    events.Reload()
+    lines = [json.loads(line) for line in (dreambooth / "logs/history.jsonl").read_text().splitlines()]
+    logged = {event.step: event.value for event in events.Scalars("loss")}
+    assert logged == pytest.approx({line["step"]: line["loss"] for line in lines}, rel=1e-6)
+
+
+def test_class_images_are_made_once_and_kept(dreambooth):
+    (folder,) = dreambooth.glob("prior-*")
+    files = sorted(folder.iterdir())
+    assert [file.name for file in files] == [f"{index:05d}.png" for index in range(6)]
+    assert len({file.read_bytes() for file in files}) == 6
+    times = [file.stat().st_mtime_ns for file in files]
+    files[2].unlink()
+    assert main(["--resume", str(dreambooth)]) == 0
+    again = [file.stat().st_mtime_ns for file in files]
+    assert [old == new for old, new in zip(times, again, strict=True)] == [True, True, False, True, True, True]
+
+
+def test_validation_pictures_of_prompts_with_the_same_slug_do_not_collide(dreambooth):
+    assert slug("星") == slug("月")
+    for step in (3, 6):
+        folder = dreambooth / f"samples/step-{step:06d}"
+        listed = json.loads((folder / "samples.json").read_text())
+        assert len({entry["file"] for entry in listed}) == 8
+        assert [entry["seed"] for entry in listed] == [0, 1] * 4
+        assert all(read_rgb(folder / entry["file"]).size == (32, 32) for entry in listed)
+        assert Image.open(folder / "grid.png").size == (66, 134)
+
+
+def test_the_report_is_there_and_holds_the_pictures(dreambooth):
+    page = (dreambooth / "report.html").read_text()
+    assert page.count("data:image/") >= 16
+    assert "http://" not in page.replace("http://www.w3.org/", "")
+
+
+def test_run_json_tells_how_it_went(dreambooth):
+    facts = json.loads((dreambooth / "run.json").read_text())
+    assert (facts["state"], facts["exit_code"], facts["step"]) == ("done", 0, 6)
+    assert facts["modules"]["text_encoder"] == 8
+    assert facts["verify"]["kohya"]["delta_difference"] == 0.0
