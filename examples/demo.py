@@ -36,7 +36,7 @@ UNRELATED = (
     ("purple", "square", "orange"),
     ("black", "triangle", "green"),
 )
-TABLE = Path("docs/demo-scores.md")
+TABLE, PICTURE = Path("docs/demo-scores.md"), Path("docs/before_after.png")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def main(arguments: Sequence[str]) -> int:
     run_verb("sample", sample, ["--base", "pocket", "--adapter", f"{adapter}:1.0", *wanted])
 
     base, adapted = Engine.load("pocket"), engine_with(adapter)
-    before_after(base, adapted).save(RUN / "before_after.png")
+    sheet = before_after(base, adapted)
+    sheet.save(RUN / "before_after.png")
     scores = measure(base, adapted, THOROUGH if thorough else DEMO)
     scores["train_seconds"] = json.loads((RUN / "run.json").read_text())["train_seconds"]
     if thorough:
@@ -77,7 +78,8 @@ def main(arguments: Sequence[str]) -> int:
     (RUN / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     if thorough:
         TABLE.write_text(scores_page(scores))
-        print(f"wrote {TABLE}")
+        sheet.save(PICTURE, optimize=True)
+        print(f"wrote {TABLE} and {PICTURE}")
     print(explain(scores))
     return 0
 
@@ -221,6 +223,8 @@ def scores_page(scores: dict[str, float]) -> str:
             f"(shapes: {THOROUGH.unrelated});",
             "the features are measured in pixels (`models/pocket/measure.py`). With another number of threads the",
             "bits differ, and with them single images.",
+            "",
+            "![the same seeds without and with the adapter](before_after.png)",
             "",
             "| measured | value | wanted |",
             "|---|---|---|",

@@ -8,50 +8,21 @@ import base64
 import io
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
-from ..configs.errors import UserError
 from . import chart
 from .chart import Markup, Series, join, number, tag
+from .run_folder import Picture, RunFiles, read_run
 
-MAX_VALIDATIONS = 12
-"""Of more validations, this many are shown: the first, the last and some between."""
 LARGEST_PNG = 120_000
 """Bytes; a larger picture is shown as a JPEG of at most PICTURE_SIZE pixels, so that the page stays small."""
 PICTURE_SIZE = 768
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 STATES = ("done", "running", "failed", "stopped")
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One validation image."""
-
-    number: int  # from 1, its own on the page
-    file: Path
-    prompt: str
-    seed: int | None
-    step: int
-
-
-@dataclass(frozen=True, slots=True)
-class RunFiles:
-    """What a run folder holds; what it lacks is empty."""
-
-    folder: Path
-    config_text: str
-    config: dict[str, Any]
-    record: dict[str, Any]  # run.json
-    history: list[dict[str, Any]]  # one entry for each step, rising
-    pictures: list[Picture]  # rising steps
-    num_validations: int  # that the folder holds, also those whose pictures are left out
 
 
 def write_report(run_folder: Path) -> Path:
@@ -73,77 +44,6 @@ def write_report(run_folder: Path) -> Path:
     finally:
         unfinished.unlink(missing_ok=True)
     return report
-
-
-def read_run(folder: Path) -> RunFiles:
-    """Everything that the page is made of; UserError for a missing folder or a damaged file."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such run folder")
-    config_text = _text(folder / "config.yaml") or ""
-    try:
-        config = yaml.safe_load(config_text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{folder / 'config.yaml'}: this is not YAML ({' '.join(str(error).split())})") from error
-    pictures, num_validations = read_pictures(folder / "samples")
-    return RunFiles(
-        folder=folder,
-        config_text=config_text,
-        config=config if isinstance(config, dict) else {},
-        record=_json(folder / "run.json", default={}),
-        history=read_history(folder / "logs" / "history.jsonl"),
-        pictures=pictures,
-        num_validations=num_validations,
-    )
-
-
-def read_history(file: Path) -> list[dict[str, Any]]:
-    """The entries of history.jsonl by rising step; of entries for the same step the last one counts.
-
-    A killed run may leave half a line at the end, which is ignored; any other line that is not a JSON object with a
-    `step` raises UserError.
-    """
-    if not file.is_file():
-        return []
-    entries: dict[int, dict[str, Any]] = {}
-    *lines, unfinished = file.read_bytes().split(b"\n")
-    for index, line in enumerate([*lines, unfinished]):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            entries[int(entry["step"])] = entry
-        except (ValueError, TypeError, KeyError) as error:
-            if index == len(lines):
-                continue
-            raise UserError(f"{file}: line {index + 1} is not a JSON object with a step") from error
-    return [entries[step] for step in sorted(entries)]
-
-
-def read_pictures(samples: Path) -> tuple[list[Picture], int]:
-    """The validation images to show, and how many validations there are.
-
-    A validation counts when its `samples.json` exists, for that is written after the images.
-    """
-    lists = {
-        int(found[1]): file
-        for file in samples.glob("step-*/samples.json")
-        if (found := re.fullmatch(r"step-(\d+)", file.parent.name))
-    }
-    pictures: list[Picture] = []
-    for step in spread(sorted(lists), MAX_VALIDATIONS):
-        for entry in _json(lists[step], default=[]):
-            file = lists[step].parent / Path(entry["file"]).name  # only the name: nothing outside the folder is shown
-            if file.is_file():
-                number = len(pictures) + 1
-                pictures.append(Picture(number, file, entry.get("prompt", ""), entry.get("seed"), step))
-    return pictures, len(lists)
-
-
-def spread(steps: list[int], limit: int) -> list[int]:
-    """At most `limit` (2 or more) of the steps, evenly spread, with the first and the last."""
-    if len(steps) <= limit:
-        return steps
-    return [steps[round(i * (len(steps) - 1) / (limit - 1))] for i in range(limit)]
 
 
 def page_of(run: RunFiles) -> Markup:
@@ -276,24 +176,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _text(file: Path) -> str | None:
-    return file.read_text("utf-8") if file.is_file() else None
-
-
-def _json(file: Path, default: Any) -> Any:
-    """Content of a JSON file, or the default if there is none; UserError unless it has the default's type."""
-    text = _text(file)
-    if text is None:
-        return default
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}: this is not JSON ({error})") from error
-    if not isinstance(content, type(default)):
-        raise UserError(f"{file}: expected a JSON {'object' if default == {} else 'array'}")
-    return content
 
 
 def _name(run: RunFiles) -> str:

@@ -22,7 +22,8 @@ from loraloom.configs.errors import UserError
 from loraloom.models.pocket.scenes import draw, random_scene
 from loraloom.train import chart
 from loraloom.train.chart import Axis, Series
-from loraloom.train.report import MAX_VALIDATIONS, data_uri, duration, read_history, spread, write_report
+from loraloom.train.report import data_uri, duration, write_report
+from loraloom.train.run_folder import MAX_VALIDATIONS, read_history, spread
 
 PROMPTS = ["a sks creature on a blue background", 'two <script>alert("x")</script> & stars', "a creature, green"]
 CONFIG = {
