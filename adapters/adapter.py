@@ -56,8 +56,9 @@ class AdapterSet:
         """Puts the weights of `states()[part]` back; every name must fit."""
         from peft import set_peft_model_state_dict
 
-        if odd := sorted(set(state) ^ set(self.states()[part])):
-            raise UserError(f"adapter state of {part}: {len(odd)} names do not fit this adapter, first {odd[0]!r}")
+        shapes, expected = ({name: t.shape for name, t in s.items()} for s in (state, self.states()[part]))
+        if odd := sorted({name for name, _ in shapes.items() ^ expected.items()}):
+            raise UserError(f"adapter state of {part}: {len(odd)} tensors do not fit this adapter, first {odd[0]!r}")
         set_peft_model_state_dict(self.carriers[part], dict(state), adapter_name=ADAPTER_NAME)
 
 

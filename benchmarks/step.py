@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from ..configs.schema import RunConfig
 from ..data.draws import Draws
 from ..inference.engine import load_parts
-from ..train.build import build_trainer, make_adapters, prepare_folder
+from ..train.build import build_trainer, make_adapters
 
 ROUNDS, STEPS, BATCH = 6, 10, 8
 IMAGES = Path(__file__).parent.parent / "examples" / "sks"
@@ -70,7 +70,6 @@ def make_config(folder: str, parts: dict[str, str]) -> RunConfig:
 
 def our_step(config: RunConfig) -> Callable[[], None]:
     """The trainer's step with its callbacks, which write the history and look for signals."""
-    prepare_folder(Path(config.output.dir), overwrite=True)
     trainer = build_trainer(config)
     callbacks = [callback for callback in trainer.callbacks if type(callback).__name__ in ("Tracking", "StopOnSignal")]
     for callback in callbacks:

@@ -1,4 +1,4 @@
-"""From positions to batches: reading, collating, and preparing the next batch while the last one trains."""
+"""From positions to batches: reading and collating."""
 
 from collections.abc import Iterator, Sequence
 

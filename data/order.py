@@ -20,6 +20,7 @@ class Order:
         self.seed, self.sizes = seed, list(sizes)
         self.shares = list(shares) if shares is not None else [size / sum(sizes) for size in sizes]
         self._taken = [0] * len(self.sizes)
+        self._epochs: list[list[int]] = [[] for _ in self.sizes]  # of each source, the one that it is in
         self._sequence: list[tuple[int, int]] = []
 
     def __getitem__(self, position: int) -> tuple[int, int]:
@@ -34,7 +35,9 @@ class Order:
         source = lacking.index(max(lacking))
         epoch, place = divmod(self._taken[source], self.sizes[source])
         self._taken[source] += 1
-        return source, self._permutation(source, epoch)[place]
+        if place == 0:
+            self._epochs[source] = self._permutation(source, epoch)
+        return source, self._epochs[source][place]
 
     def _permutation(self, source: int, epoch: int) -> list[int]:
         generator = keyed_generator(self.seed, f"order/{source}", epoch)

@@ -10,6 +10,7 @@ from PIL import Image
 from ..configs.schema import FolderSource, Source
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I", "I;16", "I;16B"})
 MIN_SIDE = 16  # pixels
 MAX_PIXELS = 100_000_000
 
@@ -61,10 +62,12 @@ def _check_header(image: Image.Image) -> str | None:
         return f"{width} x {height} pixels is too small, at least {MIN_SIDE} are needed each way"
     if width * height > MAX_PIXELS:
         return f"{width} x {height} pixels is too large, at most {MAX_PIXELS:,} pixels are read"
-    if getattr(image, "n_frames", 1) > 1:
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: a photo with its preview beside it
         return "an animation or a file of several pages; save the frame you mean as an image of its own"
     if image.mode == "F":
         return "32-bit float pixels have no defined range; save it with 8 or 16 bits"
+    if image.mode not in MODES:
+        return f"pixels of mode {image.mode} are not read; save it as RGB"
     return None
 
 

@@ -7,6 +7,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..configs.errors import TrainingError
+
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
 
 
@@ -34,8 +36,8 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def load_pixels(file: Path, resolution: int) -> Tensor:
-    """(3, resolution, resolution) in [-1, 1]; ValueError with the path if the file has changed into something else."""
+    """(3, resolution, resolution) in [-1, 1]; TrainingError with the path if it is no longer what was scanned."""
     try:
         return to_tensor(cover(read_rgb(file), resolution, resolution))
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{file}: can no longer be read ({error}); it was sound when the run started") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise TrainingError(f"{file}: can no longer be read ({error}); it was sound when the run started") from error

@@ -1,6 +1,7 @@
 """python -m loraloom.inference: images from a base and adapters, as files and as one grid."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ def main(arguments: Sequence[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be made ({error.strerror})") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--out {folder}: cannot be written")
 
     import torch
 
@@ -70,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", action="append", required=True, help="may be given again: one row of the grid each")
     parser.add_argument("--negative-prompt", default="")
     parser.add_argument("--num-images", type=_positive, default=4, help="of each prompt (4)")
-    parser.add_argument("--seed", type=int, default=0, help="image k of a prompt has the seed SEED + k (0)")
+    parser.add_argument("--seed", type=_seed, default=0, help="image k of a prompt has the seed SEED + k (0)")
     parser.add_argument("--steps", type=_positive, default=20, help="denoising steps (20)")
     parser.add_argument("--guidance", type=float, default=4.0, help="classifier-free guidance scale (4)")
     parser.add_argument("--resolution", type=_positive, help="pixels each way (the base's own)")
@@ -86,6 +89,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**62:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 2^62")
     return value
 
 

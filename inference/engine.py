@@ -85,12 +85,17 @@ class Engine:
         """From `pocket`, a pipeline folder or a hub id."""
         family, parts = load_parts(base, revision=revision, dtype=dtype)
         engine = cls(family, parts, scheduler)
-        engine.pipeline.to(device)
+        try:
+            engine.pipeline.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
         return engine
 
     @torch.inference_mode()
     def generate(self, request: Request, *, progress: str | None = None) -> list[Image.Image]:
         """One image for each prompt, in order; `progress` is the title of a progress bar."""
+        if request.resolution is not None and request.resolution % self.family.size_multiple:
+            raise UserError(f"resolution {request.resolution} is no multiple of {self.family.size_multiple}")
         indices = range(len(request.prompts))
         starts = range(0, len(indices), MICRO_BATCH)
         images: list[Image.Image] = []

@@ -1,5 +1,6 @@
 """Attaching trained adapters to an engine's pipeline, each with its weight."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,12 @@ class AdapterFile:
         if not colon:
             return cls(Path(text))
         try:
-            return cls(Path(path), float(weight))
+            number = float(weight)
         except ValueError:
             return cls(Path(text))  # the colon belongs to the path
+        if not math.isfinite(number):
+            raise UserError(f"--adapter {text}: the weight is not a finite number")
+        return cls(Path(path), number)
 
 
 def format_names(family: ModelFamily, parts: Parts) -> FormatNames:
@@ -47,7 +51,7 @@ def attach(engine: Engine, adapters: Sequence[AdapterFile]) -> list[AdapterArtif
     artifacts = [read(adapter.file, names) for adapter in adapters]
     titles = [adapter_title(index) for index in range(len(adapters))]
     for artifact, title, adapter in zip(artifacts, titles, adapters, strict=True):
-        tensors, _ = diffusers_format.to_tensors(artifact.folded(), names)
+        tensors, _ = diffusers_format.to_tensors(artifact, names)
         try:
             engine.pipeline.load_lora_weights(tensors, adapter_name=title)
         except (RuntimeError, ValueError) as error:

@@ -1,5 +1,6 @@
 """Proof that an adapter file holds what was trained: it is loaded into a fresh base and compared."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,14 +29,21 @@ class Verification:
 
 
 def verify_file(
-    file: Path, artifact: AdapterArtifact, model: ModelSection, dtype: str, trained_prediction: Tensor
+    file: Path,
+    artifact: AdapterArtifact,
+    model: ModelSection,
+    trained_prediction: Tensor,
+    *,
+    dtypes: Collection[str] = ("fp32",),
+    device: str = "cpu",
 ) -> Verification:
     """Compares every delta-W and one prediction of the file, as the engine loads it, with what was trained.
 
-    AfterTrainingError if a module is missing or a difference is more than the rounding of `dtype` explains.
+    `dtypes` are all types that take part (of the file, the base, the forward pass): the coarsest decides how much
+    rounding is allowed. AfterTrainingError if a module is missing or a difference is more than that.
     """
     try:
-        engine = Engine.load(model.base, revision=model.revision, dtype=model.dtype)
+        engine = Engine.load(model.base, revision=model.revision, dtype=model.dtype, device=device)
         attach(engine, [AdapterFile(file)])
         loaded = {
             key: weights
@@ -51,7 +59,7 @@ def verify_file(
         modules=len(loaded),
         delta_difference=difference / max(largest, 1e-12),
         prediction_difference=((prediction - trained_prediction).abs().max() / trained_prediction.abs().max()).item(),
-        tolerance=TOLERANCE[dtype] if model.dtype == "fp32" else TOLERANCE["bf16"],
+        tolerance=max(TOLERANCE[dtype] for dtype in dtypes),
     )
     worst = max(verification.delta_difference, verification.prediction_difference)
     if not worst <= verification.tolerance:

@@ -72,7 +72,7 @@ def _resuming(arguments: Sequence[str]) -> list[str]:
     """`loraloom resume RUN_FOLDER` is `loraloom train --resume RUN_FOLDER`."""
     if not arguments:
         raise UserError("resume which run? loraloom resume RUN_FOLDER, such as runs/my-dog")
-    return list(arguments) if arguments[0].startswith("-") else ["--resume", *arguments]
+    return list(arguments) if arguments[0] in ("-h", "--help") else ["--resume", *arguments]
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ INDEX = "model_index.json"
 
 def check_base(base: str) -> list[str]:
     """Problems of a base that can be seen without network and without loading it."""
-    if base in EMBEDDED or (Path(base) / INDEX).is_file():
+    if (EMBEDDED.get(base, Path(base)) / INDEX).is_file():
         return []
+    if base in EMBEDDED:
+        return [f"base {base!r}: its weights are missing from this installation ({EMBEDDED[base]})"]
     if Path(base).is_dir():
         return [f"base {base!r}: the folder holds no {INDEX}, so it is no diffusers pipeline"]
     if not _is_hub_id(base):
@@ -40,7 +42,10 @@ def pin_revision(base: str, revision: str | None) -> str | None:
 
 def detect_family(folder: Path) -> str:
     """The name of the family whose pipeline the folder holds."""
-    index: dict[str, Any] = json.loads((folder / INDEX).read_text())
+    try:
+        index: dict[str, Any] = dict(json.loads((folder / INDEX).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder / INDEX}: cannot be read ({error})") from error
     for name in names("models.families"):
         if find("models.families", name).FAMILY.detect(index):
             return name

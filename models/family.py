@@ -30,7 +30,7 @@ class ModelFamily(Protocol):
     denoiser: str  # part
     text_encoders: Sequence[str]  # parts
     targets: Mapping[str, Mapping[str, Sequence[str]]]  # part -> preset -> endings of module names
-    size_multiple: int  # height and width must be multiples of this many pixels, or of the VAE's factor
+    size_multiple: int  # height and width must be multiples of this many pixels
     token_window: int
     architecture: str  # ModelSpec's name, the stem of `<architecture>/lora`
     kohya_version: str  # kohya's `ss_base_model_version`
@@ -54,6 +54,10 @@ class ModelFamily(Protocol):
 
     def latent_shape(self, parts: Parts, resolution: int) -> tuple[int, int, int]:
         """(C, h, w) of a square picture."""
+        ...
+
+    def count_tokens(self, parts: Parts, caption: str) -> int:
+        """Tokens of a caption with begin and end, before anything is cut at `token_window`."""
         ...
 
     def encode_prompts(self, parts: Parts, captions: Sequence[str]) -> Conditioning:

@@ -3,21 +3,23 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ..configs.errors import OUT_OF_MEMORY, STOPPED, UserError, run_command
+from ..configs.errors import OUT_OF_MEMORY, STOPPED, TrainingError, UserError, run_command
 from ..configs.loader import load_config
 from ..configs.schema import RunConfig
 
-if TYPE_CHECKING:
-    from .run import Run
+FREE_ON_RESUME = ("checkpoint", "validation", "trackers", "output", "loop.steps", "loop.threads", "loop.micro_batch")
+"""What a resumed run may change: the rest decides which weights it ends with."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Trains, and answers with the exit code."""
     options = _parser().parse_intermixed_args(list(arguments))
+    if options.resume and options.overwrite:
+        raise UserError("--resume goes on with a run, --overwrite starts it again: give one of them")
     if options.resume:
         config = _saved_config(Path(options.config), options.overrides)
     else:
@@ -32,37 +34,66 @@ def main(arguments: Sequence[str]) -> int:
 
 def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> int:
     """The run of a checked config."""
+    folder = Path(config.output.dir)
+    with _locked(folder):
+        return _fit(config, _find_checkpoint(folder) if resume else None, overwrite)
+
+
+def _fit(config: RunConfig, checkpoint: Path | None, overwrite: bool) -> int:
     import torch
 
-    from .build import build_trainer, prepare_folder
-
-    folder, checkpoint = Path(config.output.dir), None
-    if resume:
-        checkpoint = _find_checkpoint(folder)
-    elif _is_main_process():
-        prepare_folder(folder, overwrite=overwrite)
-    trainer = build_trainer(config, checkpoint)
-    try:
-        trainer.fit()
-    except torch.OutOfMemoryError as error:
-        print(f"error: out of memory at step {trainer.run.step + 1}: {str(error).splitlines()[0]}", file=sys.stderr)
-        print("try a smaller loop.micro_batch or data.resolution; the last checkpoint is sound", file=sys.stderr)
-        _record_failure(trainer.run, OUT_OF_MEMORY, str(error))
-        return OUT_OF_MEMORY
-    except UserError as error:
-        _record_failure(trainer.run, error.exit_code, str(error))
-        raise
-    trainer.run.accelerator.end_training()
-    return STOPPED if trainer.run.stop else 0
-
-
-def _record_failure(run: "Run", exit_code: int, message: str) -> None:
-    from .callbacks.export import write_run_file
+    from .build import build_trainer
     from .report import write_report
+    from .run_folder import write_run_file
 
-    write_run_file(run, state="failed", exit_code=exit_code, message=message)
-    if run.is_main:
-        write_report(run.folder)
+    run = None
+    try:
+        trainer = build_trainer(config, checkpoint=checkpoint, overwrite=overwrite)
+        run = trainer.run
+        trainer.fit()
+    except (UserError, OSError, torch.OutOfMemoryError) as error:
+        failure = _explain(error, torch.OutOfMemoryError, run.step + 1 if run else None)
+        if run is not None and run.is_main:
+            write_run_file(run, state="failed", exit_code=failure.exit_code, message=str(failure))
+            write_report(run.folder)
+        raise failure from error
+    run.accelerator.end_training()
+    return STOPPED if run.stop else 0
+
+
+def _explain(error: Exception, out_of_memory: type[Exception], step: int | None) -> UserError:
+    """What the user is told."""
+    if isinstance(error, UserError):
+        return error
+    where = f"step {step}: " if step else ""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    if not isinstance(error, out_of_memory):
+        return TrainingError(f"{where}{reason}")
+    failure = TrainingError(f"{where}out of memory ({reason}); try a smaller loop.micro_batch or data.resolution")
+    failure.exit_code = OUT_OF_MEMORY
+    return failure
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One run at a time in a folder; the main process holds the lock for all of its run."""
+    from filelock import FileLock, Timeout
+
+    if int(os.environ.get("RANK", 0)) != 0:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{folder}: another process is training in this folder") from None
+    except OSError as error:
+        raise UserError(f"output.dir {folder}: cannot be written ({error.strerror or error})") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _find_checkpoint(folder: Path) -> Path:
@@ -76,17 +107,32 @@ def _find_checkpoint(folder: Path) -> Path:
 
 
 def _saved_config(folder: Path, overrides: Sequence[str]) -> RunConfig:
-    """The config of a run folder, which may have been moved since."""
+    """The config of a run folder, which may have been moved since; overrides may change what FREE_ON_RESUME lists."""
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: is no run folder (it holds no config.yaml); give the folder of a run")
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"{folder}: has no checkpoint yet; start it again with `loraloom train … --overwrite`")
-    config = load_config(folder / "config.yaml", overrides)
+    saved, config = load_config(folder / "config.yaml"), load_config(folder / "config.yaml", overrides)
+    before, after = _flat(saved.model_dump()), _flat(config.model_dump())
+    changed = [key for key in sorted(before | after) if before.get(key) != after.get(key)]
+    if fixed := [key for key in changed if not key.startswith(FREE_ON_RESUME)]:
+        free = ", ".join(FREE_ON_RESUME)
+        raise UserError(
+            [f"{key} was {before.get(key)!r} in this run and cannot become {after.get(key)!r}" for key in fixed]
+            + [f"a resumed run may change {free}; train anew with another output.dir for the rest"]
+        )
     return config.model_copy(update={"output": config.output.model_copy(update={"dir": str(folder)})})
 
 
-def _is_main_process() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0
+def _flat(values: object, path: str = "") -> dict[str, object]:
+    """Dotted keys."""
+    if isinstance(values, dict):
+        pairs = values.items()
+    elif isinstance(values, list):
+        pairs = enumerate(values)
+    else:
+        return {path: values}
+    return {key: value for k, below in pairs for key, value in _flat(below, f"{path}.{k}" if path else str(k)).items()}
 
 
 def _parser() -> argparse.ArgumentParser:

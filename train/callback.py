@@ -13,4 +13,7 @@ class Callback:
         """After each optimiser step; `run.step` counts it already."""
 
     def on_end(self, run: Run) -> None:
-        """After the last step, also when the run was stopped (`run.stop`)."""
+        """After the last step, also when the run was stopped (`run.stop`), but not when it failed."""
+
+    def on_exit(self, run: Run) -> None:
+        """Last of all, whatever happened: gives back what `on_start` took."""

@@ -69,7 +69,7 @@ def _describe_adapter(config: RunConfig) -> Iterator[str]:
         from .build import check_resolution, make_adapters
 
         family, parts = load_parts(config.model.base, family=config.model.family, dtype=config.model.dtype)
-        check_resolution(config, family, parts)
+        check_resolution(config, family)
         adapters = make_adapters(config, family, parts)
     yield f"  family {family.name}"
     for part, parameters in adapters.parameters().items():

@@ -1,6 +1,8 @@
 """What can be known to be wrong before torch is imported and a model loaded: all of it, at once."""
 
+import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..configs.errors import UserError
@@ -15,6 +17,7 @@ def preflight(config: RunConfig) -> None:
         *check_base(config.model.base),
         *scan_sources(config.data.sources),
         *check_output(Path(config.output.dir), config),
+        *check_trackers(config.trackers),
     ]
     if problems:
         raise UserError(problems)
@@ -33,6 +36,12 @@ def check_output(folder: Path, config: RunConfig) -> list[str]:
     if not os.access(nearest, os.W_OK | os.X_OK):
         return [f"output.dir {folder}: {nearest} cannot be written"]
     return []
+
+
+def check_trackers(trackers: Sequence[str]) -> list[str]:
+    """Trackers that are not installed; accelerate would leave them out without a word."""
+    absent = [name for name in trackers if importlib.util.find_spec(name) is None]
+    return [f"trackers: {name} is not installed; pip install 'loraloom[{name}]', or take it out" for name in absent]
 
 
 def check_fresh(folder: Path) -> None:

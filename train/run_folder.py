@@ -1,17 +1,67 @@
-"""What a run left in its folder, read back: config, record, history and pictures."""
+"""The folder of a run: made, its config and record written, and read back with history and pictures. No torch."""
 
+import importlib.metadata
 import json
+import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ..configs.errors import UserError
+from ..configs.loader import dump_yaml
+from ..configs.schema import RunConfig
+
+if TYPE_CHECKING:
+    from .run import Run
+
+LIBRARIES = ("loraloom", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
 
 MAX_VALIDATIONS = 12
 """Of more validations, this many are shown: the first, the last and some between."""
+
+
+def prepare_folder(folder: Path, name: str, *, overwrite: bool) -> None:
+    """Makes the run folder; removes what an old run left in it if that was asked for (not its class images)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        for below in ("checkpoints", "logs", "samples"):
+            shutil.rmtree(folder / below, ignore_errors=True)
+        for file in (folder / "run.json", folder / "report.html", *folder.glob(f"{name}*.safetensors")):
+            file.unlink(missing_ok=True)
+
+
+def write_config(config: RunConfig, folder: Path) -> None:
+    """config.yaml, resolved: what `loraloom resume` goes on with."""
+    _replace(folder / "config.yaml", dump_yaml(config))
+
+
+def write_run_file(run: "Run", **facts: Any) -> None:
+    """run.json: where the run stands. Written on the main process."""
+    if not run.is_main:
+        return
+    run.facts.update(facts)
+    content = {
+        "state": None,
+        "exit_code": None,
+        "step": run.step,
+        "steps": run.config.loop.steps,
+        "train_seconds": round(run.seconds, 2),
+        "threads": run.config.loop.threads,
+        "processes": run.accelerator.num_processes,
+        "versions": {library: importlib.metadata.version(library) for library in LIBRARIES},
+        **run.facts,
+    }
+    _replace(run.folder / "run.json", json.dumps(content, indent=1) + "\n")
+
+
+def _replace(file: Path, text: str) -> None:
+    partial = file.with_name(f"{file.name}.tmp")
+    partial.write_text(text)
+    os.replace(partial, file)
 
 
 @dataclass(frozen=True, slots=True)

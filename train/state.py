@@ -7,8 +7,8 @@ leaves behind is never taken for a checkpoint. accelerate's own files stay as th
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def save_checkpoint(run: Run) -> Path:
         os.replace(partial, final)
         _fsync(folder)
         _write_atomic(folder / LATEST, final.name)
-        _prune(folder, run.config.checkpoint.keep)
+        _prune(folder, run.step, run.config.checkpoint.keep)
     run.accelerator.wait_for_everyone()
     return final
 
@@ -69,7 +69,7 @@ def save_checkpoint(run: Run) -> Path:
 def newest_sound_checkpoint(folder: Path) -> tuple[Path, list[str]]:
     """The newest checkpoint of a run folder whose manifest holds, and why newer ones were passed over."""
     passed: list[str] = []
-    for checkpoint in reversed(list(_checkpoints(folder / "checkpoints"))):
+    for checkpoint in reversed(_checkpoints(folder / "checkpoints")):
         problem = find_damage(checkpoint)
         if problem is None:
             return checkpoint, passed
@@ -81,15 +81,17 @@ def find_damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
-    except (OSError, ValueError):
+        schema, files = manifest["schema"], dict(manifest["files"])
+        expected = {name: (entry["size"], entry["sha256"]) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError):
         return "its manifest is missing or damaged"
-    if manifest.get("schema") != SCHEMA:
-        return f"written by another version (schema {manifest.get('schema')}, this one reads {SCHEMA})"
-    for name, entry in manifest["files"].items():
+    if schema != SCHEMA:
+        return f"written by another version (schema {schema}, this one reads {SCHEMA})"
+    for name, (size, digest) in expected.items():
         file = checkpoint / name
-        if not file.is_file() or file.stat().st_size != entry["size"] or _sha256(file) != entry["sha256"]:
+        if not file.is_file() or file.stat().st_size != size or _sha256(file) != digest:
             return f"{name} is missing or damaged"
-    return None
+    return None if STATE in expected else f"{STATE} is missing"
 
 
 def load_checkpoint(run: Run, checkpoint: Path) -> None:
@@ -99,8 +101,12 @@ def load_checkpoint(run: Run, checkpoint: Path) -> None:
     run.step, run.seconds = state["step"], state["seconds"]
 
 
-def _checkpoints(folder: Path) -> Iterator[Path]:
-    yield from sorted(path for path in folder.glob("step-*") if path.is_dir() and path.name[5:].isdigit())
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.glob("step-*") if re.fullmatch(r"step-[0-9]+", path.name)), key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _clear_partial(folder: Path) -> None:
@@ -117,9 +123,12 @@ def _seal(folder: Path) -> None:
     _fsync(folder)
 
 
-def _prune(folder: Path, keep: int) -> None:
-    for old in list(_checkpoints(folder))[:-keep]:
-        shutil.rmtree(old)
+def _prune(folder: Path, step: int, keep: int) -> None:
+    """Removes all but the newest `keep`; what lies beyond `step` was damaged, or the run would not be here."""
+    void = [path for path in _checkpoints(folder) if _step_of(path) > step]
+    old = [path for path in _checkpoints(folder) if _step_of(path) <= step][:-keep]
+    for path in void + old:
+        shutil.rmtree(path)
 
 
 def _write_atomic(file: Path, text: str) -> None:

@@ -26,34 +26,40 @@ class Trainer:
     def fit(self) -> None:
         """All steps that are left, with the callbacks around them."""
         run = self.run
-        for callback in self.callbacks:
-            callback.on_start(run)
-        while not run.is_last_step:
-            result = self.train_step()
+        with contextlib.ExitStack() as stack:
             for callback in self.callbacks:
-                callback.on_step(run, result)
-        for callback in self.callbacks:
-            callback.on_end(run)
+                stack.callback(callback.on_exit, run)
+                callback.on_start(run)
+            while not run.is_last_step:
+                result = self.train_step()
+                for callback in self.callbacks:
+                    callback.on_step(run, result)
+            for callback in self.callbacks:
+                callback.on_end(run)
 
     def train_step(self) -> StepResult:
         """Forward and backward of every micro-batch, then one update."""
         run, started = self.run, time.perf_counter()
         rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
-        losses = [self._accumulate(index) for index in range(self.accumulation)]
-        loss, sources = self._gather(losses)
-        if not math.isfinite(loss):
-            raise TrainingError(f"step {run.step + 1}: the loss is {loss}; lower the learning rate (now {rates})")
-        norm = run.accelerator.clip_grad_norm_(self._parameters(), run.config.optimizer.max_grad_norm)
+        batches = [next(self.batches) for _ in range(self.accumulation)]
+        loss, sources = self._gather([self._accumulate(index, batch) for index, batch in enumerate(batches)])
+        norm = float(run.accelerator.clip_grad_norm_(self._parameters(), run.config.optimizer.max_grad_norm) or 0.0)
+        if not math.isfinite(loss) or (run.accelerator.scaler is None and not math.isfinite(norm)):
+            files = ", ".join(str(file) for batch in batches for file in batch.files)
+            raise TrainingError(
+                f"step {run.step + 1}: the loss is {loss:g} and its gradient's norm {norm:g}; nothing of this step is "
+                f"kept. Lower the learning rate (now {rates}) or look at its images: {files}"
+            )
         run.optimizer.step()
         run.schedule.step()
         run.optimizer.zero_grad()
         run.step += 1
         seconds = time.perf_counter() - started
         run.seconds += seconds
-        return StepResult(loss, sources, float(norm or 0.0), rates, seconds)
+        return StepResult(loss, sources, norm, rates, seconds)
 
-    def _accumulate(self, index: int) -> tuple[float, list[tuple[str, float]]]:
-        run, batch = self.run, next(self.batches)
+    def _accumulate(self, index: int, batch: Batch) -> tuple[float, list[tuple[str, float]]]:
+        run = self.run
         with contextlib.ExitStack() as stack:
             if index < self.accumulation - 1:
                 for module in run.trainable_modules():

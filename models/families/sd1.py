@@ -71,6 +71,9 @@ class SD1:
         side = resolution // 2 ** (len(config.block_out_channels) - 1)
         return config.latent_channels, side, side
 
+    def count_tokens(self, parts: Parts, caption: str) -> int:
+        return len(parts["tokenizer"](caption).input_ids)
+
     def encode_prompts(self, parts: Parts, captions: Sequence[str]) -> Conditioning:
         encoder = parts["text_encoder"]
         tokens = parts["tokenizer"](

@@ -2,7 +2,7 @@
 
     python -m loraloom.models.pocket.build --out models/pocket/weights
 
-Seeded, and resumable at any time: run the same command again and it goes on from its last state.
+Seeded, and resumable: run the same command again and it goes on from the state of 250 steps ago or less.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from .tokenizer import WINDOW, build_tokenizer
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # SD 1.x
 CARD = Path(__file__).parent / "card.md"
 MIN_SNR_GAMMA = 5.0
+SAVE_EVERY = 250  # steps
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Recipe:
     unet_steps: int = 4_000
     unet_batch: int = 32
     unet_learning_rate: float = 1e-3
+    debiased_from: int = 1_750  # step; see `loss_weights`
     precision: str = "bf16"  # autocast of the forward passes; weights and optimiser stay fp32
 
 
@@ -154,21 +156,17 @@ class Stage:
         partial.replace(self.path)
 
     def __iter__(self) -> Iterator[int]:
-        """The steps still to do; the state is saved every 250 of them, at the end and on Ctrl-C."""
+        """The steps still to do; the state is saved after every 250 of them and at the end."""
         started = time.perf_counter() - self.seconds
         progress = tqdm(total=self.steps, initial=self.step, desc=self.name, unit="step")
-        try:
-            while self.step < self.steps:
-                yield self.step
-                self.step += 1
-                self.seconds = time.perf_counter() - started
-                progress.update()
-                if self.step % 250 == 0:
-                    self.save()
-        finally:
-            progress.close()
-            if self.step:
+        while self.step < self.steps:
+            yield self.step
+            self.step += 1
+            self.seconds = time.perf_counter() - started
+            progress.update()
+            if self.step % SAVE_EVERY == 0 or self.step == self.steps:
                 self.save()
+        progress.close()
 
     def update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -223,6 +221,16 @@ def encode_scenes(vae: AutoencoderKL, pictures: np.ndarray, work: Path, device: 
     return latents * scale
 
 
+def loss_weights(snr: Tensor, *, debiased: bool) -> Tensor:
+    """Weight of each sample's squared error of the noise, (B,).
+
+    First min-SNR-5 (Hang et al. 2023): outlines are learnt quickly, at middle noise. Colours are decided at high
+    noise, where an error of the picture hardly shows in the noise; 1 / sqrt(SNR) (Yu et al. 2023, "Debias the
+    training of diffusion models") makes up for that.
+    """
+    return snr.rsqrt() if debiased else snr.clamp(max=MIN_SNR_GAMMA) / snr
+
+
 class Denoiser(nn.Module):
     """UNet and text encoder, trained as one."""
 
@@ -238,7 +246,7 @@ class Denoiser(nn.Module):
 def train_unet(
     recipe: Recipe, scenes: list[Scene], latents: Tensor, tokenizer: CLIPTokenizer, work: Path, device: torch.device
 ) -> Denoiser:
-    """Noise prediction (Ho et al. 2020), min-SNR-5 weights (Hang et al. 2023), EMA 0.999."""
+    """Noise prediction (Ho et al. 2020) with `loss_weights`, EMA 0.999."""
     torch.manual_seed(recipe.seed + 1)
     denoiser, scheduler = Denoiser(tokenizer).to(device), make_scheduler()
     stage = Stage("unet", denoiser, recipe.unet_steps, recipe.unet_learning_rate, work, decay=0.999)
@@ -254,7 +262,7 @@ def train_unet(
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             predicted = denoiser(noisy.to(device), timesteps.to(device), tokens.to(device))
         snr = compute_snr(scheduler, timesteps)
-        weight = (snr.clamp(max=MIN_SNR_GAMMA) / snr).to(device)
+        weight = loss_weights(snr, debiased=step >= recipe.debiased_from).to(device)
         loss = F.mse_loss(predicted.float(), noise.to(device), reduction="none").mean((1, 2, 3))
         stage.update((weight * loss).mean())
     assert stage.ema is not None

@@ -174,7 +174,7 @@ def fill_card(card: str, table: str) -> str:
 
 def contact_sheet(pictures: np.ndarray, prompts: Sequence[str], columns: int = 8, zoom: int = 2) -> Image.Image:
     """Pictures in rows, each enlarged, with its prompt in small letters below."""
-    side, text, gap = SIZE * zoom, 36, 6
+    side, text, gap = SIZE * zoom, 46, 6
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + text + gap) + gap), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(9)

@@ -14,7 +14,7 @@ from .scenes import BODIES, COLOURS, EYES, HEADS, SHAPES, STYLES
 
 END_OF_WORD = "</w>"
 WINDOW = 77  # tokens, as in SD 1.x: begin + 75 + end
-_IDENTIFIERS = ("sks", "ohwx", "zwx")  # rare words that DreamBooth users write: one token each, never in a caption
+_IDENTIFIERS = ("sks", "ohwx", "zwx")  # rare words that DreamBooth users write: one token each
 
 
 def caption_words() -> list[str]:

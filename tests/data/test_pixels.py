@@ -1,10 +1,13 @@
 """Pixels from files as a viewer shows them, and the scan that finds files which give none."""
 
+import zlib
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from loraloom.configs.errors import TrainingError
 from loraloom.data.scan import image_files, scan_folder, scan_image
 from loraloom.data.transforms import load_pixels, read_rgb
 
@@ -58,7 +61,7 @@ def test_pixels_are_cropped_in_the_middle_and_scaled_to_one(tmp_path):
 
 def test_a_file_that_changed_after_the_scan_is_named(tmp_path):
     (tmp_path / "gone.png").write_bytes(b"not an image any more")
-    with pytest.raises(ValueError, match=r"gone\.png"):
+    with pytest.raises(TrainingError, match=r"gone\.png"):
         load_pixels(tmp_path / "gone.png", 16)
 
 
@@ -95,11 +98,22 @@ def test_the_scan_says_what_is_wrong(make, words, tmp_path):
     assert str(file) in problem
 
 
-def test_a_bomb_is_refused_by_its_header(tmp_path):
+@pytest.mark.parametrize("side", [10_001, 30_000])
+def test_a_bomb_is_refused_by_its_header(side, tmp_path):
     content = bytearray((lambda f: (Image.new("1", (16, 16)).save(f), f.read_bytes())[1])(tmp_path / "small.png"))
-    content[16:24] = (30000).to_bytes(4, "big") * 2
+    content[16:24] = side.to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     (tmp_path / "bomb.png").write_bytes(content)
-    assert scan_image(tmp_path / "bomb.png") is not None
+    problem = scan_image(tmp_path / "bomb.png")
+    assert problem is not None
+    assert "pixels" in problem
+
+
+def test_a_photo_with_a_preview_beside_it_is_one_photo(tmp_path):
+    photo, preview = Image.new("RGB", (40, 40), "red"), Image.new("RGB", (20, 20), "red")
+    photo.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[preview])
+    assert scan_image(tmp_path / "phone.jpg") is None
+    assert read_rgb(tmp_path / "phone.jpg").size == (40, 40)
 
 
 def test_a_sound_folder_has_no_problems(photos):

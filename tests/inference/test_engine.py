@@ -68,6 +68,22 @@ def test_a_missing_adapter_is_one_line(tiny_base, tmp_path, capsys, adapter):
     assert "missing.safetensors" in line
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--resolution", "30"], "no multiple of 8"),
+        (["--device", "cuda"], "cannot be used"),
+        (["--device", "nonsense"], "cannot be used"),
+        (["--adapter", "x.safetensors:nan"], "not a finite number"),
+        (["--scheduler", "eulr"], "euler"),
+    ],
+)
+def test_arguments_that_cannot_be_are_one_line(tiny_base, tmp_path, capsys, arguments, words):
+    assert run_command(main, ["--base", str(tiny_base), "--prompt", "x", "--out", str(tmp_path), *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
 def test_a_missing_base_is_one_line(tmp_path, capsys):
     assert run_command(main, ["--base", "./nowhere", "--prompt", "x", "--out", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()

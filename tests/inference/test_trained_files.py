@@ -105,7 +105,7 @@ def test_verification_passes_what_was_trained_and_fails_what_was_not(run_folder,
     file = run_folder / "tiny.safetensors"
     (artifact,) = attach(engine, [AdapterFile(file)])
     prediction, model = probe(engine.family, engine.parts), ModelSection(base=str(tiny_base))
-    found = verify_file(file, artifact, model, "fp32", prediction)
+    found = verify_file(file, artifact, model, prediction)
     assert found.modules == len(artifact.modules)
     assert found.delta_difference == 0.0
     assert found.prediction_difference == 0.0
@@ -113,12 +113,12 @@ def test_verification_passes_what_was_trained_and_fails_what_was_not(run_folder,
     first = next(name for name in tensors if "lora_B" in name)
     save_file(tensors | {first: tensors[first] * 1.01}, tmp_path / "other.safetensors")
     with pytest.raises(AfterTrainingError, match="does not verify"):
-        verify_file(tmp_path / "other.safetensors", artifact, model, "fp32", prediction)
+        verify_file(tmp_path / "other.safetensors", artifact, model, prediction)
     stem = first.removesuffix("lora_B.weight")
     fewer = {name: tensor for name, tensor in tensors.items() if not name.startswith(stem)}
     save_file(fewer, tmp_path / "fewer.safetensors")
     with pytest.raises(AfterTrainingError, match="missing"):
-        verify_file(tmp_path / "fewer.safetensors", artifact, model, "fp32", prediction)
+        verify_file(tmp_path / "fewer.safetensors", artifact, model, prediction)
     assert read(file, format_names(engine.family, engine.parts)).modules.keys() == artifact.modules.keys()
 
 

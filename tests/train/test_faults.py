@@ -1,14 +1,21 @@
 """Bad input: one clear line each, exit code 2, no traceback, and found before any model is loaded."""
 
+import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from accelerate.state import AcceleratorState
 
-from loraloom.configs.errors import run_command
+from loraloom.configs.errors import TrainingError, run_command
+from loraloom.configs.loader import load_config
 from loraloom.train.__main__ import main
+from loraloom.train.build import build_trainer
+from loraloom.train.callback import Callback
 
 
 def answer(config: Path, capsys, *arguments: str) -> list[str]:
@@ -75,15 +82,50 @@ def test_all_problems_are_told_together(write_config, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
+        ({"loop": {"precision": "fp16"}}, ["fp16", "bf16"]),
         ({"adapter": {"parts": {"unett": "attention"}}}, ["unett", 'did you mean "unet"']),
         ({"adapter": {"parts": {"unet": "atention"}}}, ["atention", "attention"]),
         ({"data": {"resolution": 36}}, ["36", "32", "40"]),
         ({"model": {"family": "sdxl"}}, ["sdxl", "sd1"]),
     ],
 )
-def test_what_only_the_model_can_tell(write_config, capsys, sections, words):
-    (line,) = answer(write_config(**sections), capsys)
+def test_what_only_the_model_can_tell(write_config, photos, capsys, sections, words):
+    AcceleratorState._reset_state(True)
+    folder = write_config().parent / "run"
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    sources = {"sources": [{"path": str(photos), "caption": "x"}, {"prior": "a creature", "count": 4}]}
+    config = write_config(**sections | {"data": sources | sections.get("data", {})})
+    (line,) = answer(config, capsys, "--overwrite")
+    AcceleratorState._reset_state(True)
     assert all(word in line for word in words), line
+    assert (folder / "run.json").exists(), "an old run was removed for one that cannot start"
+    assert not list(folder.glob("prior-*")), "class images were made before the config was known to fit"
+
+
+def test_a_tracker_that_is_not_installed(write_config, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (line,) = answer(write_config(trackers=["tensorboard"]), capsys)
+    assert "not installed" in line
+
+
+def test_a_caption_longer_than_the_window_is_said(write_config, photos, capsys):
+    long = {"path": str(photos), "caption": "a red star on a blue background " * 20}
+    assert main([str(write_config(data={"sources": [long]}, loop={"steps": 1}))]) == 0
+    assert "only the first 77 are seen" in capsys.readouterr().err
+
+
+def test_an_image_that_vanishes_ends_the_run_with_its_name(write_config, photos, tmp_path, capsys):
+    class Vanish(Callback):
+        def on_start(self, run):
+            shutil.rmtree(folder)
+
+    folder = Path(shutil.copytree(photos, tmp_path / "vanishing"))
+    config = load_config(write_config(data={"sources": [{"path": str(folder), "caption": "x"}]}))
+    trainer = build_trainer(config)
+    trainer.callbacks = [Vanish()]
+    with pytest.raises(TrainingError, match=r"vanishing.*\.png"):
+        trainer.fit()
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_and_saves_no_adapter(write_config, capsys):
@@ -93,6 +135,16 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_saves_no_adapter(write_con
     assert "learning rate" in capsys.readouterr().err
     assert not list(folder.glob("*.safetensors"))
     assert yaml.safe_load((folder / "run.json").read_text())["state"] == "failed"
+    assert (folder / "report.html").exists()
+
+
+def test_weights_are_those_before_a_step_that_failed(write_config, photos):
+    trainer = build_trainer(load_config(write_config(), ["data.sources.0.loss_weight=1e38"]))
+    trainer.callbacks = []
+    before = [parameter.clone() for parameter in trainer._parameters()]
+    with pytest.raises(TrainingError, match=r"step 1:.*\.png"):
+        trainer.fit()
+    assert all(torch.equal(old, new) for old, new in zip(before, trainer._parameters(), strict=True))
 
 
 def test_bad_images_are_refused_without_importing_torch(write_config, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -10,10 +11,16 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from loraloom.configs.errors import UserError, run_command
+from loraloom.configs.loader import load_config
 from loraloom.train.__main__ import main
-from loraloom.train.state import find_damage, newest_sound_checkpoint
+from loraloom.train.build import build_trainer
+from loraloom.train.callback import Callback
+from loraloom.train.callbacks.checkpoint import Checkpoints
+from loraloom.train.callbacks.signals import StopOnSignal
+from loraloom.train.state import find_damage, newest_sound_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +89,54 @@ def test_a_damaged_checkpoint_is_passed_over(finished, damage):
     assert "step-000010" in passed[0]
 
 
+def test_saving_after_a_damaged_checkpoint_keeps_what_is_sound(finished):
+    """Back at step 8 because 10 is damaged: step 9, saved on a signal, must not give way to 10."""
+    (finished / "checkpoints/step-000010/optimizer.bin").write_bytes(b"")
+    config = load_config(finished / "config.yaml", [f"output.dir={finished}", "checkpoint.keep=1"])
+    trainer = build_trainer(config, checkpoint=newest_sound_checkpoint(finished)[0])
+    trainer.train_step()
+    save_checkpoint(trainer.run)
+    checkpoint, passed = newest_sound_checkpoint(finished)
+    assert (checkpoint.name, passed) == ("step-000009", [])
+
+
+def test_checkpoints_are_ordered_by_number(finished):
+    folder = finished / "checkpoints"
+    (folder / "step-000010").rename(folder / "step-1000000")
+    assert newest_sound_checkpoint(finished)[0].name == "step-1000000"
+
+
+def test_a_resumed_run_may_not_change_what_decides_its_weights(finished, capsys):
+    assert run_command(main, ["--resume", str(finished), "adapter.rank=8", "data.resolution=64"]) == 2
+    first, second, advice = capsys.readouterr().err.splitlines()
+    assert "adapter.rank was 4" in first
+    assert "data.resolution was 32" in second
+    assert "output.dir" in advice
+    assert main(["--resume", str(finished), "validation.every=3"]) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_stops(write_config, number):
+    class Interrupt(Callback):
+        def on_step(self, run, result):
+            if run.step == 3:
+                os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    trainer = build_trainer(load_config(write_config(checkpoint={"every": 100})))
+    trainer.callbacks = [Interrupt(), StopOnSignal(), Checkpoints()]
+    trainer.fit()
+    assert (trainer.run.stop, trainer.run.step) == (number.name, 3)
+    assert newest_sound_checkpoint(trainer.run.folder)[0].name == "step-000003"
+    assert signal.getsignal(number) is before
+
+
+def test_a_folder_in_which_someone_trains_is_refused(finished, capsys):
+    with FileLock(finished / ".lock"):
+        assert run_command(main, ["--resume", str(finished)]) == 2
+    assert "another process" in capsys.readouterr().err
+
+
 def test_no_checkpoint_at_all_is_said(tmp_path):
     with pytest.raises(UserError, match="no sound checkpoint"):
         newest_sound_checkpoint(tmp_path)
@@ -124,8 +179,9 @@ def test_a_killed_process_resumes_to_the_same_bytes(write_config, name):
     whole = {"loop": {"steps": 30, "batch_size": 2}, "checkpoint": {"every": 4}}
     config, reference = write_config("killed", **whole), write_config("whole", **whole)
     process = start(config)
-    folder = config.parent / "killed"
-    wait_for_step(folder, 5 + os.getpid() % 13, process)  # another step each time
+    folder, step = config.parent / "killed", 5 + random.SystemRandom().randrange(13)  # another one each time
+    print(f"{name} after step {step}")
+    wait_for_step(folder, step, process)
     process.send_signal(getattr(signal, name))
     code = process.wait(60)
     assert code == (5 if name == "SIGTERM" else -signal.SIGKILL)
@@ -140,11 +196,20 @@ def test_a_killed_process_resumes_to_the_same_bytes(write_config, name):
 
 
 @pytest.mark.slow
+def test_accelerate_launch_trains_the_same(write_config, finished):
+    config = write_config("launched")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    done = subprocess.run([*command, "-m", "loraloom.train", str(config)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert adapter_bytes(config.parent / "launched") == adapter_bytes(finished)
+
+
+@pytest.mark.slow
 def test_two_processes_train_what_one_with_accumulation_trains(write_config):
     options = {"loop": {"steps": 4, "batch_size": 4, "micro_batch": 2, "threads": 1}, "checkpoint": {"every": 2}}
     one, two = write_config("one", **options), write_config("two", **options)
     assert main([str(one)]) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     arguments = ["-m", "loraloom.train", str(two)]
     done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=240)

@@ -1,7 +1,5 @@
 """The loop is right: its losses are those of a bare loop, to the bit, and a step can be repeated."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +7,7 @@ from accelerate.state import AcceleratorState
 
 from loraloom.configs.loader import load_config
 from loraloom.data.draws import Draws, key_seed
-from loraloom.train.build import build_trainer, prepare_folder
+from loraloom.train.build import build_trainer
 from loraloom.train.callback import Callback
 
 
@@ -23,11 +21,10 @@ class Recorder(Callback):
         self.losses.append(result.loss)
 
 
-def train(config_file, checkpoint=None):
+def train(config_file):
     """Losses and final adapter state of a run, without any other callback."""
     config = load_config(config_file)
-    prepare_folder(Path(config.output.dir), overwrite=True)
-    trainer, recorder = build_trainer(config, checkpoint), Recorder()
+    trainer, recorder = build_trainer(config, overwrite=True), Recorder()
     trainer.callbacks = [recorder]
     trainer.fit()
     return recorder.losses, trainer.run.adapters.states()

@@ -1,9 +1,7 @@
-"""Writes the trained adapter in every wanted format, verifies the files, and keeps run.json."""
+"""Writes the trained adapter in every wanted format and verifies the files; run.json says how the run stands."""
 
-import importlib.metadata
-import json
-import os
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 
 from tqdm import tqdm
@@ -11,13 +9,12 @@ from tqdm import tqdm
 from ...adapters import format as adapter_format
 from ...adapters.adapter import ADAPTER_NAME
 from ...adapters.artifact import AdapterArtifact, from_peft
-from ...configs.errors import AfterTrainingError
+from ...configs.errors import AfterTrainingError, UserError
 from ...inference.mixing import format_names
 from ...inference.verify import probe, verify_file
 from ..callback import Callback
 from ..run import Run
-
-LIBRARIES = ("loraloom", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
+from ..run_folder import write_run_file
 
 
 class Export(Callback):
@@ -29,6 +26,7 @@ class Export(Callback):
         run.facts["modules"] = {
             part: len(from_peft(part, module, ADAPTER_NAME)) for part, module in run.adapters.carriers.items()
         }
+        run.facts["started"] = datetime.now().astimezone().isoformat(timespec="seconds")
         write_run_file(run, state="running")
 
     def on_end(self, run: Run) -> None:
@@ -39,23 +37,30 @@ class Export(Callback):
         run.accelerator.wait_for_everyone()
 
     def _export(self, run: Run) -> None:
-        artifact = make_artifact(run)
-        names = format_names(run.family, run.parts | run.adapters.carriers)
-        output, results = run.config.output, {}
-        files = {kind: run.folder / adapter_format.file_name(output.name, kind) for kind in output.formats}
-        for kind, file in files.items():
-            adapter_format.write(artifact, file, kind, names, output.dtype)
-        run.facts["files"] = [file.name for file in files.values()]
-        trained = probe(run.family, run.parts | run.adapters.carriers)
         try:
-            for kind, file in files.items():
-                results[kind] = asdict(verify_file(file, artifact, run.config.model, output.dtype, trained))
-                tqdm.write(f"wrote and verified {file}")
-        except AfterTrainingError as error:
-            write_run_file(run, state="failed", exit_code=error.exit_code, message=str(error))
+            run.facts["files"], run.facts["verify"] = write_and_verify(run)
+        except AfterTrainingError:
             raise
-        run.facts["verify"] = results
+        except (UserError, OSError) as error:
+            raise AfterTrainingError(f"the adapter was trained but cannot be written: {error}") from error
         write_run_file(run, state="done", exit_code=0)
+
+
+def write_and_verify(run: Run) -> tuple[list[str], dict[str, Any]]:
+    """The names of the files, one for each format, and what the verification of each found."""
+    artifact, output, model = make_artifact(run), run.config.output, run.config.model
+    parts = run.parts | run.adapters.carriers
+    files = {kind: run.folder / adapter_format.file_name(output.name, kind) for kind in output.formats}
+    for kind, file in files.items():
+        adapter_format.write(artifact, file, kind, format_names(run.family, parts), output.dtype)
+    precision = run.config.loop.precision
+    dtypes, device = {output.dtype, model.dtype, "fp32" if precision == "no" else precision}, run.accelerator.device
+    trained, results = probe(run.family, parts), {}
+    for kind, file in files.items():
+        found = verify_file(file, artifact, model, trained, dtypes=dtypes, device=str(device))
+        results[kind] = asdict(found)
+        tqdm.write(f"wrote and verified {file}")
+    return [file.name for file in files.values()], results
 
 
 def make_artifact(run: Run) -> AdapterArtifact:
@@ -71,27 +76,6 @@ def make_artifact(run: Run) -> AdapterArtifact:
 def _header(run: Run) -> dict[str, str]:
     resolution = run.config.data.resolution
     return {"modelspec.title": run.config.output.name, "modelspec.resolution": f"{resolution}x{resolution}"}
-
-
-def write_run_file(run: Run, **facts: Any) -> None:
-    """run.json: where the run stands; written on the main process, atomically."""
-    if not run.is_main:
-        return
-    run.facts.update(facts)
-    content = {
-        "state": None,
-        "exit_code": None,
-        "step": run.step,
-        "steps": run.config.loop.steps,
-        "train_seconds": round(run.seconds, 2),
-        "threads": run.config.loop.threads,
-        "processes": run.accelerator.num_processes,
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-        **run.facts,
-    }
-    partial = run.folder / "run.json.tmp"
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, run.folder / "run.json")
 
 
 def _numel(tensor: Any) -> int:

@@ -19,5 +19,5 @@ class Progress(Callback):
         self.bar.set_postfix(loss=f"{self.smoothed:.4f}", refresh=False)
         self.bar.update()
 
-    def on_end(self, run: Run) -> None:
+    def on_exit(self, run: Run) -> None:
         self.bar.close()

@@ -26,10 +26,11 @@ class StopOnSignal(Callback):
         if received and run.step < run.config.loop.steps:
             run.stop = received
 
-    def on_end(self, run: Run) -> None:
+    def on_exit(self, run: Run) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
-        signal.signal(number, signal.SIG_DFL)
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)

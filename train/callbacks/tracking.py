@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import TextIO
 
+from tqdm import tqdm
+
 from ...configs.errors import UserError
 from ..callback import Callback
 from ..run import Run, StepResult
@@ -13,6 +15,7 @@ class Tracking(Callback):
     """Writes a line for each step."""
 
     file: TextIO | None = None
+    trackers_work = True
 
     def on_start(self, run: Run) -> None:
         try:
@@ -34,9 +37,17 @@ class Tracking(Callback):
         }
         if self.file is not None:
             self.file.write(json.dumps({"step": run.step, **values, "seconds": round(result.seconds, 4)}) + "\n")
-        run.accelerator.log(values, step=run.step)
+        if self.trackers_work:
+            self._log(run, values)
 
-    def on_end(self, run: Run) -> None:
+    def _log(self, run: Run, values: dict[str, float]) -> None:
+        try:
+            run.accelerator.log(values, step=run.step)
+        except Exception as error:  # whatever a tracker's service does, training goes on without it
+            self.trackers_work = False
+            tqdm.write(f"warning: tracking stopped at step {run.step}, training goes on: {error}")
+
+    def on_exit(self, run: Run) -> None:
         if self.file is not None:
             self.file.close()
 
