@@ -72,7 +72,7 @@ def test_a_missing_adapter_is_one_line(tiny_base, tmp_path, capsys, adapter):
     ("arguments", "words"),
     [
         (["--resolution", "30"], "no multiple of 8"),
-        (["--device", "cuda"], "cannot be used"),
+        (["--device", "cuda:99"], "cannot be used"),
         (["--device", "nonsense"], "cannot be used"),
         (["--adapter", "x.safetensors:nan"], "not a finite number"),
         (["--scheduler", "eulr"], "euler"),
