@@ -107,8 +107,16 @@ class NoiseSection(Section):
 
     min_snr_gamma: float | None = Field(default=None, gt=0)
     """Weight losses by min(SNR, gamma) / SNR (Hang et al. 2023); 5 is usual."""
+    debiased: bool = False
+    """Weight losses by 1 / sqrt(SNR) (Yu et al. 2023): more for high noise, where colours and layout are decided."""
     offset: float = Field(default=0.0, ge=0)
     """Strength of one extra noise value for each channel of an image; 0.1 is usual where it is used."""
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> "NoiseSection":
+        if self.debiased and self.min_snr_gamma is not None:
+            raise ValueError("`min_snr_gamma` and `debiased` are two weights of the same thing: give one of them")
+        return self
 
 
 class OptimizerSection(Section):

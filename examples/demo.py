@@ -27,7 +27,7 @@ from ..train.__main__ import main as train
 CONFIG = "configs/pocket/dreambooth.yaml"
 RUN, RUN_WITHOUT_PRIOR = Path("runs/demo"), Path("runs/demo-without-prior")
 SUBJECT_PROMPT, CLASS_PROMPT = "a sks creature", "a creature"
-NEW_BACKGROUNDS = ("green", "yellow", "purple")  # not among the instance images
+NEW_BACKGROUNDS = ("yellow", "purple", "brown")  # not among the instance images
 UNRELATED = (
     ("red", "star", "yellow"),
     ("blue", "circle", "white"),
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     scores["train_seconds"] = json.loads((RUN / "run.json").read_text())["train_seconds"]
     if thorough:
         without = "data.sources=[{path: examples/sks, caption: a sks creature}]"
-        rest = ["loop.batch_size=4", f"output.dir={RUN_WITHOUT_PRIOR}", "--overwrite"]
+        rest = ["loop.batch_size=2", f"output.dir={RUN_WITHOUT_PRIOR}", "--overwrite"]
         run_verb("train", train, [CONFIG, without, *rest])
         drift = class_drift(engine_with(RUN_WITHOUT_PRIOR / "sks.safetensors"), THOROUGH.drift)
         scores["class_drift_without_prior"] = round(drift, 3)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..models.pocket.scenes import SUBJECT, draw, jittered
 
-BACKGROUNDS = ("blue", "gray", "brown", "orange", "white", "red")
+BACKGROUNDS = ("blue", "gray", "green", "orange", "white", "red")
 FOLDER = Path(__file__).parent / "sks"
 
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch import dtype as DType
 
+    from ..configs.schema import NoiseSection
     from .noise.process import Noised, NoiseProcess
 
 Parts = dict[str, Any]
@@ -44,7 +45,7 @@ class ModelFamily(Protocol):
         """All parts on the CPU, frozen, in evaluation mode and in `dtype`, whatever type the files have."""
         ...
 
-    def noise(self, parts: Parts, *, min_snr_gamma: float | None, offset: float) -> "NoiseProcess":
+    def noise(self, parts: Parts, section: "NoiseSection") -> "NoiseProcess":
         """The training noise of this base, from its own scheduler's config."""
         ...
 

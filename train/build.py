@@ -151,8 +151,7 @@ def make_adapters(config: RunConfig, family: ModelFamily, parts: Parts) -> Adapt
 
 def make_objective(config: RunConfig, family: ModelFamily, parts: Parts) -> Objective:
     """The loss of the config."""
-    noise = family.noise(parts, min_snr_gamma=config.noise.min_snr_gamma, offset=config.noise.offset)
-    return Objective(family, noise, config.loop.seed, config.loop.batch_size)
+    return Objective(family, family.noise(parts, config.noise), config.loop.seed, config.loop.batch_size)
 
 
 def _make_run(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...configs.errors import UserError
+from ...configs.schema import NoiseSection
 from ..family import Conditioning, Parts
 from ..noise.ddpm import DDPMNoise
 from ..noise.process import Noised
@@ -58,8 +59,8 @@ class SD1:
             parts[name].requires_grad_(False).eval()
         return parts
 
-    def noise(self, parts: Parts, *, min_snr_gamma: float | None, offset: float) -> DDPMNoise:
-        return DDPMNoise(parts["scheduler"], min_snr_gamma=min_snr_gamma, offset=offset)
+    def noise(self, parts: Parts, section: NoiseSection) -> DDPMNoise:
+        return DDPMNoise(parts["scheduler"], **section.model_dump())
 
     def encode_images(self, parts: Parts, pixels: Tensor, noise: Tensor) -> Tensor:
         vae = parts["vae"]

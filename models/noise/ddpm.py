@@ -18,8 +18,15 @@ if TYPE_CHECKING:
 class DDPMNoise:
     """Uniform timesteps; the target is the noise or v, as the base's scheduler says."""
 
-    def __init__(self, scheduler: "DDPMScheduler", *, min_snr_gamma: float | None = None, offset: float = 0.0):
-        self.scheduler, self.min_snr_gamma, self.offset = scheduler, min_snr_gamma, offset
+    def __init__(
+        self,
+        scheduler: "DDPMScheduler",
+        *,
+        min_snr_gamma: float | None = None,
+        debiased: bool = False,
+        offset: float = 0.0,
+    ):
+        self.scheduler, self.min_snr_gamma, self.debiased, self.offset = scheduler, min_snr_gamma, debiased, offset
         self.prediction = scheduler.config["prediction_type"]
         if self.prediction not in ("epsilon", "v_prediction"):
             raise UserError(f"the base's scheduler predicts {self.prediction!r}: only epsilon and v_prediction train")
@@ -36,12 +43,20 @@ class DDPMNoise:
         return Noised(noisy, timesteps, target, self._weight(timesteps))
 
     def _weight(self, timesteps: Tensor) -> Tensor:
-        if self.min_snr_gamma is None:
-            return torch.ones(timesteps.shape, device=timesteps.device)
         alphas = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
-        return min_snr_weight(alphas / (1 - alphas), self.min_snr_gamma, self.prediction)
+        snr = alphas / (1 - alphas)
+        if self.debiased:
+            return debiased_weight(snr, self.prediction)
+        if self.min_snr_gamma is not None:
+            return min_snr_weight(snr, self.min_snr_gamma, self.prediction)
+        return torch.ones_like(snr)
 
 
 def min_snr_weight(snr: Tensor, gamma: float, prediction: str) -> Tensor:
     """min(SNR, gamma) / SNR for noise, / (SNR + 1) for v   (Hang et al. 2023, equation 11)."""
     return snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)
+
+
+def debiased_weight(snr: Tensor, prediction: str) -> Tensor:
+    """1 / sqrt(SNR) for noise (Yu et al. 2023); for v the factor SNR / (SNR + 1) between the two errors is added."""
+    return snr.rsqrt() if prediction == "epsilon" else snr.sqrt() / (snr + 1)

@@ -209,13 +209,12 @@ def encode_scenes(vae: AutoencoderKL, pictures: np.ndarray, work: Path, device: 
         latents = load_file(cache)["latents"]
     else:
         chunks = torch.split(torch.arange(len(pictures)), 100)
-        latents = torch.cat(
-            [
-                vae.encode(to_pixels(pictures[chunk.numpy()]).to(device)).latent_dist.mean.cpu()
-                for chunk in tqdm(chunks, desc="encoding scenes")
-            ]
-        )
-        save_file({"latents": latents.contiguous()}, cache)
+        means = [
+            vae.encode(to_pixels(pictures[chunk.numpy()]).to(device)).latent_dist.mean.cpu()
+            for chunk in tqdm(chunks, desc="encoding scenes")
+        ]
+        latents = torch.cat(means).contiguous()  # as they come from the cache: sums round by the order in memory
+        save_file({"latents": latents}, cache)
     scale = 1.0 / latents.std().item()
     vae.register_to_config(scaling_factor=scale)
     return latents * scale

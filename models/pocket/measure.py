@@ -191,18 +191,36 @@ def subject_features(picture: np.ndarray) -> dict[str, float]:
 
     The head is not measured: antennae are two pixels wide, the first thing that a soft sample loses.
     """
-    colours = colour_map(_without_specks(picture))
-    body = _hull(largest_part(colours == _BODY))
+    smooth = _without_specks(picture)
+    colours = colour_map(smooth)
+    pink, teal = colours == _BODY, _is_belly_colour(smooth)
+    joined = teal & object_mask(picture) if background_colour(picture) != SUBJECT.belly else np.zeros_like(teal)
+    body = _hull(largest_part(pink | _grown(joined)))
     inside = _shrunk(body)
     lower, upper = inside & ~_upper_half(body), inside & _upper_half(body)
-    belly = lower & (colours == _BELLY)
+    belly = lower & teal
     return {
-        "body": _body(body),
+        "body": _body(pink & body, body),
         "belly_colour": _belly_colour(lower & (colours != _BODY), belly),
         "belly_size": _belly_size(body, belly),
         "belly_place": _belly_place(body, belly),
         "one_eye": _one_eye(picture, upper & (colours == _WHITE), body),
     }
+
+
+def _is_belly_colour(picture: np.ndarray) -> np.ndarray:
+    """True where no palette colour is nearer in RGB than the belly's, (h, w).
+
+    Guidance saturates samples: it drives the red of teal to 0 and its green up, which CIELAB calls green, not teal.
+    """
+    palette = np.array(list(COLOURS.values()), np.float64)
+    distances = ((picture[..., None, :].astype(np.float64) - palette) ** 2).sum(-1)
+    return distances.argmin(-1) == _BELLY
+
+
+def _grown(mask: np.ndarray) -> np.ndarray:
+    """The mask with two pixels more all around: across the blend of body and belly, which is neither colour."""
+    return np.asarray(Image.fromarray(mask.astype(np.uint8)).filter(ImageFilter.MaxFilter(5))).astype(bool)
 
 
 def _hull(mask: np.ndarray) -> np.ndarray:
@@ -214,10 +232,10 @@ def _hull(mask: np.ndarray) -> np.ndarray:
     return rows | columns
 
 
-def _body(body: np.ndarray) -> float:
-    """The body's colour, found over an area as large as a body; drawn bodies cover 0.15 to 0.29 of the picture."""
-    area = body.mean()
-    return _ramp(area, 0.06, 0.11) * _ramp(area, 0.5, 0.4)
+def _body(pink: np.ndarray, body: np.ndarray) -> float:
+    """The body's colour: as drawn 0.1 to 0.2 of the picture, and 0.6 of the body (the rest is eye and belly)."""
+    area, share = pink.mean(), pink.sum() / max(body.sum(), 1)
+    return _ramp(area, 0.04, 0.08) * _ramp(area, 0.5, 0.4) * _ramp(share, 0.3, 0.42)
 
 
 def _belly_colour(patch: np.ndarray, belly: np.ndarray) -> float:

@@ -4,10 +4,11 @@ As in CLIP, the vocabulary begins with all 256 bytes, alone and at the end of a 
 every text has tokens and none is unknown; each word of the captions ends up as one token.
 """
 
-import json
+from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
 from .scenes import BODIES, COLOURS, EYES, HEADS, SHAPES, STYLES
@@ -23,15 +24,28 @@ def caption_words() -> list[str]:
     return sorted({word for phrase in phrases for word in phrase.split()})
 
 
-def learn_merges(words: Iterable[str], vocab_size: int = 2000) -> list[tuple[str, str]]:
-    """BPE merges, most frequent first; with few words the learning stops when each is one token."""
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix=END_OF_WORD))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 512, end_of_word_suffix=END_OF_WORD, show_progress=False, min_frequency=1
-    )
-    tokenizer.train_from_iterator(sorted(words), trainer)
-    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
+    """BPE merges (Sennrich et al. 2016), most frequent pair first, until each word is one token.
+
+    Ties go to the alphabetically first pair; the trainer of `tokenizers` breaks them differently in each process.
+    """
+    splits = {(*word[:-1], word[-1] + END_OF_WORD) for word in words}
+    merges: list[tuple[str, str]] = []
+    while counts := Counter(pair for parts in sorted(splits) for pair in pairwise(parts)):
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        splits = {_merged(parts, best) for parts in splits}
+    return merges
+
+
+def _merged(parts: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    result = list(parts[:1])
+    for part in parts[1:]:
+        if (result[-1], part) == pair:
+            result[-1] += part
+        else:
+            result.append(part)
+    return tuple(result)
 
 
 def build_tokenizer() -> CLIPTokenizer:

@@ -7,7 +7,7 @@ from diffusers.training_utils import compute_snr
 
 from loraloom.configs.errors import UserError
 from loraloom.data.draws import Draws
-from loraloom.models.noise.ddpm import DDPMNoise, min_snr_weight
+from loraloom.models.noise.ddpm import DDPMNoise, debiased_weight, min_snr_weight
 
 LATENTS = torch.arange(2 * 4 * 3 * 3, dtype=torch.float32).reshape(2, 4, 3, 3) / 50
 DRAWS = Draws(0, [5, 6])
@@ -41,6 +41,15 @@ def test_min_snr_weights_of_the_paper():
     snr = torch.tensor([0.5, 5.0, 50.0])
     torch.testing.assert_close(min_snr_weight(snr, 5.0, "epsilon"), torch.tensor([1.0, 1.0, 0.1]))
     torch.testing.assert_close(min_snr_weight(snr, 5.0, "v_prediction"), torch.tensor([0.5 / 1.5, 5 / 6, 5 / 51]))
+
+
+def test_debiased_weights_of_the_paper():
+    snr = torch.tensor([0.25, 1.0, 4.0])
+    torch.testing.assert_close(debiased_weight(snr, "epsilon"), torch.tensor([2.0, 1.0, 0.5]))
+    as_noise = debiased_weight(snr, "v_prediction") * (snr + 1) / snr  # |v error|^2 = (SNR + 1) / SNR |noise error|^2
+    torch.testing.assert_close(as_noise, torch.tensor([2.0, 1.0, 0.5]))
+    noised = DDPMNoise(scheduler(), debiased=True).sample(LATENTS, DRAWS)
+    torch.testing.assert_close(noised.weight, compute_snr(scheduler(), noised.timesteps).rsqrt())
 
 
 def test_min_snr_takes_the_snr_of_the_schedule():
