@@ -126,7 +126,21 @@ def load_parts(base: str, *, revision: str | None = None, family: str | None = N
         find("models.families", family)  # answers with the names that exist
         raise UserError(f"base {base!r} is a {detected} model, the config says family {family!r}")
     found: ModelFamily = find("models.families", detected).FAMILY
-    return found, found.load(folder, DTYPES[dtype])
+    parts = found.load(folder, DTYPES[dtype])
+    for part in parts.values():
+        if isinstance(part, torch.nn.Module):
+            _align(part)
+    return found, parts
+
+
+def _align(module: torch.nn.Module) -> None:
+    """Copies all weights to memory of torch's own.
+
+    Weights that are mapped from a file begin wherever its header ends, and CPU kernels round by where their operands
+    begin: the same numbers from two files, or from a file and from another process, would give other bits.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def _import_quietly(pipeline: str) -> Any:

@@ -32,7 +32,7 @@ def test_the_demo_scores_64_images():
 
 def test_its_config_is_dreambooth_with_half_class_images():
     config = load_config(demo.CONFIG)
-    assert [source.share for source in config.data.sources] == [0.5, 0.5]
+    assert [source.share for source in config.data.sources] == [0.5, 0.25, 0.25]
     assert set(config.adapter.parts) == {"unet", "text_encoder"}
     assert config.output.formats == ["diffusers", "kohya"]
 

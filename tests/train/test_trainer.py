@@ -44,6 +44,9 @@ def bare_loop(base, photos, steps, batch_size, learning_rate):
     text_encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder").requires_grad_(False)
     tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
     scheduler = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
+    for module in (unet, vae, text_encoder):
+        for parameter in module.parameters():
+            parameter.data = parameter.data.clone()  # aligned as ours: kernels round by where their operands begin
     targets = {
         "text_encoder": (text_encoder, ["q_proj", "k_proj", "v_proj", "out_proj"]),
         "unet": (unet, ["to_q", "to_k", "to_v", "to_out.0"]),
