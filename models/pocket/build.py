@@ -5,6 +5,9 @@
 Seeded, and resumable: run the same command again and it goes on from the state of 250 steps ago or less.
 """
 
+# diffusers annotates `tuple[int]` where it means any number, and methods by one of their two return types:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 import argparse
 import json
 import time

@@ -57,4 +57,4 @@ def build_tokenizer() -> CLIPTokenizer:
     vocab = {token: index for index, token in enumerate(tokens)}
     if len(vocab) != len(tokens):
         raise AssertionError("a merge makes a token that exists already")
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=WINDOW)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=WINDOW)  # type: ignore[arg-type]
