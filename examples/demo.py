@@ -166,7 +166,7 @@ def before_after(base: Engine, adapted: Engine, num_images: int = 2, zoom: int =
     prompts += [CLASS_PROMPT, "a red star on a yellow background"]
     request = Request.repeat(prompts, num_images, seed=1)
     rows = [engine.generate(request, progress="before and after") for engine in (base, adapted)]
-    side, gap, margin, title = rows[0][0].width * zoom, 4, 70, 34
+    side, gap, margin, title = rows[0][0].width * zoom, 4, 70, 40
     width = margin + len(rows[0]) * (side + gap)
     sheet = Image.new("RGB", (width, title + 2 * (side + gap)), "white")
     pen = ImageDraw.Draw(sheet)

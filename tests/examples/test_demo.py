@@ -61,5 +61,5 @@ def test_before_and_after_have_a_row_each():
     sheet = demo.before_after(base, base, num_images=1, zoom=1)
     pixels = np.asarray(sheet)
     assert isinstance(sheet, Image.Image)
-    above, below = pixels[34:98, 70:], pixels[34 + 68 : 98 + 68, 70:]
+    above, below = pixels[40:104, 70:], pixels[40 + 68 : 104 + 68, 70:]
     assert (above == below).all()
