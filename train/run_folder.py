@@ -36,7 +36,7 @@ def prepare_folder(folder: Path, name: str, *, overwrite: bool) -> None:
 
 def write_config(config: RunConfig, folder: Path) -> None:
     """config.yaml, resolved: what `loraloom resume` goes on with."""
-    _replace(folder / "config.yaml", dump_yaml(config))
+    replace_text(folder / "config.yaml", dump_yaml(config))
 
 
 def write_run_file(run: "Run", **facts: Any) -> None:
@@ -55,12 +55,16 @@ def write_run_file(run: "Run", **facts: Any) -> None:
         "versions": {library: importlib.metadata.version(library) for library in LIBRARIES},
         **run.facts,
     }
-    _replace(run.folder / "run.json", json.dumps(content, indent=1) + "\n")
+    replace_text(run.folder / "run.json", json.dumps(content, indent=1) + "\n")
 
 
-def _replace(file: Path, text: str) -> None:
+def replace_text(file: Path, text: str) -> None:
+    """Writes a file whole or not at all, also when the machine stops in the middle."""
     partial = file.with_name(f"{file.name}.tmp")
-    partial.write_text(text)
+    with partial.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(partial, file)
 
 

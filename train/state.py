@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from ..configs.errors import UserError
 from .run import Run
+from .run_folder import replace_text
 
 SCHEMA = 1
 MANIFEST, STATE, LATEST = "manifest.json", "run_state.json", "latest"
@@ -60,7 +61,7 @@ def save_checkpoint(run: Run) -> Path:
             shutil.rmtree(final)
         os.replace(partial, final)
         _fsync(folder)
-        _write_atomic(folder / LATEST, final.name)
+        replace_text(folder / LATEST, final.name)
         _prune(folder, run.step, run.config.checkpoint.keep)
     run.accelerator.wait_for_everyone()
     return final
@@ -119,7 +120,7 @@ def _seal(folder: Path) -> None:
     entries = {str(file.relative_to(folder)): {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
     for file in files:
         _fsync(file)
-    _write_atomic(folder / MANIFEST, json.dumps({"schema": SCHEMA, "files": entries}, indent=1))
+    replace_text(folder / MANIFEST, json.dumps({"schema": SCHEMA, "files": entries}, indent=1))
     _fsync(folder)
 
 
@@ -129,13 +130,6 @@ def _prune(folder: Path, step: int, keep: int) -> None:
     old = [path for path in _checkpoints(folder) if _step_of(path) <= step][:-keep]
     for path in void + old:
         shutil.rmtree(path)
-
-
-def _write_atomic(file: Path, text: str) -> None:
-    partial = file.with_name(f"{file.name}.tmp")
-    partial.write_text(text)
-    _fsync(partial)
-    os.replace(partial, file)
 
 
 def _fsync(path: Path) -> None:
