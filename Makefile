@@ -30,10 +30,10 @@ demo-scores: $(STAMP)
 	$(BIN)/python -m loraloom.examples.demo --scores
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 test-quick: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m 'not slow'
 
 bench: $(STAMP)
 	$(BIN)/python -m loraloom.benchmarks.step

@@ -13,7 +13,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from loraloom.models.pocket.tokenizer import build_tokenizer
 
-THREADS = min(2, len(os.sched_getaffinity(0)))
+# one thread each when pytest-xdist shares the cores: threads that wait for each other's cores crawl
+THREADS = max(1, min(2, len(os.sched_getaffinity(0)) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))))
+os.environ["OMP_NUM_THREADS"] = str(THREADS)
 
 
 @pytest.fixture(scope="session", autouse=True)
