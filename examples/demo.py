@@ -49,7 +49,7 @@ class Counts:
 
 
 DEMO = Counts(subject=4, drift=16, unrelated=2)  # 2 * 3 * 4 + 16 + 2 * 6 * 2 = 64 images
-THOROUGH = Counts(subject=32, drift=32, unrelated=6)
+THOROUGH = Counts(subject=32, drift=32, unrelated=16)
 
 
 def main(arguments: Sequence[str]) -> int:
