@@ -90,7 +90,7 @@ def bare_step(config: RunConfig) -> Callable[[], None]:
     unet = parts["unet"].train()
     parameters = adapters.parameters()["unet"]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-    latents = Draws(0, range(BATCH)).normal("latents", family.latent_shape(parts, 64))
+    latents = Draws(0, range(BATCH)).normal("latents", family.latent_shape(parts, 64, 64))
     with torch.no_grad():
         embeddings = family.encode_prompts(parts, ["a sks creature"] * BATCH).prompt_embeds
 

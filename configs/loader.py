@@ -209,7 +209,7 @@ def marked_yaml(config: RunConfig) -> str:
 
 
 def _lines(section: BaseModel, mark: bool) -> Iterator[str]:
-    for key in type(section).model_fields:
+    for key in _own_first(type(section)):
         value = getattr(section, key)
         if isinstance(value, BaseModel):
             yield f"{key}:"
@@ -222,6 +222,12 @@ def _lines(section: BaseModel, mark: bool) -> Iterator[str]:
                 yield from (f"    {line}" for line in rest)
         else:
             yield f"{key}: {inline_yaml(value)}{'  # default' if mark and key not in section.model_fields_set else ''}"
+
+
+def _own_first(section: type[BaseModel]) -> Iterator[str]:
+    """Fields of the section itself, then those that it shares with others of its kind."""
+    for kind in section.__mro__:
+        yield from (key for key in kind.__dict__.get("__annotations__", {}) if key in section.model_fields)
 
 
 def json_schema() -> dict[str, Any]:

@@ -1,48 +1,119 @@
-"""From positions to batches: reading and collating."""
+"""From positions to batches: latents and embeddings from the cache, or pixels from files where there is none."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
+from .cache import Store
+from .dataset import Dataset
 from .order import Order, micro_batch_positions
 from .sample import Batch, Sample
-from .transforms import load_pixels
+from .transforms import mask_to_tensor, to_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+PROMPTS_AT_HAND = 256  # embeddings of captions that are kept in memory, the last ones used
 
 
-class Samples(Dataset):
-    """The endless sequence of samples; an item is asked for by its position."""
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """What can be read instead of computed."""
 
-    def __init__(self, sources: Sequence[Sequence[Sample]], order: Order, resolution: int):
-        self.sources, self.order, self.resolution = sources, order, resolution
-
-    def __getitem__(self, position: int) -> tuple[int, Sample, torch.Tensor]:
-        source, index = self.order[position]
-        sample = self.sources[source][index]
-        return position, sample, load_pixels(sample.image, self.resolution)
+    latents: Store | None = None
+    prompts: Store | None = None
+    prompt_key: "Callable[[str], str]" = str  # key of a caption in `prompts`
 
 
-def collate(items: Sequence[tuple[int, Sample, torch.Tensor]]) -> Batch:
-    """A Batch from the items of one micro-batch."""
-    positions, samples, pixels = zip(*items, strict=True)
-    return Batch(
-        pixels=torch.stack(pixels),
-        captions=[sample.caption for sample in samples],
-        loss_weights=torch.tensor([sample.loss_weight for sample in samples]),
-        positions=list(positions),
-        sources=[sample.source for sample in samples],
-        files=[sample.image for sample in samples],
-    )
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One sample with its tensors."""
+
+    sample: Sample
+    image: "Tensor"  # (3, H, W) pixels, or (1 or 2, C, h, w) moments
+    mask: "Tensor | None"  # (1, height, width)
+    prompt: "dict[str, Tensor] | None"
 
 
-def micro_batches(
-    samples: Samples, *, first_step: int, steps: int, batch_size: int, micro_batch: int, rank: int = 0, world: int = 1
-) -> Iterator[Batch]:
+class Samples(torch.utils.data.Dataset):
+    """The endless sequence of samples; each can be asked for alone, in any process, and is the same to the bit."""
+
+    def __init__(self, dataset: Dataset, order: Order, cached: Cached):
+        self.dataset, self.order, self.cached = dataset, order, cached
+        self._names = [images.source.name for images in dataset.images]
+        self._weights = [images.section.loss_weight for images in dataset.images]
+        self._masked = any(images.mask != "none" for images in dataset.images)
+        self._prompt = lru_cache(PROMPTS_AT_HAND)(self._read_prompt)
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "_prompt"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._prompt = lru_cache(PROMPTS_AT_HAND)(self._read_prompt)
+
+    def __getitem__(self, position: int) -> Loaded:
+        sample = self.dataset.sample(position, *self.order[position])
+        prompt = None if self.cached.prompts is None else self._prompt(sample.caption)
+        if self.cached.latents is None:
+            picture, mask = self.dataset.pixels(sample.source, sample.image, sample.geometry)
+            return Loaded(sample, to_tensor(picture), mask and mask_to_tensor(mask), prompt)
+        entry = self.cached.latents.get(self.dataset.latent_key(sample.source, sample.image, sample.geometry))
+        return Loaded(sample, entry["moments"], entry.get("mask"), prompt)
+
+    def _read_prompt(self, caption: str) -> "dict[str, Tensor]":
+        assert self.cached.prompts is not None
+        return self.cached.prompts.get(self.cached.prompt_key(caption))
+
+    def collate(self, items: Sequence[Loaded]) -> Batch:
+        """A Batch from the samples of one micro-batch."""
+        samples, images = [item.sample for item in items], torch.stack([item.image for item in items])
+        cached = self.cached.latents is not None
+        return Batch(
+            samples=samples,
+            pixels=None if cached else images,
+            moments=images if cached else None,
+            prompts=[item.prompt for item in items if item.prompt is not None] or None,
+            masks=self._masks(items) if self._masked else None,
+            loss_weights=torch.tensor([self._weights[sample.source] for sample in samples]),
+            sources=[self._names[sample.source] for sample in samples],
+            files=[self.dataset.location(sample.source, sample.image) for sample in samples],
+        )
+
+    @staticmethod
+    def _masks(items: Sequence[Loaded]) -> "Tensor":
+        """Images without a mask are looked at everywhere."""
+        return torch.stack(
+            [torch.ones(1, *item.image.shape[-2:]) if item.mask is None else item.mask for item in items]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which part of the run's micro-batches a process takes."""
+
+    batch_size: int  # samples of an optimiser step, all processes together
+    micro_batch: int
+    rank: int = 0
+    world: int = 1
+
+    def positions(self, step: int) -> Iterator[list[int]]:
+        """Of each micro-batch of this process in a step."""
+        for index in range(self.batch_size // (self.micro_batch * self.world)):
+            yield list(micro_batch_positions(step, index, self.rank, self.world, self.batch_size, self.micro_batch))
+
+
+def micro_batches(samples: Samples, share: Share, *, first_step: int, steps: int, workers: int = 0) -> Iterator[Batch]:
     """The micro-batches of one process from `first_step` to `steps`, in order."""
-    per_step = batch_size // (micro_batch * world)
-    positions = [
-        list(micro_batch_positions(step, index, rank, world, batch_size, micro_batch))
-        for step in range(first_step, steps)
-        for index in range(per_step)
-    ]
-    return iter(DataLoader(samples, batch_sampler=positions, collate_fn=collate))
+    groups = (positions for step in range(first_step, steps) for positions in share.positions(step))
+    if workers == 0:  # not through a DataLoader, which costs more than reading a cached sample
+        return (samples.collate([samples[position] for position in positions]) for positions in groups)
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(samples, batch_sampler=list(groups), collate_fn=samples.collate, num_workers=workers)
+    return iter(loader)

@@ -1,81 +1,177 @@
-"""The look at every file before any model is loaded: all problems at once. Imports no torch."""
+"""The look at every image before any model is loaded: all problems at once, nothing decoded twice. Imports no torch.
+
+Each file is read once, hashed, and decoded to its end in threads; what an earlier run has found of it is taken from
+`findings`.
+"""
 
 import warnings
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
 
-from PIL import Image
+import numpy as np
+from tqdm import tqdm
 
-from ..configs.schema import FolderSource, Source
+from ..configs.schema import DataSection
+from .findings import Finding, Findings, cores, remembered, sha256
+from .transforms import BadImage, PixelRules, Size, decode, decode_mask, header
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
-MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I", "I;16", "I;16B"})
-MIN_SIDE = 16  # pixels
-MAX_PIXELS = 100_000_000
+if TYPE_CHECKING:
+    from .source import ImageSource
+
+VERY_LARGE = 100_000_000
+"""Pixels: larger images are worth a warning, and are decoded one at a time, as each takes half a gigabyte or more."""
+
+_AHEAD = 16  # images that wait for each thread: enough that none idles, and no million of them
+_NAMED = 3  # images that a message with a count names
+_one_very_large = Lock()
 
 
 @dataclass(frozen=True, slots=True)
-class ScannedFolder:
-    """What the scan found in one folder."""
+class Scan:
+    """What the images of one source are, as columns over their N indices."""
 
-    images: list[Path]
-    problems: list[str]
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Image files of a folder and the folders in it, sorted; hidden files (`.x.png`, `._x.png`) are no images."""
-    files = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts))
-
-
-def scan_folder(folder: Path) -> ScannedFolder:
-    """Decodes every image once."""
-    if not folder.is_dir():
-        return ScannedFolder([], [f"{folder}: there is no such folder of images"])
-    files = image_files(folder)
-    if not files:
-        kinds = " ".join(sorted(SUFFIXES))
-        return ScannedFolder([], [f"{folder}: holds no images (looked for {kinds}, also in the folders in it)"])
-    return ScannedFolder(files, [problem for file in files if (problem := scan_image(file))])
+    sizes: np.ndarray  # (N, 2) int32, width and height as shown; 0, 0 for images with a problem
+    digests: np.ndarray  # (N,) "S64", sha256 of the encoded file in hex; b"" where it could not be read
+    modes: np.ndarray  # (N,) "U8", Pillow's name of the pixel format in the file; "" where there is none
+    orientations: np.ndarray  # (N,) uint8, EXIF orientation 1..8
+    problems: dict[int, str]  # index -> "location: reason; what to do"
+    warnings: list[str]
+    mask_digests: np.ndarray  # (N,) "S64", as `digests`, of the mask files; b"" where there is none
 
 
-def scan_image(file: Path) -> str | None:
-    """What is wrong with an image file, or None."""
+def scan(source: "ImageSource", data: DataSection, *, progress: bool = True, cache: Path | None = None) -> Scan:
+    """Looks at every image of a source, with a bar on stderr where that is a terminal.
+
+    What is known from an earlier scan is kept in the folder `cache`, also when this one is interrupted. A second
+    process waits for the first and takes what that has found. Images that are no files are looked at every time.
+    """
+    rules = PixelRules(background=data.background, animated=data.animated, alpha_mask=False)
+    findings, notes = Findings.none(len(source)), []
+    with _quiet_pillow(), remembered(findings, source, rules, cache, notes):
+        unknown = np.flatnonzero(~findings.known)
+        found, shown = _in_turn(source, rules, unknown), None if progress else True
+        for index, finding in tqdm(found, f"reading {source.name}", len(unknown), unit="image", disable=shown):
+            findings.add(index, finding)
+    return _result(source, data, findings, notes)
+
+
+def apply_policy(found: Scan, data: DataSection) -> tuple[np.ndarray, list[str], list[str]]:
+    """(indices of the images that are used, problems that forbid to train, notes) by `data.on_bad_image`."""
+    kept = np.setdiff1d(np.arange(len(found.sizes)), np.fromiter(found.problems, dtype=np.int64))
+    reasons = [found.problems[index] for index in sorted(found.problems)]
+    if data.on_bad_image == "error" or not reasons:
+        return kept, reasons, []
+    count = f"{len(reasons)} of {len(found.sizes)} images cannot be used"
+    if len(kept) and len(reasons) <= data.max_skipped * len(found.sizes):
+        return kept, [], [f"{count} and are left out:", *reasons]
+    allowed = f"`data.max_skipped: {data.max_skipped:g}` allows" if len(kept) else "can be left out"
+    return kept, [f"{count}, more than {allowed}: {_first(reasons, '; ')}"], []
+
+
+def examine(source: "ImageSource", index: int, rules: PixelRules) -> Finding:
+    """One image and its mask, read and decoded to the end."""
     try:
-        if file.stat().st_size == 0:
-            return f"{file}: the file is empty"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit stands below
-            with Image.open(file) as image:
-                if problem := _check_header(image):
-                    return f"{file}: {problem}"
-                image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"{file}: cannot be decoded ({_first_line(error)})"
+        data, mask = source.read(index), source.read_mask(index)
+    except (OSError, ValueError) as error:
+        detail = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        return Finding(reason=f"cannot be read ({detail.splitlines()[0]}); restore it, or take it out")
+    digests = sha256(data), sha256(mask)
+    try:
+        found = header(data, rules)
+    except BadImage as error:
+        return Finding(*digests, error.size, reason=str(error))
+    width, height = found.size
+    try:
+        with _one_very_large if width * height > VERY_LARGE else nullcontext():
+            decode(data, rules)
+        reason = None if mask is None else _problem_of_mask(mask, found.size)
+    except BadImage as error:
+        reason = str(error)
+    return Finding(*digests, found.size, found.mode, found.orientation, reason)
+
+
+def _problem_of_mask(mask: bytes, size: Size) -> str | None:
+    try:
+        width, height = decode_mask(mask).size
+    except BadImage as error:
+        return f"its mask cannot be used: {error}"
+    if (width, height) != size:
+        return f"its mask has {width} x {height} pixels, the image {size[0]} x {size[1]}; give both one size"
     return None
 
 
-def _check_header(image: Image.Image) -> str | None:
-    width, height = image.size
-    if min(width, height) < MIN_SIDE:
-        return f"{width} x {height} pixels is too small, at least {MIN_SIDE} are needed each way"
-    if width * height > MAX_PIXELS:
-        return f"{width} x {height} pixels is too large, at most {MAX_PIXELS:,} pixels are read"
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: a photo with its preview beside it
-        return "an animation or a file of several pages; save the frame you mean as an image of its own"
-    if image.mode == "F":
-        return "32-bit float pixels have no defined range; save it with 8 or 16 bits"
-    if image.mode not in MODES:
-        return f"pixels of mode {image.mode} are not read; save it as RGB"
-    return None
+def _in_turn(source: "ImageSource", rules: PixelRules, indices: Iterable[int]) -> Iterator[tuple[int, Finding]]:
+    """Findings in the order of the indices, which are taken up little by little. Pillow and hashlib free the GIL."""
+    threads = cores()
+    waiting: deque[tuple[int, Future[Finding]]] = deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for index in map(int, indices):
+            waiting.append((index, pool.submit(examine, source, index, rules)))
+            if len(waiting) == _AHEAD * threads:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def scan_sources(sources: Iterable[Source]) -> list[str]:
-    """All problems of all folder sources."""
-    folders = (Path(source.path) for source in sources if isinstance(source, FolderSource))
-    return [problem for folder in folders for problem in scan_folder(folder).problems]
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """What Pillow's plugins warn of (odd EXIF, a broken animation) is no news to a person; what cannot be used is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _result(source: "ImageSource", data: DataSection, findings: Findings, notes: list[str]) -> Scan:
+    rows, reasons = findings.rows, findings.reasons | _too_long(findings.rows, data.buckets.max_aspect)
+    problems = {index: f"{source.location(index)}: {reason}" for index, reason in sorted(reasons.items())}
+    sizes = np.stack([rows["width"], rows["height"]], axis=1)
+    sizes[list(problems)] = 0
+    modes = rows["mode"].astype("U8")
+    return Scan(
+        sizes=sizes,
+        digests=rows["digest"].copy(),
+        modes=modes,
+        orientations=rows["orientation"].copy(),
+        problems=problems,
+        warnings=[*notes, *_warnings(source, sizes, modes)],
+        mask_digests=rows["mask"].copy(),
+    )
+
+
+def _too_long(rows: np.ndarray, max_aspect: float) -> dict[int, str]:
+    """Not kept with the other findings, as another `max_aspect` changes nothing else."""
+    long, short = np.maximum(rows["width"], rows["height"]), np.minimum(rows["width"], rows["height"])
+    return {
+        int(index): f"{rows['width'][index]} x {rows['height'][index]} pixels is longer than {max_aspect:g}:1; "
+        "crop it, or raise `data.buckets.max_aspect`"
+        for index in np.flatnonzero(long > max_aspect * short)
+    }
+
+
+def _warnings(source: "ImageSource", sizes: np.ndarray, modes: np.ndarray) -> list[str]:
+    usable = sizes[:, 0] > 0
+    cmyk = np.flatnonzero(usable & (modes == "CMYK"))
+    large = np.flatnonzero(sizes.astype(np.int64).prod(axis=1) > VERY_LARGE)
+    return [
+        f"{source.name}: {len(found)} {'image' if len(found) == 1 else 'images'} {what} "
+        f"({_first([source.location(int(index)) for index in found[: _NAMED + 1]])})"
+        for found, what in [
+            (cmyk, "in CMYK, converted to RGB without a colour profile"),
+            (large, f"of more than {VERY_LARGE // 10**6} million pixels, slow to read"),
+        ]
+        if len(found)
+    ]
+
+
+def _first(names: Sequence[str], separator: str = ", ") -> str:
+    return separator.join([*names[:_NAMED], *(["…"] if len(names) > _NAMED else [])])

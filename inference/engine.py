@@ -4,8 +4,9 @@
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -18,6 +19,7 @@ from transformers.utils import logging
 from ..configs.choices import did_you_mean, find
 from ..configs.errors import UserError
 from ..models.base import detect_family, locate_base
+from ..models.encode import Encode, encoder_of
 from ..models.family import ModelFamily, Parts
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,6 +45,7 @@ class Request:
     guidance: float = 4.0  # classifier-free guidance scale; 1 and below: none
     negative_prompt: str = ""
     resolution: int | None = None  # pixels each way; the base's own when None
+    token_windows: int = 1  # windows of the text encoder that a prompt may fill
 
     def __post_init__(self) -> None:
         if len(self.prompts) != len(self.seeds):
@@ -61,11 +64,15 @@ class Request:
 class Engine:
     """A base that is ready to sample."""
 
-    def __init__(self, family: ModelFamily, parts: Parts, scheduler: str = DEFAULT_SCHEDULER):
-        self.family, self.parts = family, parts
+    def __init__(
+        self, family: ModelFamily, parts: Parts, scheduler: str = DEFAULT_SCHEDULER, encode: Encode | None = None
+    ):
+        """`encode` gives the embeddings of prompts where the text encoders are not loaded."""
+        self.family, self.parts, self.encode = family, parts, encode
         pipeline_class = _import_quietly(family.pipeline)
         wanted = inspect.signature(pipeline_class.__init__).parameters
-        absent = {name: None for name in ("safety_checker", "feature_extractor") if name in wanted}
+        optional = ("safety_checker", "feature_extractor", *family.prompt_encoders)
+        absent = {name: None for name in optional if name in wanted and name not in parts}
         extra = {"requires_safety_checker": False} if "requires_safety_checker" in wanted else {}
         self.pipeline: Any = pipeline_class(
             **parts | {"scheduler": make_scheduler(scheduler, parts)}, **absent, **extra
@@ -96,18 +103,20 @@ class Engine:
         """One image for each prompt, in order; `progress` is the title of a progress bar."""
         if request.resolution is not None and request.resolution % self.family.size_multiple:
             raise UserError(f"resolution {request.resolution} is no multiple of {self.family.size_multiple}")
+        encode = self.encode or encoder_of(self.family, self.parts, request.token_windows)
         indices = range(len(request.prompts))
         starts = range(0, len(indices), MICRO_BATCH)
         images: list[Image.Image] = []
         for start in tqdm(starts, desc=progress, unit="batch", disable=progress is None, leave=False):
-            images += self._generate_micro_batch(request, list(indices[start : start + MICRO_BATCH]))
+            images += self._generate_micro_batch(request, encode, list(indices[start : start + MICRO_BATCH]))
         return images
 
-    def _generate_micro_batch(self, request: Request, indices: list[int]) -> list[Image.Image]:
+    def _generate_micro_batch(self, request: Request, encode: Encode, indices: list[int]) -> list[Image.Image]:
         padded = indices + indices[-1:] * (MICRO_BATCH - len(indices))
+        positive = encode([request.prompts[i] for i in padded])
+        negative = encode([request.negative_prompt] * MICRO_BATCH)
         output = self.pipeline(
-            prompt=[request.prompts[i] for i in padded],
-            negative_prompt=[request.negative_prompt] * MICRO_BATCH,
+            **self.family.pipeline_prompts(positive, negative),
             num_inference_steps=request.steps,
             guidance_scale=request.guidance,
             height=request.resolution,
@@ -118,19 +127,36 @@ class Engine:
         return output.images[: len(indices)]
 
 
-def load_parts(base: str, *, revision: str | None = None, family: str | None = None, dtype: str = "fp32"):
-    """(family, parts) of a base; `family` is detected when not given, and checked when given."""
+def load_parts(
+    base: str,
+    *,
+    revision: str | None = None,
+    family: str | None = None,
+    dtype: str = "fp32",
+    only: Collection[str] | None = None,
+) -> tuple[ModelFamily, Parts]:
+    """Family and parts of a base, all or `only` some; `family` is detected when not given, and checked when given."""
+    folder, found = find_family(base, revision, family)
+    return found, load_from(folder, found, dtype, only)
+
+
+def find_family(base: str, revision: str | None = None, family: str | None = None) -> tuple[Path, ModelFamily]:
+    """The folder of a base and its family, before anything is loaded."""
     folder = locate_base(base, revision)
     detected = detect_family(folder)
     if family is not None and family != detected:
         find("models.families", family)  # answers with the names that exist
         raise UserError(f"base {base!r} is a {detected} model, the config says family {family!r}")
-    found: ModelFamily = find("models.families", detected).FAMILY
-    parts = found.load(folder, DTYPES[dtype])
+    return folder, find("models.families", detected).FAMILY
+
+
+def load_from(folder: Path, family: ModelFamily, dtype: str, only: Collection[str] | None = None) -> Parts:
+    """Parts of a pipeline folder, with weights in memory of torch's own."""
+    parts = family.load(folder, DTYPES[dtype], only)
     for part in parts.values():
         if isinstance(part, torch.nn.Module):
             _align(part)
-    return found, parts
+    return parts
 
 
 def _align(module: torch.nn.Module) -> None:

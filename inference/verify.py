@@ -10,11 +10,13 @@ from torch import Tensor
 from ..adapters.artifact import AdapterArtifact, from_peft, largest_difference
 from ..configs.errors import AfterTrainingError, UserError
 from ..configs.schema import ModelSection
+from ..models.encode import Encode, encoder_of
 from ..models.family import ModelFamily, Parts
 from ..models.noise.process import Noised
 from .engine import Engine
 from .mixing import AdapterFile, adapter_title, attach
 
+PROBE_PROMPT = "a probe"
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 2e-3}  # relative to the largest number compared
 
 
@@ -68,9 +70,12 @@ def verify_file(
 
 
 @torch.no_grad()
-def probe(family: ModelFamily, parts: Parts) -> Tensor:
-    """One prediction, (1, C, h, w) in fp32, for a fixed prompt, noise and timestep; dropout is off."""
-    carriers = [parts[name] for name in (family.denoiser, *family.text_encoders)]
+def probe(family: ModelFamily, parts: Parts, encode: Encode | None = None) -> Tensor:
+    """One prediction, (1, C, h, w) in fp32, for a fixed prompt, noise and timestep; dropout is off.
+
+    `encode` gives the prompt's embeddings where the text encoders are not loaded.
+    """
+    carriers = [parts[name] for name in (family.denoiser, *family.text_encoders) if name in parts]
     modes = [module.training for module in carriers]
     for module in carriers:
         module.eval()
@@ -79,7 +84,7 @@ def probe(family: ModelFamily, parts: Parts) -> Tensor:
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(denoiser.device, denoiser.dtype)
     timesteps = torch.tensor([500], device=denoiser.device)
     noised = Noised(latents, timesteps, target=latents, weight=torch.ones(1, device=denoiser.device))
-    prediction = family.predict(parts, noised, family.encode_prompts(parts, ["a probe"]))
+    prediction = family.predict(parts, noised, (encode or encoder_of(family, parts))([PROBE_PROMPT]))
     for module, training in zip(carriers, modes, strict=True):
         module.train(training)
     return prediction.float().cpu()

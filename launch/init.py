@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from ..configs.errors import UserError
 from ..configs.loader import inline_yaml
-from ..data.scan import SUFFIXES, image_files
+from ..data.source import SUFFIXES
+from ..data.sources.folder import image_files
 
 
 class Start(NamedTuple):

@@ -1,7 +1,7 @@
 """What a model family has to offer: the contract that the trainer and the inference engine are written against."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +22,17 @@ class Conditioning:
 
     prompt_embeds: "Tensor"  # (B, tokens, width)
 
+    def row(self, index: int) -> "dict[str, Tensor]":
+        """The tensors of one sample, without the batch."""
+        return {field.name: getattr(self, field.name)[index] for field in fields(self)}
+
+    @classmethod
+    def stack(cls, rows: "Sequence[Mapping[str, Tensor]]", device: Any = None) -> "Conditioning":
+        """A batch of the tensors of single samples."""
+        import torch
+
+        return cls(**{name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]})
+
 
 class ModelFamily(Protocol):
     """One file in `families/`, with an instance named FAMILY. Knows its parts and how they fit together."""
@@ -30,6 +41,8 @@ class ModelFamily(Protocol):
     pipeline: str  # class name in diffusers
     denoiser: str  # part
     text_encoders: Sequence[str]  # parts
+    image_encoders: Sequence[str]  # parts that decide what latents an image has
+    prompt_encoders: Sequence[str]  # parts that decide what embeddings a caption has
     targets: Mapping[str, Mapping[str, Sequence[str]]]  # part -> preset -> endings of module names
     size_multiple: int  # height and width must be multiples of this many pixels
     token_window: int
@@ -41,28 +54,35 @@ class ModelFamily(Protocol):
         """Whether a pipeline folder with this model_index.json belongs to the family."""
         ...
 
-    def load(self, folder: Path, dtype: "DType") -> Parts:
-        """All parts on the CPU, frozen, in evaluation mode and in `dtype`, whatever type the files have."""
+    def load(self, folder: Path, dtype: "DType", only: Collection[str] | None = None) -> Parts:
+        """All parts, or only some, on the CPU, frozen, in evaluation mode and in `dtype`, whatever the files have."""
         ...
 
     def noise(self, parts: Parts, section: "NoiseSection") -> "NoiseProcess":
         """The training noise of this base, from its own scheduler's config."""
         ...
 
-    def encode_images(self, parts: Parts, pixels: "Tensor", noise: "Tensor") -> "Tensor":
-        """(B, 3, H, W) in [-1, 1] to scaled latents; `noise` (B, C, h, w) draws from the VAE's posterior."""
+    def encode_images(self, parts: Parts, pixels: "Tensor") -> "Tensor":
+        """(B, 3, H, W) in [-1, 1] to (B, 2, C, h, w): mean and standard deviation of their latents, scaled, in fp32."""
         ...
 
-    def latent_shape(self, parts: Parts, resolution: int) -> tuple[int, int, int]:
-        """(C, h, w) of a square picture."""
+    def latent_shape(self, parts: Parts, width: int, height: int) -> tuple[int, int, int]:
+        """(C, h, w) of a picture's latents."""
         ...
 
-    def count_tokens(self, parts: Parts, caption: str) -> int:
-        """Tokens of a caption with begin and end, before anything is cut at `token_window`."""
+    def count_tokens(self, parts: Parts, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption, without begin and end, before anything is cut."""
         ...
 
-    def encode_prompts(self, parts: Parts, captions: Sequence[str]) -> Conditioning:
-        """Embeddings of captions, with gradient where a text encoder trains."""
+    def encode_prompts(self, parts: Parts, captions: Sequence[str], windows: int = 1) -> Conditioning:
+        """Embeddings of captions, with gradient where a text encoder trains.
+
+        A caption fills up to `windows` windows of `token_window` tokens, begin and end counted; the rest is cut.
+        """
+        ...
+
+    def pipeline_prompts(self, positive: Conditioning, negative: Conditioning) -> dict[str, Any]:
+        """The arguments that diffusers' pipeline takes instead of words."""
         ...
 
     def predict(self, parts: Parts, noised: "Noised", conditioning: Conditioning) -> "Tensor":

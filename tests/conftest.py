@@ -24,6 +24,14 @@ def few_threads():
     torch.set_num_threads(THREADS)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory):
+    """Latents and scans of tests stay out of the user's cache; processes that tests start share this one."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["LORALOOM_CACHE"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory) -> Path:
     """A pipeline folder: four UNet blocks of two layers, width 32, an 8-times VAE, 32 px."""

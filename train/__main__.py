@@ -6,10 +6,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..configs.errors import OUT_OF_MEMORY, STOPPED, TrainingError, UserError, run_command
 from ..configs.loader import load_config
 from ..configs.schema import RunConfig
+
+if TYPE_CHECKING:
+    from ..data.dataset import Images
 
 FREE_ON_RESUME = ("checkpoint", "validation", "trackers", "output", "loop.steps", "loop.threads", "loop.micro_batch")
 """What a resumed run may change: the rest decides which weights it ends with."""
@@ -26,20 +30,15 @@ def main(arguments: Sequence[str]) -> int:
         config = load_config(options.config, options.overrides)
     from .preflight import check_fresh, preflight  # brings Pillow: a typo in the config is answered before
 
-    preflight(config)
     if not options.resume and not options.overwrite:
         check_fresh(Path(config.output.dir))
-    return train(config, resume=options.resume, overwrite=options.overwrite)
-
-
-def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> int:
-    """The run of a checked config."""
+    images = preflight(config)
     folder = Path(config.output.dir)
     with _locked(folder):
-        return _fit(config, _find_checkpoint(folder) if resume else None, overwrite)
+        return _fit(config, images, _find_checkpoint(folder) if options.resume else None, options.overwrite)
 
 
-def _fit(config: RunConfig, checkpoint: Path | None, overwrite: bool) -> int:
+def _fit(config: RunConfig, images: "Sequence[Images | None]", checkpoint: Path | None, overwrite: bool) -> int:
     import torch
 
     from .build import build_trainer
@@ -48,7 +47,7 @@ def _fit(config: RunConfig, checkpoint: Path | None, overwrite: bool) -> int:
 
     run = None
     try:
-        trainer = build_trainer(config, checkpoint=checkpoint, overwrite=overwrite)
+        trainer = build_trainer(config, images, checkpoint=checkpoint, overwrite=overwrite)
         run = trainer.run
         trainer.fit()
     except (UserError, OSError, torch.OutOfMemoryError) as error:

@@ -13,15 +13,17 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from ..adapters.adapter import AdapterSet, Targets
 from ..configs.choices import did_you_mean, find
 from ..configs.errors import UserError
-from ..configs.schema import FolderSource, RunConfig
+from ..configs.schema import PriorSource, RunConfig
+from ..data.buckets import check_rules
+from ..data.dataset import Dataset, Images, bucket_rules
 from ..data.draws import key_seed
-from ..data.loader import Samples, micro_batches
-from ..data.order import Order
-from ..data.sample import Batch, Sample
-from ..data.sources import folder_samples, prior_samples
-from ..inference.engine import Engine, load_parts
+from ..data.loader import Samples, Share, micro_batches
+from ..data.sample import Batch
+from ..inference.engine import Engine, find_family, load_from
 from ..models.base import pin_revision
-from ..models.family import ModelFamily, Parts
+from ..models.encode import Encode, encoder_of
+from ..models.family import Conditioning, ModelFamily, Parts
+from .cache import Wanted, fill, want
 from .callback import Callback
 from .callbacks.checkpoint import Checkpoints
 from .callbacks.export import Export
@@ -30,6 +32,8 @@ from .callbacks.report import Report
 from .callbacks.signals import StopOnSignal
 from .callbacks.tracking import Tracking
 from .callbacks.validation import Validation
+from .captions import find_long_captions
+from .gather import class_images, gather, make_dataset
 from .objective import Objective
 from .optim import make_optimizer, make_schedule
 from .prior import class_image_files
@@ -41,38 +45,98 @@ from .trainer import Trainer
 LONGEST_WAIT = timedelta(hours=12)  # of the other processes while the main one makes class images
 
 
-def build_trainer(config: RunConfig, *, checkpoint: Path | None = None, overwrite: bool = False) -> Trainer:
+class Base:
+    """The base of a run: its family and folder, and its parts when they are asked for."""
+
+    def __init__(self, config: RunConfig, device: torch.device | str):
+        model = config.model
+        self.folder, self.family = find_family(model.base, model.revision, model.family)
+        self.dtype, self.device = model.dtype, device
+
+    def load(self, only: Sequence[str] | None = None) -> Parts:
+        """All parts or some, frozen, on the device of the run."""
+        parts = load_from(self.folder, self.family, self.dtype, only)
+        for part in parts.values():
+            if isinstance(part, torch.nn.Module):
+                part.to(self.device)
+        return parts
+
+
+def build_trainer(
+    config: RunConfig,
+    images: Sequence[Images | None] | None = None,
+    *,
+    checkpoint: Path | None = None,
+    overwrite: bool = False,
+) -> Trainer:
     """A trainer that is ready to fit, at the step of `checkpoint` if one is given.
 
-    Nothing is written, and nothing of an older run removed, before the base is loaded and fits the config.
+    `images` are those of a `preflight`, if there was one. No part of a run is written, and nothing of an older run
+    removed, before the base fits the config and the images.
     """
-    accelerator = _make_accelerator(config)
+    accelerator = make_accelerator(config)
     config = resolve(config, accelerator)
     set_numerics(config)
-    folder = Path(config.output.dir)
-    family, parts = load_parts(
-        config.model.base, revision=config.model.revision, family=config.model.family, dtype=config.model.dtype
-    )
-    check_resolution(config, family)
-    target_names(config, family)
-    objective = make_objective(config, family, parts)
-    if accelerator.is_main_process:
-        _warn_of_long_captions(config, family, parts)
-        if checkpoint is None:
-            prepare_folder(folder, config.output.name, overwrite=overwrite)
-    _move(parts, accelerator)
-    samples = _make_samples(config, accelerator, family, parts, folder)
-    adapters = make_adapters(config, family, parts)
-    run = _make_run(config, folder, accelerator, family, parts, adapters)
+    base, folder = Base(config, accelerator.device), Path(config.output.dir)
+    check_base_fits(config, base)
+    if images is None:
+        images = gather(config.data, progress=accelerator.is_main_process)
+    dataset = build_dataset(config, accelerator, base, images)
+    wanted = want(config, base.family, base.folder, dataset)
+    fill(wanted, dataset, base.family, base.load, accelerator)
+    parts = base.load(_resident(config, base.family, wanted))
+    objective = make_objective(config, base.family, parts)
+    adapters = make_adapters(config, base.family, parts)
+    if accelerator.is_main_process and checkpoint is None:
+        prepare_folder(folder, config.output.name, overwrite=overwrite)
+    encode = _make_encode(config, base.family, parts, wanted, accelerator)
+    run = _make_run(config, folder, accelerator, base, parts, adapters, encode)
     register_hooks(run)
     if checkpoint is not None:
         load_checkpoint(run, checkpoint)
     if run.is_main:
         write_config(config, folder)
-    return Trainer(run, _make_batches(run, samples), objective, _make_callbacks())
+    assert config.loop.micro_batch is not None
+    share = Share(config.loop.batch_size, config.loop.micro_batch, accelerator.process_index, accelerator.num_processes)
+    samples = Samples(
+        dataset, dataset.order(config.loop.steps, config.loop.batch_size, config.loop.micro_batch), wanted.cached
+    )
+    batches = micro_batches(samples, share, first_step=run.step, steps=config.loop.steps, workers=config.data.workers)
+    return Trainer(run, batches, objective, _make_callbacks())
 
 
-def _make_accelerator(config: RunConfig) -> Accelerator:
+def build_caches(config: RunConfig, accelerator: Accelerator, images: Sequence[Images | None]) -> Wanted:
+    """The caches of a run, complete."""
+    config = resolve(config, accelerator)
+    set_numerics(config)
+    base = Base(config, accelerator.device)
+    check_base_fits(config, base)
+    dataset = build_dataset(config, accelerator, base, images)
+    wanted = want(config, base.family, base.folder, dataset)
+    fill(wanted, dataset, base.family, base.load, accelerator)
+    return wanted
+
+
+def build_dataset(config: RunConfig, accelerator: Accelerator, base: Base, images: Sequence[Images | None]) -> Dataset:
+    """All images in their buckets, class images made; captions counted."""
+    folder, data, seed = Path(config.output.dir), config.data, config.loop.seed
+    found: list[Images] = []
+    for section, known in zip(data.sources, images, strict=True):
+        if isinstance(section, PriorSource):
+            with accelerator.main_process_first():
+                files = class_image_files(
+                    section, config.model, lambda: Engine(base.family, base.load()), max(data.resolutions), seed, folder
+                )
+            known = class_images(data, section, files)
+        assert known is not None
+        found.append(known)
+    dataset = make_dataset(data, found, base.family.size_multiple, seed)
+    for line in find_long_captions(config, base.family, base.load, dataset):
+        accelerator.print(f"warning: {line}", file=sys.stderr)
+    return dataset
+
+
+def make_accelerator(config: RunConfig) -> Accelerator:
     folder = config.output.dir
     accelerator = Accelerator(
         mixed_precision=config.loop.precision,
@@ -116,15 +180,21 @@ def set_numerics(config: RunConfig) -> None:
     torch.use_deterministic_algorithms(config.loop.deterministic, warn_only=True)
 
 
-def check_resolution(config: RunConfig, family: ModelFamily) -> None:
-    """Raises UserError if pictures of this size do not fit the family."""
-    multiple, resolution = family.size_multiple, config.data.resolution
-    if resolution % multiple:
-        down = resolution - resolution % multiple
-        raise UserError(
-            f"data.resolution {resolution} is no multiple of {multiple}, which {family.name} needs: "
-            f"use {down} or {down + multiple}"
-        )
+def check_base_fits(config: RunConfig, base: Base) -> None:
+    """Raises UserError if the buckets or the adapter of a config do not fit the family, before anything is loaded."""
+    family, problems = base.family, []
+    for resolution in config.data.resolutions:
+        if resolution % family.size_multiple:
+            down = resolution - resolution % family.size_multiple
+            problems.append(
+                f"data.resolution {resolution} is no multiple of {family.size_multiple}, which {family.name} needs: "
+                f"use {down} or {down + family.size_multiple}"
+            )
+    for rules in bucket_rules(config.data, family.size_multiple):
+        problems += check_rules(rules, family.size_multiple)
+    if problems:
+        raise UserError(list(dict.fromkeys(problems)))
+    target_names(config, family)
 
 
 def target_names(config: RunConfig, family: ModelFamily) -> Targets:
@@ -151,16 +221,48 @@ def make_adapters(config: RunConfig, family: ModelFamily, parts: Parts) -> Adapt
 
 def make_objective(config: RunConfig, family: ModelFamily, parts: Parts) -> Objective:
     """The loss of the config."""
-    return Objective(family, family.noise(parts, config.noise), config.loop.seed, config.loop.batch_size)
+    return Objective(
+        family,
+        family.noise(parts, config.noise),
+        config.loop.seed,
+        config.loop.batch_size,
+        windows=config.data.token_windows,
+        trains_text=any(part in family.text_encoders for part in config.adapter.parts),
+    )
+
+
+def _resident(config: RunConfig, family: ModelFamily, wanted: Wanted) -> list[str]:
+    """The parts that training needs in memory."""
+    needed = [family.denoiser, "scheduler"]
+    if wanted.prompts is None:
+        needed += family.prompt_encoders
+    if wanted.latents is None or config.data.cache.keep_vae:
+        needed += family.image_encoders
+    return needed
+
+
+def _make_encode(
+    config: RunConfig, family: ModelFamily, parts: Parts, wanted: Wanted, accelerator: Accelerator
+) -> Encode:
+    """Embeddings for sampling: from the text encoders as they are in training, or from the cache."""
+    if wanted.prompts is None:
+        return encoder_of(family, parts, config.data.token_windows)
+    prompts = wanted.prompts
+
+    def encode(captions: Sequence[str]) -> Conditioning:
+        return Conditioning.stack([prompts.get(wanted.prompt_key(c)) for c in captions], accelerator.device)
+
+    return encode
 
 
 def _make_run(
     config: RunConfig,
     folder: Path,
     accelerator: Accelerator,
-    family: ModelFamily,
+    base: Base,
     parts: Parts,
     adapters: AdapterSet,
+    encode: Encode,
 ) -> Run:
     optimizer = make_optimizer(adapters, config.optimizer)
     schedule = make_schedule(optimizer, config.optimizer, config.loop.steps)
@@ -168,57 +270,23 @@ def _make_run(
     wrapped = {part: accelerator.prepare(module) for part, module in adapters.carriers.items()}
     for module in wrapped.values():
         module.train()
-    return Run(config, folder, accelerator, family, parts | wrapped, adapters, optimizer, schedule)
-
-
-def _make_samples(
-    config: RunConfig, accelerator: Accelerator, family: ModelFamily, parts: Parts, folder: Path
-) -> list[list[Sample]]:
-    samples: list[list[Sample]] = []
-    for source in config.data.sources:
-        if isinstance(source, FolderSource):
-            samples.append(folder_samples(source))
-        else:
-            with accelerator.main_process_first():
-                engine, seed = Engine(family, parts), config.loop.seed
-                files = class_image_files(source, config.model, engine, config.data.resolution, seed, folder)
-            samples.append(prior_samples(source, files))
-    return samples
-
-
-def _make_batches(run: Run, sources: Sequence[Sequence[Sample]]) -> Iterator[Batch]:
-    config, accelerator = run.config, run.accelerator
-    given = [source.share for source in config.data.sources if source.share is not None]
-    order = Order(config.loop.seed, [len(samples) for samples in sources], given or None)
-    assert config.loop.micro_batch is not None
-    return micro_batches(
-        Samples(sources, order, config.data.resolution),
-        first_step=run.step,
-        steps=config.loop.steps,
-        batch_size=config.loop.batch_size,
-        micro_batch=config.loop.micro_batch,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
+    return Run(
+        config, folder, accelerator, base.family, parts | wrapped, adapters, optimizer, schedule, encode, base.load
     )
+
+
+def _make_batches(run: Run, dataset: Dataset, wanted: Wanted) -> Iterator[Batch]:
+    loop, accelerator = run.config.loop, run.accelerator
+    assert loop.micro_batch is not None
+    order = dataset.order(loop.steps, loop.batch_size, loop.micro_batch)
+    share = Share(loop.batch_size, loop.micro_batch, accelerator.process_index, accelerator.num_processes)
+    samples, workers = Samples(dataset, order, wanted.cached), run.config.data.workers
+    return micro_batches(samples, share, first_step=run.step, steps=loop.steps, workers=workers)
 
 
 def _make_callbacks() -> list[Callback]:
     """In the order in which they act."""
     return [Progress(), Tracking(), StopOnSignal(), Checkpoints(), Validation(), Export(), Report()]
-
-
-def _warn_of_long_captions(config: RunConfig, family: ModelFamily, parts: Parts) -> None:
-    captions = [source.caption if isinstance(source, FolderSource) else source.prior for source in config.data.sources]
-    for caption in dict.fromkeys([*captions, *config.validation.prompts]):
-        if (tokens := family.count_tokens(parts, caption)) > family.token_window:
-            cut = f"{tokens} tokens with begin and end, only the first {family.token_window} are seen"
-            print(f"warning: {caption[:60]!r}… has {cut}", file=sys.stderr)
-
-
-def _move(parts: Parts, accelerator: Accelerator) -> None:
-    for part in parts.values():
-        if isinstance(part, torch.nn.Module):
-            part.to(accelerator.device)
 
 
 def _cores() -> int:

@@ -1,76 +1,157 @@
 """loraloom plan CONFIG: everything that a run would do, and nothing trained."""
 
 import argparse
-import contextlib
-import io
+import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..adapters.format import file_name
 from ..configs.errors import run_command
 from ..configs.loader import load_config, marked_yaml
-from ..configs.schema import FolderSource, RunConfig
-from ..data.sources import folder_samples
+from ..configs.schema import RunConfig
+from ..data.dataset import Images
 from ..models.base import EMBEDDED
+from .gather import make_dataset
+from .outlook import Changed, Outlook, look_ahead, with_class_images
 from .preflight import preflight
+
+if TYPE_CHECKING:
+    from .build import Base
+    from .cache import CacheOutlook
+
+UNKNOWN_MULTIPLE = 8  # of a base that is not here yet: buckets are shown as for the common families
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that a run would do."""
+
+    config: RunConfig
+    data: Outlook
+    caches: "list[CacheOutlook]"
+    long_captions: list[str]  # one line each
+    adapter: list[str]  # lines about what is trained
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        values = asdict(self) | {"config": self.config.model_dump()}
+        return values | {"adapter": [line.strip() for line in self.adapter]}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the plan; exit code 2 with all problems if the run could not start."""
-    parser = argparse.ArgumentParser(prog="loraloom plan", description="Show what a run would do, train nothing.")
+    parser = argparse.ArgumentParser(
+        prog="loraloom plan",
+        description="Show what a run would do, train nothing.",
+        epilog="Images whose sizes stand in the metadata (columns width and height) are not opened; training does.",
+    )
     parser.add_argument("config", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings such as adapter.rank=16")
-    options = parser.parse_args(list(arguments))
+    parser.add_argument("--json", action="store_true", help="for programs")
+    options = parser.parse_intermixed_args(list(arguments))
     config = load_config(options.config, options.overrides)
-    preflight(config)
-    print("\n".join(describe(config)))
+    plan = make_plan(config, preflight(config, trust_sizes=True))
+    print(json.dumps(plan.as_json(), indent=1) if options.json else "\n".join(describe(plan)))
     return 0
 
 
-def describe(config: RunConfig) -> Iterator[str]:
+def make_plan(config: RunConfig, images: Sequence[Images | None]) -> Plan:
+    """The plan of a config whose images were looked at."""
+    found = with_class_images(config, images)
+    if config.model.base not in EMBEDDED and not Path(config.model.base).is_dir():
+        dataset = make_dataset(config.data, found, UNKNOWN_MULTIPLE, config.loop.seed)
+        later = "(the base is on the hub: modules, captions and caches are counted once it is downloaded)"
+        return Plan(config, look_ahead(config, dataset), [], [], [later])
+    from .build import Base, check_base_fits
+    from .cache import look_at_caches
+    from .captions import find_long_captions
+
+    base = Base(config, "cpu")
+    check_base_fits(config, base)
+    dataset = make_dataset(config.data, found, base.family.size_multiple, config.loop.seed)
+    outlook, long = look_ahead(config, dataset), find_long_captions(config, base.family, base.load, dataset)
+    caches = look_at_caches(config, base.family, base.folder, base.load, dataset)
+    return Plan(config, outlook, caches, long, list(_describe_adapter(config, base)))
+
+
+def describe(plan: Plan) -> Iterator[str]:
     """The lines of the plan."""
+    config = plan.config
     yield "Config (values that the file does not set are marked)\n"
     yield marked_yaml(config)
     yield "Data"
-    yield from _describe_data(config)
+    yield from _describe_data(plan)
     yield "\nTrained"
-    yield from _describe_adapter(config)
+    yield from plan.adapter
     yield "\nSteps"
-    yield from _describe_steps(config)
+    yield from _describe_steps(config, plan.data)
     yield "\nFiles"
     yield from _describe_files(config)
 
 
-def _describe_data(config: RunConfig) -> Iterator[str]:
-    counts = [
-        len(folder_samples(source)) if isinstance(source, FolderSource) else source.count
-        for source in config.data.sources
-    ]
-    samples = config.loop.steps * config.loop.batch_size
-    for source, count in zip(config.data.sources, counts, strict=True):
-        share = source.share if source.share is not None else count / sum(counts)
-        if isinstance(source, FolderSource):
-            what = f"{count} images of {source.path}, {source.caption!r}"
-        else:
-            what = f"{count} class images {source.prior!r}, made with the base before training"
-        passes = samples * share / count
-        yield f"  {what}: {share:.0%} of the samples, each seen {passes:.1f} times, loss weight {source.loss_weight:g}"
+def _describe_data(plan: Plan) -> Iterator[str]:
+    yield from _table(
+        ["source", "images", "samples", "share", "each seen", "loss weight", "steps"],
+        [
+            [
+                source.name,
+                f"{source.images:,}",
+                f"{source.samples:,}",
+                f"{source.share:.0%}",
+                f"{source.passes:.1f} times",
+                f"{source.loss_weight:g}",
+                f"{source.first_step}..{source.end_step}",
+            ]
+            for source in plan.data.sources
+        ],
+    )
+    for source in plan.data.sources:
+        if source.counts:
+            yield f"  {source.name}: " + ", ".join(f"{count:,} {what}" for what, count in source.counts.items())
+    yield ""
+    yield from _table(
+        ["bucket", "images", "samples"],
+        [
+            [
+                f"{bucket.width} x {bucket.height}",
+                ", ".join(f"{count:,} of {source}" for source, count in bucket.images.items()),
+                f"{bucket.samples:,}",
+            ]
+            for bucket in plan.data.buckets
+        ],
+    )
+    yield from _describe_changed("cut most", plan.data.most_cropped)
+    yield from _describe_changed("enlarged most", plan.data.most_enlarged)
+    for line in plan.long_captions:
+        yield f"  long caption: {line}"
+    for cache in plan.caches:
+        yield f"  {cache.describe()}"
 
 
-def _describe_adapter(config: RunConfig) -> Iterator[str]:
-    adapter = config.adapter
+def _describe_changed(title: str, changed: Sequence[Changed]) -> Iterator[str]:
+    for image in changed:
+        (width, height), (wide, high) = image.size, image.bucket
+        what = f"{image.cropped:.0%} cut away, scaled by {image.scale:.2g}"
+        yield f"  {title}: {image.image}, {width} x {height} to {wide} x {high}: {what}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        first, *rest = zip(row, widths, strict=True)
+        yield ("  " + first[0].ljust(first[1]) + "".join(f"  {cell.rjust(width)}" for cell, width in rest)).rstrip()
+
+
+def _describe_adapter(config: RunConfig, base: "Base") -> Iterator[str]:
+    from .build import make_adapters
+
+    adapter, family = config.adapter, base.family
+    parts = base.load([part for part in family.targets if part in adapter.parts])
+    adapters = make_adapters(config, family, parts)
     yield f"  {adapter.method}, rank {adapter.rank}, alpha {adapter.alpha:g}, on the frozen base {config.model.base!r}"
-    if config.model.base not in EMBEDDED and not Path(config.model.base).is_dir():
-        yield "  (the base is on the hub: modules and parameters are known once it is downloaded)"
-        return
-    with contextlib.redirect_stderr(io.StringIO()):
-        from ..inference.engine import load_parts
-        from .build import check_resolution, make_adapters
-
-        family, parts = load_parts(config.model.base, family=config.model.family, dtype=config.model.dtype)
-        check_resolution(config, family)
-        adapters = make_adapters(config, family, parts)
     yield f"  family {family.name}"
     for part, parameters in adapters.parameters().items():
         rate = config.optimizer.part_learning_rates.get(part, config.optimizer.learning_rate)
@@ -80,9 +161,10 @@ def _describe_adapter(config: RunConfig) -> Iterator[str]:
         yield f"  {part}: {modules}, {trained:,} new weights on {frozen:,} frozen ones, learning rate {rate:g}"
 
 
-def _describe_steps(config: RunConfig) -> Iterator[str]:
+def _describe_steps(config: RunConfig, data: Outlook) -> Iterator[str]:
     loop = config.loop
-    yield f"  {loop.steps} optimiser steps of {loop.batch_size} samples = {loop.steps * loop.batch_size:,} samples"
+    yield f"  {loop.steps} optimiser steps of {loop.batch_size} samples = {data.samples:,} samples"
+    yield f"  {data.steps_per_epoch:.4g} steps for as many samples as there are images (an epoch)"
     checkpoint = config.checkpoint
     yield f"  a checkpoint every {checkpoint.every} steps and at the end, the newest {checkpoint.keep} kept"
     if images := len(config.validation.prompts) * config.validation.num_images:

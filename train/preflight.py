@@ -7,20 +7,26 @@ from pathlib import Path
 
 from ..configs.errors import UserError
 from ..configs.schema import FolderSource, RunConfig
-from ..data.scan import scan_sources
+from ..data.dataset import Images
 from ..models.base import check_base
+from .gather import gather
 
 
-def preflight(config: RunConfig) -> None:
-    """Raises UserError with every problem of base, data and output folder."""
+def preflight(config: RunConfig, *, progress: bool = True, trust_sizes: bool = False) -> list[Images | None]:
+    """The images of each source; UserError with every problem of base, data and output folder."""
     problems = [
         *check_base(config.model.base),
-        *scan_sources(config.data.sources),
         *check_output(Path(config.output.dir), config),
         *check_trackers(config.trackers),
     ]
+    images: list[Images | None] = []
+    try:
+        images = gather(config.data, progress=progress, trust_sizes=trust_sizes)
+    except UserError as error:
+        problems += error.problems
     if problems:
         raise UserError(problems)
+    return images
 
 
 def check_output(folder: Path, config: RunConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from ..configs.schema import ModelSection, PriorSource
@@ -10,9 +11,16 @@ from ..inference.engine import MICRO_BATCH, Engine, Request, png_info
 
 
 def class_image_files(
-    source: PriorSource, model: ModelSection, engine: Engine, resolution: int, seed: int, folder: Path
+    source: PriorSource,
+    model: ModelSection,
+    make_engine: Callable[[], Engine],
+    resolution: int,
+    seed: int,
+    folder: Path,
 ) -> list[Path]:
     """The files of all class images; those that an earlier start of the run has made are kept.
+
+    The base is loaded, by `make_engine`, only if there are any to make.
 
     The folder's name holds a hash of everything that decides the pictures, so that others are never mixed in.
     """
@@ -22,7 +30,9 @@ def class_image_files(
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{index:05d}.png" for index in range(source.count)]
     missing = [index for index, file in enumerate(files) if not file.exists()]
+    engine = make_engine() if missing else None
     for start in range(0, len(missing), 8 * MICRO_BATCH):
+        assert engine is not None
         chunk = missing[start : start + 8 * MICRO_BATCH]
         request = Request(
             prompts=[source.prior] * len(chunk),

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from accelerate import Accelerator
     from torch import nn
 
     from ..adapters.adapter import AdapterSet
     from ..configs.schema import RunConfig
+    from ..models.encode import Encode
     from ..models.family import ModelFamily, Parts
 
 
@@ -21,10 +24,12 @@ class Run:
     folder: Path
     accelerator: "Accelerator"
     family: "ModelFamily"
-    parts: "Parts"  # carriers are wrapped by accelerate where it needs to
+    parts: "Parts"  # those that stay loaded; carriers are wrapped by accelerate where it needs to
     adapters: "AdapterSet"  # carriers as they are, not wrapped
     optimizer: Any
     schedule: Any
+    encode: "Encode"  # embeddings of prompts for sampling, also where no text encoder is loaded
+    load: "Callable[[Sequence[str]], Parts]"  # parts of the base that are not in `parts`
     step: int = 0  # optimiser steps done
     seconds: float = 0.0  # spent in training steps, over all parts of a run that was resumed
     stop: str | None = None  # why the loop should end after this step, if it should

@@ -164,8 +164,9 @@ def test_a_problem_is_named_in_the_file_that_holds_it(folder: Path) -> None:
 
 
 def test_a_missing_key_is_looked_for_where_the_list_was_replaced(folder: Path) -> None:
-    assert problems("extends: good\ndata:\n  sources:\n    - path: other\n") == [
-        'my.yaml:4: data.sources.0.caption: is missing; it has no default (Caption of every image, such as "a sks dog")'
+    assert problems("extends: good\ndata:\n  sources:\n    - caption: other\n") == [
+        "my.yaml:4: data.sources.0.path: is missing; it has no default (Folder with images. A caption file may hold "
+        "several captions, one on each line)"
     ]
 
 

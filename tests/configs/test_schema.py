@@ -53,7 +53,7 @@ def test_schema_knows_extends_names_and_options() -> None:
     assert schema["properties"]["extends"]["type"] == "string"
     assert {"required": ["extends"]} in schema["anyOf"]
     assert "required" not in schema["$defs"]["LoopSection"]  # may come from the extended file
-    assert schema["$defs"]["FolderSource"]["required"] == ["path", "caption"]  # lists are not merged
+    assert schema["$defs"]["FolderSource"]["required"] == ["path"]  # lists are not merged
     adapter = schema["$defs"]["AdapterSection"]
     assert "lora" in adapter["properties"]["method"]["enum"]
     lora = next(rule for rule in adapter["allOf"] if rule["if"]["properties"]["method"]["const"] == "lora")

@@ -6,7 +6,6 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from loraloom.data.transforms import read_rgb
 from loraloom.train.__main__ import main
 from loraloom.train.callbacks.validation import slug
 
@@ -66,7 +65,7 @@ def test_validation_pictures_of_prompts_with_the_same_slug_do_not_collide(dreamb
         listed = json.loads((folder / "samples.json").read_text())
         assert len({entry["file"] for entry in listed}) == 8
         assert [entry["seed"] for entry in listed] == [0, 1] * 4
-        assert all(read_rgb(folder / entry["file"]).size == (32, 32) for entry in listed)
+        assert all(Image.open(folder / entry["file"]).size == (32, 32) for entry in listed)
         assert Image.open(folder / "grid.png").size == (66, 134)
 
 

@@ -13,8 +13,9 @@ def test_the_plan_says_what_is_trained_and_written(write_config, photos, capsys)
     text = capsys.readouterr().out
     assert "rank: 2\n" in text
     assert "weight_decay: 0.01  # default" in text
-    assert "6 images of" in text
-    assert "50% of the samples, each seen 1.7 times" in text  # 10 steps of 2, half of 20 samples over 6 images
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert f"{photos.name} 6 10 50% 1.7 times 1 0..10" in rows  # 10 steps of 2, half of 20 samples over 6 images
+    assert "prior 4 10 50% 2.5 times 1 0..10" in rows
     assert "unet: 128 modules (attention)" in text  # 16 transformer blocks, as in SD 1.x, with 8 targets each
     assert "text_encoder: 8 modules (attention)" in text
     assert "10 optimiser steps of 2 samples = 20 samples" in text

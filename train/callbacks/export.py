@@ -55,7 +55,7 @@ def write_and_verify(run: Run) -> tuple[list[str], dict[str, Any]]:
         adapter_format.write(artifact, file, kind, format_names(run.family, parts), output.dtype)
     precision = run.config.loop.precision
     dtypes, device = {output.dtype, model.dtype, "fp32" if precision == "no" else precision}, run.accelerator.device
-    trained, results = probe(run.family, parts), {}
+    trained, results = probe(run.family, parts, run.encode), {}
     for kind, file in files.items():
         found = verify_file(file, artifact, model, trained, dtypes=dtypes, device=str(device))
         results[kind] = asdict(found)
@@ -74,7 +74,7 @@ def make_artifact(run: Run) -> AdapterArtifact:
 
 
 def _header(run: Run) -> dict[str, str]:
-    resolution = run.config.data.resolution
+    resolution = max(run.config.data.resolutions)
     return {"modelspec.title": run.config.output.name, "modelspec.resolution": f"{resolution}x{resolution}"}
 
 

@@ -28,13 +28,15 @@ def sample_prompts(run: Run, folder: Path) -> None:
         section.seed,
         steps=section.steps,
         guidance=section.guidance,
-        resolution=run.config.data.resolution,
+        resolution=max(run.config.data.resolutions),
+        token_windows=run.config.data.token_windows,
     )
-    parts = run.parts | run.adapters.carriers
+    absent = [part for part in run.family.image_encoders if part not in run.parts]
+    parts = run.parts | run.adapters.carriers | run.load(absent)  # the decoder is here only while it is needed
     modes = {part: module.training for part, module in run.adapters.carriers.items()}
     for module in run.adapters.carriers.values():
         module.eval()
-    images = Engine(run.family, parts).generate(request, progress="validation")
+    images = Engine(run.family, parts, encode=run.encode).generate(request, progress="validation")
     for part, training in modes.items():
         run.adapters.carriers[part].train(training)
     folder.mkdir(parents=True, exist_ok=True)

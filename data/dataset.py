@@ -1,0 +1,247 @@
+"""All images of a run in their buckets, and the sample at each position: what plan, cache, preview and loader share.
+
+A sample is a pure function of (seed, position): which image, cut where, mirrored or not, with which words. With
+`variants: K` its cut and its words are one of K that belong to the image itself, so that they can be computed ahead.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL.Image import Image
+
+from ..configs.errors import TrainingError
+from ..configs.schema import DataSection, ImageSection, Source
+from .buckets import BucketRules, Size, buckets_of, default_step
+from .cache import content_key
+from .captions import final_caption, is_dropped, is_random
+from .draws import Stream
+from .order import Order
+from .sample import Sample
+from .scan import Scan
+from .source import ImageSource
+from .transforms import BadImage, Geometry, PixelRules, crop, decode, decode_mask, place
+
+CENTER = (0.5, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """The sound images of one source."""
+
+    section: Source
+    source: ImageSource
+    kept: np.ndarray  # (n,) numbers of the images in the source
+    sizes: np.ndarray  # (n, 2) width and height as shown
+    digests: np.ndarray | None  # (n,) SHA-256 of the files in hex; None where nobody has read them yet
+    mask_digests: np.ndarray | None = None  # (n,) of the mask files; b"" where there is none
+
+    @classmethod
+    def scanned(cls, section: Source, source: ImageSource, scan: Scan, kept: np.ndarray) -> "Images":
+        """What a scan has left."""
+        return cls(section, source, kept, scan.sizes[kept], scan.digests[kept], scan.mask_digests[kept])
+
+    @classmethod
+    def declared(cls, section: Source, source: ImageSource) -> "Images":
+        """With the sizes that the metadata gives; no file has been looked at."""
+        assert source.declared_sizes is not None
+        return cls(section, source, np.arange(len(source)), source.declared_sizes, None)
+
+    @property
+    def mask(self) -> str:
+        """Where masks come from: "none", "alpha" or "file"."""
+        return self.section.mask if isinstance(self.section, ImageSection) else "none"
+
+
+def bucket_rules(data: DataSection, multiple: int) -> list[BucketRules]:
+    """Rules of each resolution, for a family whose images have sides of this `multiple`."""
+    buckets = data.buckets
+    return [
+        BucketRules(
+            resolution,
+            buckets.step or default_step(resolution, multiple),
+            buckets.max_upscale,
+            buckets.max_aspect,
+            buckets.enabled,
+        )
+        for resolution in data.resolutions
+    ]
+
+
+class Dataset:
+    """All images of a run. `multiple` is the family's: sides of buckets are multiples of it, in pixels."""
+
+    def __init__(self, data: DataSection, images: Sequence[Images], multiple: int, seed: int):
+        self.data, self.images, self.seed = data, list(images), seed
+        self.rules = [data.rules(source.section) for source in images]
+        levels = [[buckets_of(source.sizes, rules) for rules in bucket_rules(data, multiple)] for source in self.images]
+        self.unusable = [np.flatnonzero(~np.any([level.any(axis=1) for level in found], axis=0)) for found in levels]
+        items = [_items(found) for found in levels]
+        self.item_images = [numbers for numbers, _ in items]  # of each source: (m,) rows of its `Images`
+        self.item_sizes = [sizes for _, sizes in items]  # (m, 2) width and height of their buckets
+        sizes = np.concatenate(self.item_sizes)
+        unique, ids = np.unique(sizes, axis=0, return_inverse=True)
+        self.buckets: list[Size] = [(int(width), int(height)) for width, height in unique]
+        splits = np.cumsum([len(found) for found in self.item_sizes])[:-1]
+        self.item_buckets = np.split(ids.reshape(-1), splits)  # (m,) numbers in `buckets`
+
+    def problems(self, source: int) -> list[str]:
+        """Images of a source that are too small for any bucket."""
+        images, limit = self.images[source], self.data.buckets.max_upscale
+        return [
+            f"{self.location(source, int(row))}: {width} x {height} pixels would have to be enlarged more than "
+            f"{limit:g} times; take a larger one, or a larger data.buckets.max_upscale"
+            for row in self.unusable[source]
+            for width, height in [images.sizes[row]]
+        ]
+
+    def order(self, steps: int, batch_size: int, group: int) -> Order:
+        """Which item stands where, in micro-batches of `group` samples."""
+        sections = [images.section for images in self.images]
+        shares = [section.share for section in sections if section.share is not None]
+        ends = [None if s.end_step is None or s.end_step >= steps else s.end_step * batch_size for s in sections]
+        spans = [(section.start_step * batch_size, end) for section, end in zip(sections, ends, strict=True)]
+        repeats = [section.repeats for section in sections]
+        return Order(self.seed, self.item_buckets, shares or None, repeats=repeats, group=group, spans=spans)
+
+    # ------------------------------------------------------------------------ one sample
+
+    def sample(self, position: int, source: int, item: int) -> Sample:
+        """What stands at a position that an item of a source was given."""
+        row = int(self.item_images[source][item])
+        flip = self.data.flip > 0 and Stream(self.seed, "flip", position).uniform() < self.data.flip
+        geometry = self._place(source, item, self._corner(source, row, position), flip)
+        return Sample(position, source, row, geometry, self._caption_at(source, row, position))
+
+    def _place(self, source: int, item: int, at: tuple[float, float], flip: bool) -> Geometry:
+        width, height = self.images[source].sizes[self.item_images[source][item]].tolist()
+        return place((width, height), self.buckets[self.item_buckets[source][item]], at, flip)
+
+    def _corner(self, source: int, row: int, position: int) -> tuple[float, float]:
+        if self.data.crop == "center":
+            return CENTER
+        if self.data.variants is None:
+            return _anywhere(Stream(self.seed, "crop", position))
+        variant = Stream(self.seed, "crop_variant", position).below(self.data.variants)
+        return self._corner_variant(source, row, variant)
+
+    def _corner_variant(self, source: int, row: int, variant: int) -> tuple[float, float]:
+        return _anywhere(Stream(0, f"crop/{self._identity(source, row)}", variant))
+
+    def _caption_at(self, source: int, row: int, position: int) -> str:
+        rules = self.rules[source]
+        if rules.dropout and is_dropped(rules, Stream(self.seed, "caption_dropout", position)):
+            return ""
+        if self.data.variants is None:
+            return self._caption(source, row, Stream(self.seed, "caption", position))
+        variant = Stream(self.seed, "caption_variant", position).below(self.data.variants)
+        return self._caption(source, row, self._caption_draw(source, row, variant))
+
+    def _caption(self, source: int, row: int, draw: Stream) -> str:
+        return final_caption(self.captions(source, row), self.rules[source], draw)
+
+    def _caption_draw(self, source: int, row: int, variant: int) -> Stream:
+        return Stream(0, f"caption/{self._identity(source, row)}", variant)
+
+    def _identity(self, source: int, row: int) -> str:
+        """Of an image, wherever it lies and whatever else is trained."""
+        digests = self.images[source].digests
+        return digests[row].decode() if digests is not None else self.location(source, row)
+
+    def captions(self, source: int, row: int) -> list[str]:
+        """Captions of an image before any rule."""
+        images = self.images[source]
+        return images.source.captions(int(images.kept[row]))
+
+    def location(self, source: int, row: int) -> str:
+        """What messages call an image."""
+        images = self.images[source]
+        return images.source.location(int(images.kept[row]))
+
+    # ------------------------------------------------------------------------ what can be computed ahead
+
+    def has_random_captions(self) -> bool:
+        """Whether the caption of any image differs from draw to draw, not counting that it may be dropped."""
+        return any(
+            is_random(self.captions(source, row), rules)
+            for source, (images, rules) in enumerate(zip(self.images, self.rules, strict=True))
+            if rules.dropout < 1
+            for row in range(len(images.kept))
+        )
+
+    @property
+    def cuts_of_an_item(self) -> int:
+        """How many cuts an image has in one bucket, at most."""
+        return (self.data.variants or 1 if self.data.crop == "random" else 1) * (1 + (0 < self.data.flip < 1))
+
+    def caption_variants(self, source: int, row: int) -> list[str]:
+        """Every caption that a sample of an image can have, each once; TypeError where there is no end of them."""
+        rules, captions = self.rules[source], self.captions(source, row)
+        dropped = [""] if rules.dropout else []
+        if rules.dropout == 1:
+            return dropped
+        if self.data.variants is None:
+            if is_random(captions, rules):
+                raise TypeError("random captions without `data.variants`")
+            found = [self._caption(source, row, Stream(0, "caption"))]
+        else:
+            variants = range(self.data.variants)
+            found = [self._caption(source, row, self._caption_draw(source, row, variant)) for variant in variants]
+        return list(dict.fromkeys(dropped + found))
+
+    def geometries(self, source: int, item: int) -> list[Geometry]:
+        """Every cut that a sample of an item can have, each once; TypeError where there is no end of them."""
+        if self.data.crop == "random" and self.data.variants is None:
+            raise TypeError("random crops without `data.variants`")
+        row = int(self.item_images[source][item])
+        corners = [CENTER]
+        if self.data.crop == "random":
+            corners = [self._corner_variant(source, row, variant) for variant in range(self.data.variants or 0)]
+        flips = [flip for flip, chance in ((False, 1 - self.data.flip), (True, self.data.flip)) if chance > 0]
+        return list(dict.fromkeys(self._place(source, item, at, flip) for at in corners for flip in flips))
+
+    def latent_key(self, source: int, row: int, geometry: Geometry) -> str:
+        """The hash of all that decides the pixels of a cut."""
+        images = self.images[source]
+        assert images.digests is not None
+        mask = images.mask_digests[row] if images.mask == "file" and images.mask_digests is not None else b""
+        cut = (*geometry.original, *geometry.scaled, *geometry.corner, *geometry.target, int(geometry.flip))
+        return content_key(bytes(images.digests[row]), bytes(mask), images.mask, cut, self.data.background)
+
+    # ------------------------------------------------------------------------ pixels
+
+    def pixels(self, source: int, row: int, geometry: Geometry) -> tuple[Image, Image | None]:
+        """The cut of an image, RGB, and of its mask (mode L); TrainingError if the file is not what was scanned."""
+        images = self.images[source]
+        number, rules = int(images.kept[row]), self.pixel_rules(source)
+        try:
+            content = images.source.read(number)
+            if images.digests is not None and hashlib.sha256(content).hexdigest() != images.digests[row].decode():
+                raise BadImage(
+                    "it was changed since the run has looked at it; start again, so that it is looked at anew"
+                )
+            image, mask = decode(content, rules, geometry.scaled)
+            if images.mask == "file" and (encoded := images.source.read_mask(number)) is not None:
+                mask = decode_mask(encoded, geometry.scaled)
+        except (OSError, BadImage) as error:
+            raise TrainingError(f"{self.location(source, row)}: can no longer be read: {error}") from error
+        return crop(image, geometry), mask and crop(mask, geometry)
+
+    def pixel_rules(self, source: int) -> PixelRules:
+        """Rules of a source."""
+        return PixelRules(self.data.background, self.data.animated, self.images[source].mask == "alpha")
+
+
+def _anywhere(draw: Stream) -> tuple[float, float]:
+    return draw.uniform(), draw.uniform()
+
+
+def _items(levels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(m,) rows and (m, 2) buckets of all resolutions; an image that gets one bucket twice has one item for it."""
+    rows = np.concatenate([np.flatnonzero(level.any(axis=1)) for level in levels])
+    sizes = np.concatenate([level[level.any(axis=1)] for level in levels])
+    if len(levels) == 1:
+        return rows, sizes
+    unique = np.unique(np.column_stack([rows, sizes]), axis=0)
+    return unique[:, 0], unique[:, 1:]

@@ -1,0 +1,234 @@
+"""What is known of the images of a source, and the file that keeps it from run to run. Decodes nothing.
+
+The file is a Parquet table with a row for each image: its stamp (location, size and time of change), the fields of a
+Finding, and why the image cannot be used.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from filelock import FileLock
+from PIL import __version__ as pillow_version
+
+from .transforms import PixelRules, Size
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from .source import ImageSource
+
+VERSION = 1
+"""Of what is kept: another number, and every image is looked at anew."""
+
+_MASKS = 1024  # masks that are read and compared as one piece of work
+_ROW = np.dtype(
+    [
+        ("digest", "S64"),
+        ("mask", "S64"),
+        ("width", np.int32),
+        ("height", np.int32),
+        ("mode", "S8"),
+        ("orientation", np.uint8),
+    ]
+)
+_FIELDS = _ROW.names or ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one image is."""
+
+    digest: bytes = b""
+    mask: bytes = b""  # digest of its mask file
+    size: Size = (0, 0)  # as shown; as stored for an image that cannot be decoded
+    mode: str = ""
+    orientation: int = 1
+    reason: str | None = None  # why it cannot be used
+
+    @property
+    def row(self) -> tuple:
+        """Values in the order of `_ROW`."""
+        return (self.digest, self.mask, *self.size, self.mode.encode(), self.orientation)
+
+
+@dataclass
+class Findings:
+    """What is known of the images of a source."""
+
+    rows: np.ndarray  # (N,) of _ROW
+    known: np.ndarray  # (N,) bool
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def none(cls, count: int) -> "Findings":
+        """Nothing known of so many images."""
+        return cls(np.zeros(count, _ROW), np.zeros(count, bool))
+
+    def add(self, index: int, finding: Finding) -> None:
+        """One more image."""
+        self.rows[index] = finding.row
+        self.known[index] = True
+        if finding.reason is not None:
+            self.reasons[index] = finding.reason
+
+    def forget(self, indices: np.ndarray) -> None:
+        """So many images less."""
+        self.known[indices] = False
+        for index in indices:
+            self.reasons.pop(int(index), None)
+
+
+@contextmanager
+def remembered(
+    findings: Findings, source: "ImageSource", rules: PixelRules, cache: Path | None, notes: list[str]
+) -> Iterator[None]:
+    """Begins with what earlier scans have found, and keeps what is found within, whatever ends it."""
+    memory = None if cache is None else _memory_file(cache, source, rules)
+    with ExitStack() as stack:
+        if memory is not None:
+            try:
+                memory.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FileLock(memory.with_suffix(".lock")))
+            except OSError as error:
+                notes.append(_not_kept(memory, error))
+                memory = None
+        if memory is None:
+            yield
+            return
+        stamps = _stamps(source)
+        _recall(memory, stamps, findings)
+        _forget_changed_masks(source, findings)
+        recalled = findings.known.sum()
+        try:
+            yield
+        finally:
+            if findings.known.sum() > recalled:
+                _keep(memory, stamps, findings, notes)
+
+
+def _memory_file(cache: Path, source: "ImageSource", rules: PixelRules) -> Path | None:
+    """File with what is known of a source; None if its images are no files.
+
+    Its name is made of what decides the findings besides the images. A source is known by its name and the folder
+    around all its files, so that it may grow.
+    """
+    paths = [path for path in map(source.path, {0, len(source) - 1}) if path is not None] if len(source) else []
+    if not paths:
+        return None
+    folder = os.path.commonpath([path.resolve() for path in paths])
+    identity = (VERSION, pillow_version, rules.animated, source.name, folder)
+    return cache / "scans" / f"{_name_of(*identity)}.parquet"
+
+
+def _name_of(*parts: object) -> str:
+    """32 hex characters; file names may hold lone surrogates."""
+    return hashlib.blake2b(repr(parts).encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+def _stamps(source: "ImageSource") -> np.ndarray:
+    """(N,) "S32" of location, size and time of change of each image's file; b"" where there is none."""
+    stamps = np.zeros(len(source), "S32")
+    for index in range(len(source)):
+        path = source.path(index)
+        if path is not None:
+            with suppress(OSError):  # a file that has vanished is a problem when it is read
+                status = os.stat(path)
+                stamps[index] = _name_of(source.location(index), status.st_size, status.st_mtime_ns)
+    return stamps
+
+
+def _recall(memory: Path, stamps: np.ndarray, findings: Findings) -> None:
+    """Adds what is known of files that have not changed since."""
+    import pyarrow.parquet as pq
+
+    try:
+        kept = pq.read_table(memory)
+    except (OSError, ValueError):  # not there, or damaged: then nothing is known
+        return
+    known = _to_numpy(kept["stamp"], stamps.dtype)
+    if not len(known):
+        return
+    order = np.argsort(known)
+    places = order[np.searchsorted(known, stamps, sorter=order).clip(max=len(known) - 1)]
+    same = (known[places] == stamps) & (stamps != b"")
+    indices, places = np.flatnonzero(same), places[same]
+    for name in _FIELDS:
+        findings.rows[name][indices] = _to_numpy(kept[name], _ROW[name])[places]
+    findings.known[indices] = True
+    reasons = kept["reason"].take(places)
+    for row in np.flatnonzero(reasons.is_valid().to_numpy()):
+        findings.reasons[int(indices[row])] = reasons[int(row)].as_py()
+
+
+def _forget_changed_masks(source: "ImageSource", findings: Findings) -> None:
+    """An image's size and time say nothing of the mask file beside it."""
+
+    def mask_digest(index: int) -> bytes | None:
+        with suppress(OSError, ValueError):  # then it is looked at again, and the problem told
+            return sha256(source.read_mask(index))
+        return None
+
+    def changed(indices: np.ndarray) -> np.ndarray:
+        return indices[[mask_digest(int(index)) != findings.rows["mask"][index] for index in indices]]
+
+    known = np.flatnonzero(findings.known)
+    with ThreadPoolExecutor(cores()) as pool:
+        for indices in pool.map(changed, np.split(known, range(_MASKS, len(known), _MASKS))):
+            findings.forget(indices)
+
+
+def _keep(memory: Path, stamps: np.ndarray, findings: Findings, notes: list[str]) -> None:
+    """Writes what is known of files, whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"stamp": _to_arrow(stamps)} | {name: _to_arrow(findings.rows[name]) for name in _FIELDS}
+    columns["reason"] = pa.array([findings.reasons.get(index) for index in range(len(stamps))], pa.string())
+    # an image that could not be read may be readable tomorrow, with the same size and time
+    worth = findings.known & (findings.rows["digest"] != b"") & (stamps != b"")
+    table = pa.table(columns).filter(pa.array(worth))
+    unfinished = memory.with_suffix(".tmp")  # one writer at a time, by the lock
+    try:
+        pq.write_table(table, unfinished)
+        os.replace(unfinished, memory)
+    except OSError as error:
+        notes.append(_not_kept(memory, error))
+
+
+def _not_kept(memory: Path, error: OSError) -> str:
+    return f"{memory.parent}: cannot be written ({error.strerror or error}), so the next run reads all images again"
+
+
+def _to_arrow(column: np.ndarray) -> "pa.Array":
+    """Texts of one length stay one buffer instead of an object for each."""
+    import pyarrow as pa
+
+    column = np.ascontiguousarray(column)
+    if column.dtype.kind != "S":
+        return pa.array(column)
+    kind = pa.binary(column.dtype.itemsize)
+    return pa.FixedSizeBinaryArray.from_buffers(kind, len(column), [None, pa.py_buffer(column.view(np.uint8))])
+
+
+def _to_numpy(column: "pa.ChunkedArray", dtype: np.dtype) -> np.ndarray:
+    if dtype.kind != "S":
+        return column.to_numpy()
+    array = column.combine_chunks()
+    return np.frombuffer(array.buffers()[1], dtype)[array.offset : array.offset + len(array)]
+
+
+def sha256(data: bytes | None) -> bytes:
+    """Digest in hex; b"" of nothing."""
+    return b"" if data is None else hashlib.sha256(data).hexdigest().encode()
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

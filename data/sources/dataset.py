@@ -1,0 +1,180 @@
+"""A dataset of the `datasets` library: from the hub, from a folder that it saved, or from a folder in its formats."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from ...configs.choices import did_you_mean
+from ...configs.errors import UserError
+from ...configs.schema import DatasetSource
+from ..source import Captions, Problems, first_line, lacks_captions, missing_column, text_column
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves of a dataset, and of several splits
+
+
+class DatasetImages:
+    """An `ImageSource` of rows; a row is read when it is asked for, and no image is decoded."""
+
+    declared_sizes: np.ndarray | None = None
+
+    def __init__(
+        self, section: DatasetSource, rows: "Dataset", captions: Captions, problems: list[str], counts: dict[str, int]
+    ):
+        """`rows` has one column, which holds images."""
+        self.name = Path(section.dataset).name if Path(section.dataset).is_dir() else section.dataset
+        self.problems, self.counts = problems, counts
+        self._dataset, self._captions = section.dataset, captions
+        self._rows = rows.with_format("arrow")  # what is stored: bytes, or {"bytes", "path"}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def location(self, index: int) -> str:
+        return f"{self._dataset}[{index}]"
+
+    def path(self, index: int) -> Path | None:
+        stored = self._stored(index)
+        if isinstance(stored, pa.StructScalar) and not stored["bytes"].is_valid and stored["path"].is_valid:
+            return Path(stored["path"].as_py())
+        return None
+
+    def read(self, index: int) -> bytes:
+        if path := self.path(index):
+            return path.read_bytes()
+        stored = self._stored(index)
+        content = stored["bytes"] if isinstance(stored, pa.StructScalar) and stored.is_valid else stored
+        if not content.is_valid:
+            raise OSError("the row holds no image")
+        return content.as_py()
+
+    def read_mask(self, index: int) -> bytes | None:
+        return None
+
+    def captions(self, index: int) -> list[str]:
+        return self._captions[index]
+
+    def _stored(self, index: int) -> Any:
+        table: Any = self._rows[index : index + 1]
+        return table.column(0)[0]
+
+
+def open_source(section: DatasetSource, cache: Path | None = None) -> DatasetImages:
+    """The rows of a dataset; `datasets` has its own cache for what it loads and converts."""
+    with _quiet():
+        dataset = _open(section)
+    if not len(dataset):
+        raise UserError(f"{section.dataset}: split {section.split!r} has no rows")
+    if section.mask == "file":
+        raise UserError(f"{section.dataset}: a dataset has no files beside its images; set `mask` to alpha or none")
+    _check_image_column(section, dataset)
+    problems = Problems(section.dataset)
+    captions = Captions(_caption_column(section, dataset), section)
+
+    def location(row: int) -> str:
+        return f"{section.dataset}[{row}]"
+
+    captions.check(problems, location, lambda row: f"fill its {section.caption_column!r}")
+    counts = captions.counts({f"column {section.caption_column!r}": captions.num_own})
+    return DatasetImages(section, dataset.select_columns([section.image_column]), captions, problems.lines(), counts)
+
+
+def _check_image_column(section: DatasetSource, dataset: "Dataset") -> None:
+    from datasets import Image, Value
+
+    name, names = section.image_column, dataset.column_names
+    if name not in names:
+        raise UserError(missing_column(section.dataset, "image_column", name, names))
+    feature = dataset.features[name]
+    if isinstance(feature, Image) or (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")):
+        return
+    images = [other for other, feature in dataset.features.items() if isinstance(feature, Image)]
+    hint = f"the images are in {', '.join(map(repr, images))}" if images else "give paths as a folder with metadata.csv"
+    raise UserError(f"{section.dataset}: column {name!r} holds no images but {feature}; {hint}")
+
+
+def _caption_column(section: DatasetSource, dataset: "Dataset") -> pa.ChunkedArray:
+    name, names = section.caption_column, dataset.column_names
+    if lacks_captions(section, names):
+        return pa.chunked_array([pa.nulls(len(dataset), pa.string())])
+    if name not in names:
+        raise UserError(missing_column(section.dataset, "caption_column", name, names))
+    table: Any = dataset.select_columns([name]).with_format("arrow")[:]
+    try:
+        return text_column(table.column(0))
+    except ValueError as error:
+        raise UserError(f"{section.dataset}: column {name!r} {error}") from error
+
+
+def _open(section: DatasetSource) -> "Dataset":
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HTTPError
+
+    if any((Path(section.dataset) / name).is_file() for name in SAVED):
+        return _open_saved(section)
+    try:
+        return load_dataset(section.dataset, section.subset, split=section.split, revision=section.revision)
+    # what it raises for an unknown id, subset, split or file format, for bad files, and for the network
+    except (OSError, ValueError, AssertionError, RuntimeError, DatasetsError, HTTPError) as error:
+        raise UserError(f"{section.dataset}: cannot be loaded ({_reason(error)})") from error
+
+
+def _open_saved(section: DatasetSource) -> "Dataset":
+    """A split, or a slice of one, of what `save_to_disk` wrote."""
+    from datasets import DatasetDict, ReadInstruction, concatenate_datasets, load_from_disk
+
+    if section.subset or section.revision:
+        raise UserError(f"{section.dataset}: a saved dataset has no `subset` and no `revision`; leave them out")
+    try:
+        saved = load_from_disk(section.dataset)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{section.dataset}: cannot be loaded ({_reason(error)}); save it again") from error
+    splits: dict[str, Dataset]
+    if isinstance(saved, DatasetDict):
+        splits = {str(name): split for name, split in saved.items()}
+    elif section.split == type(section).model_fields["split"].default:
+        return saved  # its only one, whatever it is called
+    else:
+        splits = {str(saved.split or "train"): saved}
+    sizes = {name: len(split) for name, split in splits.items()}
+    try:
+        wanted = ReadInstruction.from_spec(section.split)
+        pieces = wanted.to_absolute(sizes)
+    except (ValueError, AssertionError) as error:
+        hint = did_you_mean(section.split, sizes)
+        known = ", ".join(splits)
+        raise UserError(
+            f"{section.dataset}: has no split {section.split!r}{hint}, it has: {known}; set `split`"
+        ) from error
+    return concatenate_datasets([splits[piece.splitname].select(range(piece.from_, piece.to)) for piece in pieces])
+
+
+def _reason(error: BaseException) -> str:
+    """The message with that of what caused it: `datasets` says only that generating failed."""
+    lines: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        lines.append(first_line(cause))
+        cause = cause.__cause__
+    return ": ".join(dict.fromkeys(lines))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of `datasets`."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()

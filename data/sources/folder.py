@@ -1,0 +1,236 @@
+"""A folder of images: captions in `.txt`/`.caption` files beside them, or all of them in one metadata file."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from ...configs.errors import UserError
+from ...configs.schema import FolderSource
+from ..listing import BESIDE, CAPTION_FILES, Listing, list_folder, mask_file, walk
+from ..metadata import Metadata, find_metadata, read_metadata
+from ..source import CAPTION_LISTS, MASKS, SUFFIXES, Captions, Problems, check_masks, read_sidecars
+
+pc: Any = pyarrow.compute  # its functions are made when it is imported: a type checker sees none
+
+CAPTION_BITS = sum(BESIDE[ending] for ending in CAPTION_FILES)
+MASK_BITS = sum(BESIDE[ending] for ending in MASKS)
+BATCH = 8192  # images whose names are Python objects at the same time
+NO_PATH = "is no path of an image; write one"
+BAD_PATHS = (  # pattern of a path in a metadata file, and why it is refused
+    (r"^([/\\]|[A-Za-z]:[/\\])", "is an absolute path; write it from the folder of the metadata"),
+    (r"(^|[/\\])\.\.([/\\]|$)", "leads out of the folder; copy the image into it"),
+    (r"^[./]*$|\x00", NO_PATH),
+)
+
+
+class FolderImages:
+    """An `ImageSource`; paths are kept as one arrow column."""
+
+    declared_sizes: np.ndarray | None
+
+    def __init__(
+        self,
+        section: FolderSource,
+        root: Path,
+        images: pa.ChunkedArray,
+        captions: Captions,
+        sizes: np.ndarray | None,
+        problems: list[str],
+        counts: dict[str, int],
+    ):
+        self.name = root.name or root.resolve().name
+        self.declared_sizes, self.problems, self.counts = sizes, problems, counts
+        self._root, self._images, self._captions = root, images, captions
+        self._resolved = root.resolve()
+        self._has_masks = section.mask == "file"
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def location(self, index: int) -> str:
+        return str(self.path(index))
+
+    def path(self, index: int) -> Path:
+        return self._root / self._images[index].as_py()
+
+    def read(self, index: int) -> bytes:
+        return self._read(self.path(index))
+
+    def read_mask(self, index: int) -> bytes | None:
+        file = mask_file(self.path(index)) if self._has_masks else None
+        return self._read(file) if file else None
+
+    def _read(self, file: Path) -> bytes:
+        if not file.resolve().is_relative_to(self._resolved):  # a link in a hidden folder, or made after the listing
+            raise OSError(f"it leads out of {self._root}, to {file.resolve()}; copy it into the folder")
+        return file.read_bytes()
+
+    def captions(self, index: int) -> list[str]:
+        return self._captions[index]
+
+
+def open_source(section: FolderSource, cache: Path | None = None) -> FolderImages:
+    """The images of a folder; everything in it is listed, and with sidecars every caption is read."""
+    root = Path(section.path)
+    if not root.is_dir():
+        raise UserError(f"{root}: there is no such folder of images")
+    problems = Problems(str(root))
+    file = find_metadata(root)
+    listing = list_folder(root)
+    if file:
+        return _open_listed(section, root, listing, file, problems)
+    source = _open_all(section, root, listing, problems)
+    if not len(source) and not source.problems:
+        kinds = " ".join(sorted(SUFFIXES))
+        raise UserError(f"{root}: holds no images (looked for {kinds}, also in the folders in it)")
+    return source
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Image files of a folder and the folders in it, sorted; hidden files (`.x.png`, `._x.png`) and masks are none."""
+    return sorted(folder / inner / image for inner, images, _ in walk(folder, {}) for image in images)
+
+
+def _open_all(section: FolderSource, root: Path, listing: Listing, problems: Problems) -> FolderImages:
+    """Every image of the folder, with the captions beside it."""
+    for path, reason in sorted(listing.refused.items()):
+        problems.add("files that are not taken", f"{root / path}: {reason}")
+    column, unreadable, own = _read_captions(root, listing, problems)
+    captions = Captions(column, section, unreadable)
+    paths = listing.images
+
+    def location(row: int) -> str:
+        return str(root / paths[row].as_py())
+
+    captions.check(problems, location, lambda row: f"put {Path(paths[row].as_py()).stem}.txt beside it")
+    masks = check_masks(section, listing.beside & MASK_BITS > 0, problems, location)
+    counts = captions.counts(own) | masks | listing.counts
+    return FolderImages(section, root, paths, captions, None, problems.lines(), counts)
+
+
+def _read_captions(root: Path, listing: Listing, problems: Problems) -> tuple[pa.ChunkedArray, list[int], Counter[str]]:
+    """Captions from the files beside the images, rows whose files cannot be used, and how many come from where."""
+    chunks: list[pa.Array] = []
+    unreadable: list[int] = []
+    own: Counter[str] = Counter()
+    for start in range(0, len(listing.images), BATCH):
+        rows: list[list[str] | None] = []
+        paths = listing.images[start : start + BATCH].to_pylist()
+        for path, bits in zip(paths, listing.beside[start : start + BATCH].tolist(), strict=True):
+            endings = [ending for ending in CAPTION_FILES if bits & BESIDE[ending]]
+            files = [(root / path).with_suffix(ending) for ending in endings]
+            captions = None
+            try:
+                captions = read_sidecars({str(file): file.read_bytes() for file in files})
+                own.update(endings[:1])
+            except (ValueError, OSError) as error:
+                unreadable.append(start + len(rows))
+                problems.add("caption files that cannot be used", _sidecar_problem(error))
+            rows.append(captions)
+        chunks.append(pa.array(rows, CAPTION_LISTS))
+    return pa.chunked_array(chunks, CAPTION_LISTS), unreadable, own
+
+
+def _sidecar_problem(error: ValueError | OSError) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename}: cannot be read ({error.strerror}); change its permissions or delete it"
+    return str(error)
+
+
+def _open_listed(section: FolderSource, root: Path, listing: Listing, file: Path, problems: Problems) -> FolderImages:
+    """The images that a metadata file lists."""
+    metadata = read_metadata(file, section, problems)
+    metadata = replace(metadata, images=_plain_paths(metadata.images))
+    places = _places(metadata.images, listing)
+    sound = _check_paths(root, metadata, listing, places >= 0, problems)
+    if not sound.all():
+        metadata, places = metadata.filter(sound), places[sound]
+    images = metadata.images
+
+    def location(row: int) -> str:
+        return str(root / images[row].as_py())
+
+    column = pa.chunked_array([pa.nulls(len(images), pa.string())]) if metadata.captions is None else metadata.captions
+    captions = Captions(column, section)
+    captions.check(problems, location, lambda row: f"fill its {section.caption_column!r} in {file.name}")
+    masks = check_masks(section, _have_masks(section, root, images, listing, places), problems, location)
+    counts = captions.counts({file.name: captions.num_own}) | masks | _unlisted(listing, places, file.name)
+    return FolderImages(section, root, images, captions, metadata.sizes, problems.lines(), counts | listing.counts)
+
+
+def _plain_paths(images: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Without "./" and "//", so that one file has one path."""
+    if not pc.any(pc.match_substring_regex(images, r"//|(^|/)\./")).as_py():
+        return images
+    return pc.replace_substring_regex(pc.replace_substring_regex(images, r"/(\.?/)+", "/"), r"^(\./)+", "")
+
+
+def _places(images: pa.ChunkedArray, listing: Listing) -> np.ndarray:
+    """(N,) index of each path in the listing, -1 where it is not there."""
+    found = pc.index_in(images, value_set=listing.images.cast(images.type))
+    return found.fill_null(-1).to_numpy()
+
+
+def _check_paths(
+    root: Path, metadata: Metadata, listing: Listing, listed: np.ndarray, problems: Problems
+) -> np.ndarray:
+    """(N,) bool: rows that name an image of the folder. `listed` (N,) are those that are in its listing."""
+    images, sound = metadata.images, np.ones(len(metadata.images), bool)
+
+    def refuse(found: np.ndarray, reason: Callable[[str], str]) -> None:
+        rows = np.flatnonzero(found & sound)
+        sound[rows] = False
+        problems.add_rows(
+            "paths that are refused",
+            rows,
+            lambda row: f"{metadata.place(row)}: {(path := images[row].as_py())!r} {reason(path)}",
+        )
+
+    refuse(images.is_null().to_numpy(), lambda path: NO_PATH)
+    for pattern, reason in BAD_PATHS:
+        refuse(_true(pc.match_substring_regex(images, pattern)), lambda path, reason=reason: reason)
+    refuse(_true(pc.is_in(images, value_set=pa.array(listing.refused, images.type))), listing.refused.__getitem__)
+    for folder in (path for path in listing.refused if path.endswith("/")):
+        through = f"is reached through {root / folder}, which {listing.refused[folder]}"
+        refuse(_true(pc.starts_with(images, folder)), lambda path, reason=through: reason)
+    if metadata.sizes is None:  # images with declared sizes, a million perhaps, are looked at by the scan
+        absent = np.zeros(len(images), bool)
+        elsewhere = np.flatnonzero(~listed & sound)
+        absent[elsewhere] = [not os.path.isfile(root / images[row].as_py()) for row in elsewhere]
+        refuse(absent, lambda path: "does not exist; correct it or take it out")
+    return sound
+
+
+def _true(found: pa.ChunkedArray) -> np.ndarray:
+    return found.fill_null(False).to_numpy()
+
+
+def _have_masks(
+    section: FolderSource, root: Path, images: pa.ChunkedArray, listing: Listing, places: np.ndarray
+) -> np.ndarray:
+    """(N,) bool; images outside of the listing, such as those in hidden folders, are looked at one by one."""
+    has_mask = np.zeros(len(images), bool)
+    has_mask[places >= 0] = listing.beside[places[places >= 0]] & MASK_BITS > 0
+    if section.mask == "file":
+        outside = np.flatnonzero(places < 0)
+        has_mask[outside] = [mask_file(root / images[row].as_py()) is not None for row in outside]
+    return has_mask
+
+
+def _unlisted(listing: Listing, places: np.ndarray, name: str) -> dict[str, int]:
+    """What lies in the folder and not in its metadata, for people. `places` (N,) of its rows in the listing, or -1."""
+    inside = places[places >= 0]
+    used = len(np.unique(inside))
+    counts = {
+        f"images that {name} does not list": len(listing.images) - used,
+        f"images that {name} lists again": len(inside) - used,
+        f"caption files ignored beside {name}": int((listing.beside & CAPTION_BITS > 0).sum()),
+    }
+    return {what: count for what, count in counts.items() if count}

@@ -1,0 +1,46 @@
+"""Class images, which the run makes for itself before it trains: one prompt is the caption of all of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ...configs.schema import PriorSource
+
+
+class PriorImages:
+    """An `ImageSource` of files that were made for this section."""
+
+    declared_sizes: np.ndarray | None = None
+
+    def __init__(self, section: PriorSource, files: Sequence[Path]):
+        self.name = "prior"
+        self._files, self._prompt = list(files), section.prior
+        self.counts = {"class images": len(self._files)}
+        self.problems: list[str] = []
+        if len(self._files) < section.count:
+            found = f"{len(self._files)} class images, `count` wants {section.count}"
+            self.problems = [f"prior {section.prior!r}: {found}; make the others or ask for fewer"]
+
+    @classmethod
+    def planned(cls, section: PriorSource) -> "PriorImages":
+        """Those that a run will make: they have names and captions, and cannot be read yet."""
+        return cls(section, [Path(f"class image {index + 1}") for index in range(section.count)])
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def location(self, index: int) -> str:
+        return str(self._files[index])
+
+    def path(self, index: int) -> Path:
+        return self._files[index]
+
+    def read(self, index: int) -> bytes:
+        return self._files[index].read_bytes()
+
+    def read_mask(self, index: int) -> bytes | None:
+        return None
+
+    def captions(self, index: int) -> list[str]:
+        return [self._prompt]

@@ -1,0 +1,272 @@
+"""What is in tar files and where: an index by offset, made once and kept in a cache folder.
+
+A sample is what has the same stem in one tar file: the path up to the first dot of the file name, as in
+https://github.com/webdataset/webdataset#the-webdataset-format.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..configs.errors import UserError
+from .source import CAPTION_LISTS, SUFFIXES, Problems, caption_list, decode_text, is_utf8, read_sidecars, shown
+
+MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # stem, ending
+MASK_ENDING = "mask.png"
+MASK_STEM = "-masklabel"  # at the end of the stem of a mask, as other trainers write it
+CAPTION_ENDINGS = ("txt", "caption", "json")
+CAPTION_FIELDS = ("caption", "text")  # of a .json, the first that it has
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+INDEX_VERSION = 1  # part of the name of cached indexes
+INDEX = pa.schema(
+    {
+        "shard": pa.int32(),  # place in the sorted list of tar files
+        "image": pa.string(),  # name of the member
+        "offset": pa.int64(),  # of the image in the tar file, in bytes
+        "size": pa.int64(),
+        "mask_offset": pa.int64(),
+        "mask_size": pa.int64(),  # -1: there is none
+        "captions": CAPTION_LISTS,
+    }
+)
+
+
+class Member(NamedTuple):
+    """A file in a tar file."""
+
+    shard: str
+    name: str
+    stem: str
+    ending: str  # in small letters, without its dot
+    offset: int
+    size: int
+    is_plain: bool  # its bytes are there, in a row
+    content: bytes | None  # of captions
+
+    @property
+    def is_image(self) -> bool:
+        """By its ending."""
+        return f".{self.ending}" in SUFFIXES
+
+
+@dataclass(slots=True)
+class Index:
+    """Where everything is, a row of `INDEX` for each image."""
+
+    rows: pa.Table
+    unreadable: list[int]  # rows whose captions are a problem
+    counts: dict[str, int]
+    own: dict[str, int]  # images with captions from where
+
+
+def load_index(shards: Sequence[str], cache: Path | None, problems: Problems) -> Index:
+    """The index of some tar files; kept in the folder `cache` until one of them changes, unless it has problems."""
+    file = None if cache is None else cache / f"shards-{_fingerprint(shards)}.parquet"
+    if file is not None and file.is_file() and (index := _stored_index(file)):
+        return index
+    index = _make_index(shards, problems)
+    if file is not None and not problems.lines():
+        _store_index(file, index)
+    return index
+
+
+def _fingerprint(shards: Sequence[str]) -> str:
+    """Of where all tar files are, how long they are and when they were written."""
+    stats = [(os.path.realpath(shard), os.stat(shard)) for shard in shards]
+    states = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    return hashlib.sha256(json.dumps([INDEX_VERSION, states]).encode()).hexdigest()[:32]
+
+
+def _stored_index(file: Path) -> Index | None:
+    try:
+        rows = pq.ParquetFile(file).read()
+        counts, own = (json.loads(rows.schema.metadata[key]) for key in (b"counts", b"own"))
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+        return None  # cut short, or something else under its name: it is made anew
+    return Index(rows, [], counts, own)
+
+
+def _store_index(file: Path, index: Index) -> None:
+    """Whole or not at all; other processes may be writing the same."""
+    temporary = file.with_suffix(f".tmp-{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(
+            index.rows.replace_schema_metadata({"counts": json.dumps(index.counts), "own": json.dumps(index.own)}),
+            temporary,
+        )
+        os.replace(temporary, file)
+    except OSError as error:
+        if temporary.is_file():
+            temporary.unlink()
+        reason = f"the index of the shards cannot be kept there ({error.strerror or error})"
+        raise UserError(f"{file.parent}: {reason}; set `data.cache.dir`") from error
+
+
+def _make_index(shards: Sequence[str], problems: Problems) -> Index:
+    indexer = Indexer(problems)
+    for number, shard in enumerate(shards):
+        indexer.add(number, shard)
+    counts = {"shards": len(shards)} | indexer.counts
+    return Index(pa.concat_tables([INDEX.empty_table(), *indexer.tables]), indexer.unreadable, counts, indexer.own)
+
+
+class Indexer:
+    """Goes through shards, one after the other; what it has found in them."""
+
+    def __init__(self, problems: Problems):
+        self.problems = problems
+        self.tables: list[pa.Table] = []
+        self.unreadable: list[int] = []
+        self.counts: Counter[str] = Counter()
+        self.own: Counter[str] = Counter()
+        self._num_rows = 0
+
+    def add(self, number: int, shard: str) -> None:
+        """The rows of one more shard; none of one that cannot be read to its end."""
+        try:
+            members = _read_members(shard)
+        except ValueError as error:
+            self.problems.add("tar files that cannot be read", f"{shard}: {error}")
+            return
+        except OSError as error:
+            self.problems.add("tar files that cannot be read", f"{shard}: cannot be read ({error.strerror})")
+            return
+        samples: defaultdict[str, list[Member]] = defaultdict(list)
+        for member in filter(self._is_ours, members):
+            samples[member.stem].append(member)
+        rows: list[dict[str, Any]] = []
+        for parts in samples.values():
+            images = [member for member in parts if member.is_image]
+            if len(images) == 1:
+                captions = self._captions(shard, parts, self._num_rows + len(rows))
+                rows.append(_row(number, images[0], parts, captions))
+            elif images:
+                names = " and ".join(member.name for member in images)
+                self.problems.add(
+                    "samples with several images",
+                    f"{shard}: {names} are images of one sample, as its name ends at the first dot; rename one",
+                )
+            else:
+                self.counts["samples without an image"] += 1
+        self.tables.append(pa.Table.from_pylist(rows, INDEX))
+        self._num_rows += len(rows)
+
+    def _is_ours(self, member: Member) -> bool:
+        """Whether a member belongs to a sample; counts or tells of the others."""
+        known = member.is_image or member.ending in (MASK_ENDING, *CAPTION_ENDINGS)
+        if known and member.is_plain and is_utf8(member.name):
+            return True
+        if known:
+            reason = "is a link or has holes" if not member.is_plain else "has a name that is not UTF-8"
+            self.problems.add(
+                "members that are not read", f"{member.shard}:{shown(member.name)}: {reason}; pack it again"
+            )
+        else:
+            self.counts[f"ignored .{member.ending} members"] += 1
+        return False
+
+    def _captions(self, shard: str, parts: Sequence[Member], row: int) -> list[str] | None:
+        files = {member.ending: member for member in parts if member.ending in CAPTION_ENDINGS}
+        record = files.pop("json", None)
+        try:
+            if files:
+                captions = read_sidecars({f"{shard}:{member.name}": member.content or b"" for member in files.values()})
+                origin = next(iter(files))
+            else:
+                captions = _json_captions(record) if record else None
+                origin = "json"
+        except ValueError as error:
+            self.problems.add("captions that cannot be used", str(error))
+            self.unreadable.append(row)
+            return None
+        if captions is not None:
+            self.own[f".{origin}"] += 1
+        return captions
+
+
+def _read_members(shard: str) -> list[Member]:
+    """All files of a tar file; ValueError "what; what to do" if it is no whole tar file."""
+    members: list[Member] = []
+    with open(shard, "rb") as stream:
+        start = stream.read(6)
+        if kind := next((kind for magic, kind in COMPRESSED.items() if start.startswith(magic)), None):
+            raise ValueError(f"is compressed with {kind}, so it cannot be read at random; unpack it to a plain .tar")
+        stream.seek(0)
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as tar:
+                while (info := tar.next()) is not None:
+                    vars(tar)["members"].clear()  # tarfile keeps them all
+                    if not info.isdir() and (member := _member(stream, shard, info)):
+                        members.append(member)
+                _check_end(stream, tar.offset)
+        except tarfile.TarError as error:
+            raise ValueError(f"is no whole tar file ({error}); make it or fetch it again") from error
+    return members
+
+
+def _member(stream: BinaryIO, shard: str, info: tarfile.TarInfo) -> Member | None:
+    """None for a hidden file, or one without an ending."""
+    if not (match := MEMBER.fullmatch(info.name)):
+        return None
+    stem, ending = match[1], match[2].lower()
+    if ending == "png" and stem.endswith(MASK_STEM):
+        stem, ending = stem.removesuffix(MASK_STEM), MASK_ENDING
+    content = None
+    if ending in CAPTION_ENDINGS:
+        stream.seek(info.offset_data)
+        content = stream.read(info.size)
+    plain = info.isreg() and not info.issparse()
+    return Member(shard, info.name, stem, ending, info.offset_data, info.size, plain, content)
+
+
+def _check_end(stream: BinaryIO, offset: int) -> None:
+    """tarfile takes a broken header, and a file that was cut between two members, for the end of the archive."""
+    stream.seek(offset)
+    block = stream.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("it was cut: the end mark is missing")
+    if any(block):
+        raise tarfile.ReadError(f"broken at byte {offset:,}")
+    while chunk := stream.read(1 << 20):
+        if chunk.strip(b"\0"):
+            raise tarfile.ReadError(f"it goes on after its end mark at byte {offset:,}, as joined tar files do")
+
+
+def _row(number: int, image: Member, parts: Sequence[Member], captions: list[str] | None) -> dict[str, Any]:
+    mask = next((member for member in parts if member.ending == MASK_ENDING), None)
+    return {
+        "shard": number,
+        "image": image.name,
+        "offset": image.offset,
+        "size": image.size,
+        "mask_offset": mask.offset if mask else 0,
+        "mask_size": mask.size if mask else -1,
+        "captions": captions,
+    }
+
+
+def _json_captions(member: Member) -> list[str] | None:
+    """Captions in the metadata of a sample; ValueError "where: what; what to do"."""
+    place = f"{member.shard}:{member.name}"
+    try:
+        values = json.loads(decode_text(member.content or b""))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place}: is not JSON ({error.msg} at line {error.lineno}); correct it") from error
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+    field = next((field for field in CAPTION_FIELDS if isinstance(values, dict) and field in values), None)
+    try:
+        return None if field is None else caption_list(values[field])
+    except ValueError as error:
+        raise ValueError(f"{place}: its {field!r} {error}") from error

@@ -1,0 +1,61 @@
+"""Images to latents and captions to embeddings, one by one and in the encoder's own precision.
+
+One by one, because the kernels of a batch round differently from those of a single item: so a latent is the same
+number whether it comes from the cache or from the file, and an embedding whatever else is in its batch.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .family import Conditioning, ModelFamily, Parts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Encode = Callable[[Sequence[str]], Conditioning]
+"""From captions to a batch of embeddings, wherever they come from."""
+
+
+@torch.no_grad()
+def encode_image(family: ModelFamily, parts: Parts, pixels: Tensor) -> Tensor:
+    """(3, H, W) in [-1, 1] to (2, C, h, w): mean and standard deviation of the latents, fp32 where the encoder is."""
+    device = _device(parts, family.image_encoders)
+    with torch.autocast(device.type, enabled=False):
+        return family.encode_images(parts, pixels[None].to(device))[0]
+
+
+@torch.no_grad()
+def encode_caption(family: ModelFamily, parts: Parts, caption: str, windows: int = 1) -> "Mapping[str, Tensor]":
+    """The tensors of a `Conditioning` for one caption, without the batch."""
+    with torch.autocast(_device(parts, family.text_encoders).type, enabled=False):
+        return family.encode_prompts(parts, [caption], windows).row(0)
+
+
+def encoder_of(family: ModelFamily, parts: Parts, windows: int = 1) -> Encode:
+    """Encodes captions with the text encoders as they are at that moment, each different one once a call."""
+
+    def encode(captions: Sequence[str]) -> Conditioning:
+        rows = {caption: encode_caption(family, parts, caption, windows) for caption in dict.fromkeys(captions)}
+        return Conditioning.stack([rows[caption] for caption in captions])
+
+    return encode
+
+
+def draw_latents(moments: Tensor, noise: Tensor) -> Tensor:
+    """Latents (B, C, h, w) from moments (B, 2, C, h, w), or (B, 1, C, h, w) where they were drawn once."""
+    if moments.shape[1] == 1:
+        return moments[:, 0]
+    return moments[:, 0] + moments[:, 1] * noise.to(moments)
+
+
+def pool_masks(masks: Tensor, latents: Tensor) -> Tensor:
+    """(..., height, width) masks averaged to the height and width of (..., h, w) latents."""
+    return F.adaptive_avg_pool2d(masks, (latents.shape[-2], latents.shape[-1]))
+
+
+def _device(parts: Parts, names: Sequence[str]) -> torch.device:
+    return next(parts[names[0]].parameters()).device

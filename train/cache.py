@@ -1,0 +1,279 @@
+"""Latents and prompt embeddings computed before training; loraloom cache CONFIG [key=value …] does only that."""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..configs.errors import UserError, run_command
+from ..configs.schema import RunConfig
+from ..data.cache import Store, cache_folder, content_key, weights_hash
+from ..data.dataset import Dataset
+from ..data.draws import keyed_generator
+from ..data.loader import Cached
+from ..data.transforms import Geometry, mask_to_tensor, to_tensor
+from ..inference.verify import PROBE_PROMPT
+from ..models.encode import draw_latents, encode_caption, encode_image, pool_masks
+from ..models.family import ModelFamily, Parts
+
+if TYPE_CHECKING:
+    pass
+
+
+COUNTED_CAPTIONS = 100_000  # of more, the plan says how many there are at most
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a run needs of its caches."""
+
+    latents: Store | None
+    cuts: dict[str, tuple[int, int, Geometry]]  # key -> source, image, geometry
+    prompts: Store | None
+    captions: dict[str, str]  # key -> caption
+    windows: int
+
+    def prompt_key(self, caption: str) -> str:
+        """Key of a caption."""
+        return content_key("prompt", caption, self.windows)
+
+    @property
+    def cached(self) -> Cached:
+        """For the loader."""
+        return Cached(self.latents, self.prompts, self.prompt_key)
+
+    def missing(self) -> tuple[list[str], list[str]]:
+        """Keys of latents and of prompts that have to be computed."""
+        latents = self.latents.missing(self.cuts) if self.latents is not None else []
+        return latents, self.prompts.missing(self.captions) if self.prompts is not None else []
+
+
+def want(config: RunConfig, family: ModelFamily, folder: Path, dataset: Dataset) -> Wanted:
+    """The caches of a run and all keys that it will read; UserError where one is asked for that cannot be."""
+    latents, prompts = (
+        None if reason(config, family, dataset) else store(config, family, folder)
+        for reason, store in ((why_no_latents, latent_store), (why_no_prompts, prompt_store))
+    )
+    wanted = Wanted(latents, {} if latents is None else _cuts(dataset), prompts, {}, config.data.token_windows)
+    if prompts is not None:
+        spoken = [*_captions(dataset), *config.validation.prompts, "", PROBE_PROMPT]
+        wanted.captions.update((wanted.prompt_key(caption), caption) for caption in spoken)
+    return wanted
+
+
+def latent_store(config: RunConfig, family: ModelFamily, folder: Path) -> Store:
+    """Where the latents of this VAE lie."""
+    return _store("latents", config, folder, family.image_encoders, config.data.cache.latent_draw)
+
+
+def prompt_store(config: RunConfig, family: ModelFamily, folder: Path) -> Store:
+    """Where the embeddings of these text encoders lie."""
+    return _store("prompts", config, folder, family.prompt_encoders, config.data.token_windows)
+
+
+def why_no_latents(config: RunConfig, family: ModelFamily, dataset: Dataset) -> str | None:
+    """Why latents are not cached, or None."""
+    data = config.data
+    if not data.cache.latents:
+        return "data.cache.latents is false"
+    if data.crop == "random" and data.variants is None:
+        return "crops are random; `data.variants: 8` would give each image eight"
+    return None
+
+
+def why_no_prompts(config: RunConfig, family: ModelFamily, dataset: Dataset) -> str | None:
+    """Why embeddings are not cached, or None; UserError where they were asked for and cannot be."""
+    data, reason = config.data, None
+    if not data.cache.prompts:
+        return "data.cache.prompts is false"
+    if trained := [part for part in config.adapter.parts if part in family.text_encoders]:
+        reason = f"{' and '.join(trained)} trains, so embeddings change"
+    elif data.variants is None and dataset.has_random_captions():
+        reason = "captions are random; `data.variants: 8` would give each image eight"
+    if reason and data.cache.prompts is True:
+        raise UserError(f"data.cache.prompts: {reason}")
+    return reason
+
+
+@dataclass(frozen=True, slots=True)
+class CacheOutlook:
+    """What a cache holds of a run already."""
+
+    name: str
+    entries: int = 0  # that the run reads
+    present: int = 0
+    bytes_to_write: int = 0
+    note: str = ""  # why there is none, or what could not be counted
+
+    def describe(self) -> str:
+        """One line."""
+        if not self.entries:
+            return f"{self.name} are not cached: {self.note}"
+        there = f"{self.present:,} of {self.entries:,} are there, {self.bytes_to_write / 2**20:,.1f} MiB to write"
+        return f"{self.name}: {there}{self.note and f' ({self.note})'}"
+
+
+def look_at_caches(
+    config: RunConfig, family: ModelFamily, folder: Path, load: Callable[[Sequence[str]], Parts], dataset: Dataset
+) -> list[CacheOutlook]:
+    """Both caches as they are now; nothing is computed."""
+    return [
+        _look_at_latents(config, family, folder, load, dataset),
+        _look_at_prompts(config, family, folder, load, dataset),
+    ]
+
+
+def _look_at_latents(
+    config: RunConfig, family: ModelFamily, folder: Path, load: Callable[[Sequence[str]], Parts], dataset: Dataset
+) -> CacheOutlook:
+    if reason := why_no_latents(config, family, dataset):
+        return CacheOutlook("latents", note=reason)
+    parts, store = load(family.image_encoders), latent_store(config, family, folder)
+    moments = 1 if config.data.cache.latent_draw == "once" else 2
+    sizes = [4 * moments * math.prod(family.latent_shape(parts, *bucket)) for bucket in dataset.buckets]
+    entries = present = missing_bytes = 0
+    for source, images in enumerate(dataset.images):
+        if images.digests is None:  # class images that are not made, or files that nobody has opened
+            per_bucket = np.bincount(dataset.item_buckets[source], minlength=len(sizes)) * dataset.cuts_of_an_item
+            entries += int(per_bucket.sum())
+            missing_bytes += int((per_bucket * np.array(sizes)).sum())
+            continue
+        for item, row in enumerate(dataset.item_images[source]):
+            keys = {dataset.latent_key(source, int(row), cut) for cut in dataset.geometries(source, item)}
+            entries += len(keys)
+            missing = len(store.missing(keys))
+            present += len(keys) - missing
+            missing_bytes += missing * sizes[dataset.item_buckets[source][item]]
+    unread = any(images.digests is None for images in dataset.images)
+    return CacheOutlook("latents", entries, present, missing_bytes, "images that were not opened count as new" * unread)
+
+
+def _look_at_prompts(
+    config: RunConfig, family: ModelFamily, folder: Path, load: Callable[[Sequence[str]], Parts], dataset: Dataset
+) -> CacheOutlook:
+    if reason := why_no_prompts(config, family, dataset):
+        return CacheOutlook("prompt embeddings", note=reason)
+    size = sum(t.numel() * t.element_size() for t in encode_caption(family, load(family.prompt_encoders), "").values())
+    size *= config.data.token_windows
+    if (images := sum(len(found.kept) for found in dataset.images)) > COUNTED_CAPTIONS:
+        entries = images * (config.data.variants or 1)
+        return CacheOutlook(
+            "prompt embeddings", entries, 0, entries * size, "at most: captions that are alike count once"
+        )
+    wanted = want(config, family, folder, dataset)
+    assert wanted.prompts is not None
+    missing = len(wanted.prompts.missing(wanted.captions))
+    return CacheOutlook("prompt embeddings", len(wanted.captions), len(wanted.captions) - missing, missing * size)
+
+
+def fill(
+    wanted: Wanted, dataset: Dataset, family: ModelFamily, load: Callable[[Sequence[str]], Parts], accelerator: "Any"
+) -> None:
+    """Computes what is missing, each process its part; the encoders are loaded for it and let go."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    latents, prompts = wanted.missing()
+    if wanted.latents is not None and latents:
+        parts = load(family.image_encoders)
+        once = dataset.data.cache.latent_draw == "once"
+        title = "latents" if accelerator.is_main_process else None
+
+        def latents_of(key: str) -> dict[str, torch.Tensor]:
+            return _latents(dataset, family, parts, wanted.cuts[key], key if once else None)
+
+        size = 4 * 2 * max(width * height for width, height in dataset.buckets) // 16  # about; only cuts shards
+        wanted.latents.fill(list(wanted.cuts), latents_of, entry_bytes=size, rank=rank, world=world, progress=title)
+        del parts
+    if wanted.prompts is not None and prompts:
+        parts = load(family.prompt_encoders)
+        title = "prompt embeddings" if accelerator.is_main_process else None
+
+        def prompts_of(key: str) -> dict[str, torch.Tensor]:
+            return dict(encode_caption(family, parts, wanted.captions[key], wanted.windows))
+
+        wanted.prompts.fill(list(wanted.captions), prompts_of, rank=rank, world=world, progress=title)
+        del parts
+    accelerator.wait_for_everyone()
+    for store, keys in ((wanted.latents, wanted.cuts), (wanted.prompts, wanted.captions)):
+        if store is not None:
+            store.refresh()
+            store.require(keys)
+
+
+def _latents(
+    dataset: Dataset, family: ModelFamily, parts: Parts, cut: tuple[int, int, Geometry], draw: str | None
+) -> dict[str, torch.Tensor]:
+    picture, mask = dataset.pixels(*cut)
+    moments = encode_image(family, parts, to_tensor(picture)).cpu()
+    if not moments.isfinite().all():
+        raise UserError(
+            f"{dataset.location(cut[0], cut[1])}: the VAE makes numbers of it that are not finite; "
+            "its weights may not bear model.dtype fp16: try bf16 or fp32"
+        )
+    if draw is not None:
+        noise = torch.randn(moments.shape[1:], generator=keyed_generator(0, f"latents/{draw}"))
+        moments = draw_latents(moments[None], noise[None])
+    entry = {"moments": moments}
+    if mask is not None:
+        entry["mask"] = pool_masks(mask_to_tensor(mask), moments)
+    return entry
+
+
+def _store(name: str, config: RunConfig, folder: Path, parts: Sequence[str], *rest: str | int) -> Store:
+    """The store whose name is a hash of the encoder's files, their precision and how they are used."""
+    root = cache_folder(config.data.cache.dir)
+    hashes = tuple(weights_hash(folder / part, root) for part in parts)
+    return Store(root / name / content_key(hashes, config.model.dtype, rest))
+
+
+def _cuts(dataset: Dataset) -> dict[str, tuple[int, int, Geometry]]:
+    return {
+        dataset.latent_key(source, int(row), geometry): (source, int(row), geometry)
+        for source, rows in enumerate(dataset.item_images)
+        for item, row in enumerate(rows)
+        for geometry in dataset.geometries(source, item)
+    }
+
+
+def _captions(dataset: Dataset) -> Iterable[str]:
+    for source, images in enumerate(dataset.images):
+        for row in range(len(images.kept)):
+            yield from dataset.caption_variants(source, row)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Fills the caches of a config."""
+    from .build import build_caches, make_accelerator
+    from .preflight import preflight
+
+    parser = argparse.ArgumentParser(
+        prog="loraloom cache", description="Compute latents and prompt embeddings of a config ahead of its training."
+    )
+    parser.add_argument("config", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings such as data.variants=8")
+    options = parser.parse_intermixed_args(list(arguments))
+    from ..configs.loader import load_config
+
+    config = load_config(options.config, options.overrides)
+    images, accelerator = preflight(config), make_accelerator(config)
+    wanted = build_caches(config, accelerator, images)
+    if accelerator.is_main_process:
+        for name, store, keys in (
+            ("latents", wanted.latents, wanted.cuts),
+            ("prompts", wanted.prompts, wanted.captions),
+        ):
+            if store is not None:
+                print(
+                    f"{name}: {len(keys):,} entries in {store.folder} ({store.size_bytes / 2**20:.1f} MiB with others)"
+                )
+    accelerator.end_training()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

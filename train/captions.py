@@ -1,0 +1,77 @@
+"""Captions counted in the tokens of the family's own tokenizers: what is longer than its windows is said, not cut."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from ..configs.errors import UserError
+from ..configs.schema import RunConfig
+from ..data.captions import final_caption
+from ..data.dataset import Dataset
+from ..data.draws import Stream
+from ..models.family import ModelFamily, Parts
+
+AT_ONCE = 10_000  # captions that are tokenized together
+NAMED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Long:
+    """A caption that does not fit."""
+
+    where: str
+    caption: str
+    tokens: int
+
+
+def room_for_tokens(family: ModelFamily, windows: int) -> int:
+    """Tokens that fit into so many windows, begin and end not counted."""
+    return (family.token_window - 2) * windows
+
+
+def long_captions(config: RunConfig, family: ModelFamily, tokenizers: Parts, dataset: Dataset) -> list[Long]:
+    """Captions, as long as their rules can make them, and validation prompts that are cut."""
+    room = room_for_tokens(family, config.data.token_windows)
+    found: list[Long] = []
+    # a token has a byte at least: what has no more bytes than there is room needs no counting
+    candidates = (pair for pair in _spoken(config, dataset) if len(pair[1].encode()) > room)
+    while pairs := list(islice(candidates, AT_ONCE)):
+        counts = family.count_tokens(tokenizers, [caption for _, caption in pairs])
+        found += [Long(where, text, count) for (where, text), count in zip(pairs, counts, strict=True) if count > room]
+    return found
+
+
+def find_long_captions(
+    config: RunConfig, family: ModelFamily, load: Callable[[Sequence[str]], Parts], dataset: Dataset
+) -> list[str]:
+    """One line for each caption that is cut, the last says what would hold all; UserError if they may not be cut."""
+    tokenizers = load([part for part in family.prompt_encoders if part not in family.text_encoders])
+    found = long_captions(config, family, tokenizers, dataset)
+    if not found:
+        return []
+    room = room_for_tokens(family, config.data.token_windows)
+    lines = [
+        f"{long.where}: {long.caption[:60]!r}… has {long.tokens} tokens, only the first {room} are seen"
+        for long in found[:NAMED]
+    ]
+    if len(found) > NAMED:
+        lines.append(f"and {len(found) - NAMED:,} more captions of over {room} tokens")
+    needed = -(-max(long.tokens for long in found) // (family.token_window - 2))
+    advice = f"`data.token_windows: {needed}` would hold every caption"
+    if config.data.long_captions == "error":
+        raise UserError([*lines, f"{advice}; `data.long_captions: cut` cuts them"])
+    return [*lines, advice]
+
+
+def _spoken(config: RunConfig, dataset: Dataset) -> Iterator[tuple[str, str]]:
+    """Where each different caption stands first, and the caption with all of its tags."""
+    seen: set[int] = set()
+    for source, images in enumerate(dataset.images):
+        rules = dataset.rules[source].model_copy(update={"shuffle": False, "tag_dropout": 0.0})
+        for row in range(len(images.kept)):
+            for caption in dataset.captions(source, row):
+                text = final_caption([caption], rules, Stream(0, "longest"))
+                if hash(text) not in seen:
+                    seen.add(hash(text))
+                    yield dataset.location(source, row), text
+    yield from (("validation.prompts", prompt) for prompt in config.validation.prompts)

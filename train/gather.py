@@ -1,0 +1,107 @@
+"""From the sources of a config to its images: opened, looked at, and all problems at once. Imports no torch."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..configs.errors import UserError
+from ..configs.schema import DataSection, PriorSource, Source
+from ..data.cache import cache_folder
+from ..data.captions import check_caption, check_rules
+from ..data.dataset import Dataset, Images
+from ..data.scan import apply_policy, scan
+from ..data.source import ImageSource, open_source
+from ..data.sources.prior import PriorImages
+
+CHECKED_CAPTIONS = 20  # problems with captions that are written out
+
+
+def gather(data: DataSection, *, progress: bool, trust_sizes: bool = False) -> list[Images | None]:
+    """The sound images of each source; None for class images, which are not made yet.
+
+    With `trust_sizes` no image is opened where the metadata gives its size. UserError with all problems.
+    """
+    problems = _problems_of_rules(data)
+    found: list[Images | None] = []
+    for section in data.sources:
+        if isinstance(section, PriorSource):
+            found.append(None)
+            continue
+        try:
+            source = open_source(section, _folder(data))
+        except UserError as error:
+            problems += error.problems
+            continue
+        problems += source.problems
+        images, wrong = look_at(data, section, source, progress=progress, trust_sizes=trust_sizes)
+        problems += wrong
+        found.append(images)
+    if problems:
+        raise UserError(problems)
+    return found
+
+
+def look_at(
+    data: DataSection, section: Source, source: ImageSource, *, progress: bool = False, trust_sizes: bool = False
+) -> tuple[Images, list[str]]:
+    """The sound images of an open source, and what is wrong with the others; notes go to stderr."""
+    if trust_sizes and source.declared_sizes is not None:
+        return Images.declared(section, source), []
+    found = scan(source, data, progress=progress, cache=_folder(data))
+    kept, problems, notes = apply_policy(found, data)
+    for note in [*found.warnings, *notes]:
+        print(f"warning: {note}", file=sys.stderr)
+    images = Images.scanned(section, source, found, kept)
+    if not problems and not len(kept):
+        problems = [f"{source.name}: no image is left to train on"]
+    return images, problems + _problems_of_captions(data, images)
+
+
+def class_images(data: DataSection, section: PriorSource, files: Sequence[Path]) -> Images:
+    """Those that the run has made; they may be looked at as any others."""
+    images, problems = look_at(data, section, PriorImages(section, files))
+    if problems:
+        raise UserError(problems)
+    return images
+
+
+def make_dataset(data: DataSection, images: Sequence[Images], multiple: int, seed: int) -> Dataset:
+    """Images in their buckets; UserError where some fit none and may not be left out."""
+    dataset = Dataset(data, images, multiple, seed)
+    problems: list[str] = []
+    for number, found in enumerate(dataset.images):
+        wrong, allowed = dataset.problems(number), data.max_skipped * len(found.kept)
+        if wrong and data.on_bad_image == "skip" and len(wrong) <= allowed and len(dataset.item_images[number]):
+            for problem in wrong:
+                print(f"warning: left out {problem}", file=sys.stderr)
+        else:
+            problems += wrong
+    if problems:
+        raise UserError(problems)
+    return dataset
+
+
+def _problems_of_rules(data: DataSection) -> list[str]:
+    problems = [f"data.captions: {problem}" for problem in check_rules(data.captions)]
+    for number, section in enumerate(data.sources):
+        if section.captions is not None:
+            problems += [f"data.sources.{number}.captions: {problem}" for problem in check_rules(section.captions)]
+    return problems
+
+
+def _problems_of_captions(data: DataSection, images: Images) -> list[str]:
+    """Placeholders that no rule fills."""
+    rules, problems = data.rules(images.section), []
+    if rules.template is not None and "[caption]" not in rules.template:
+        return []
+    for number in images.kept:
+        for caption in images.source.captions(int(number)):
+            if "[" in caption:
+                where = images.source.location(int(number))
+                problems += [f"{where}: {problem}" for problem in check_caption(caption, rules)]
+    more = len(problems) - CHECKED_CAPTIONS
+    return problems[:CHECKED_CAPTIONS] + ([f"and {more:,} more captions like these"] if more > 0 else [])
+
+
+def _folder(data: DataSection) -> Path:
+    return cache_folder(data.cache.dir) / "scans"

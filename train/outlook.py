@@ -1,0 +1,163 @@
+"""What a run will take from its data, counted ahead by the same functions that the run uses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..configs.schema import PriorSource, RunConfig
+from ..data.dataset import Dataset, Images
+from ..data.sources.prior import PriorImages
+
+WORST = 10  # images that are named
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOutlook:
+    """One source in the run."""
+
+    name: str
+    kind: str
+    images: int
+    counts: dict[str, int]  # where captions come from, what was ignored
+    samples: int  # of the whole run
+    share: float
+    passes: float  # how often each image is seen, on average
+    loss_weight: float
+    first_step: int
+    end_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class BucketOutlook:
+    """One bucket in the run."""
+
+    width: int
+    height: int
+    images: dict[str, int]  # source -> images
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """An image that is cut or enlarged much."""
+
+    image: str
+    size: tuple[int, int]
+    bucket: tuple[int, int]
+    cropped: float  # fraction of its pixels that is cut away
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """All of it."""
+
+    sources: list[SourceOutlook]
+    buckets: list[BucketOutlook]
+    steps: int
+    samples: int
+    steps_per_epoch: float
+    most_cropped: list[Changed]
+    most_enlarged: list[Changed]
+
+
+def with_class_images(config: RunConfig, images: Sequence[Images | None]) -> list[Images]:
+    """Class images that are not made yet are as large as they will be."""
+    found: list[Images] = []
+    for section, known in zip(config.data.sources, images, strict=True):
+        if known is None:
+            assert isinstance(section, PriorSource)
+            side = max(config.data.resolutions)
+            sizes = np.full((section.count, 2), side, dtype=np.int32)
+            known = Images(section, PriorImages.planned(section), np.arange(section.count), sizes, None)
+        found.append(known)
+    return found
+
+
+def look_ahead(config: RunConfig, dataset: Dataset) -> Outlook:
+    """Counts what the run will do."""
+    loop = config.loop
+    micro_batch = loop.micro_batch or loop.batch_size
+    total = loop.steps * loop.batch_size
+    order = dataset.order(loop.steps, loop.batch_size, micro_batch)
+    counts = order.counts(total)
+    cropped, scale = _changes(dataset)
+    images = sum(len(found.kept) * found.section.repeats for found in dataset.images)
+    return Outlook(
+        sources=[_source(config, dataset, number, counts, total) for number in range(len(dataset.images))],
+        buckets=_buckets(dataset, counts),
+        steps=loop.steps,
+        samples=total,
+        steps_per_epoch=images / loop.batch_size,
+        most_cropped=_worst(dataset, cropped, scale, cropped, above=0.05),
+        most_enlarged=_worst(dataset, cropped, scale, scale, above=1.0),
+    )
+
+
+def _source(
+    config: RunConfig, dataset: Dataset, number: int, counts: dict[tuple[int, int], int], total: int
+) -> SourceOutlook:
+    found = dataset.images[number]
+    section, samples = found.section, sum(n for (source, _), n in counts.items() if source == number)
+    return SourceOutlook(
+        name=found.source.name,
+        kind=type(section).__name__.removesuffix("Source").lower(),
+        images=len(found.kept),
+        counts=found.source.counts,
+        samples=samples,
+        share=samples / total,
+        passes=samples / len(found.kept),
+        loss_weight=section.loss_weight,
+        first_step=section.start_step,
+        end_step=min(section.end_step or config.loop.steps, config.loop.steps),
+    )
+
+
+def _buckets(dataset: Dataset, counts: dict[tuple[int, int], int]) -> list[BucketOutlook]:
+    outlooks = []
+    for bucket, (width, height) in enumerate(dataset.buckets):
+        images: dict[str, int] = {}
+        for number, found in enumerate(dataset.images):
+            if count := int((dataset.item_buckets[number] == bucket).sum()):
+                images[found.source.name] = images.get(found.source.name, 0) + count
+        samples = sum(n for (_, at), n in counts.items() if at == bucket)
+        outlooks.append(BucketOutlook(width, height, images, samples))
+    return outlooks
+
+
+def _changes(dataset: Dataset) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Of each item of each source: the fraction that is cut away, and the scale."""
+    cropped, scales = [], []
+    for found, rows, buckets in zip(dataset.images, dataset.item_images, dataset.item_sizes, strict=True):
+        sizes = found.sizes[rows].astype(float)
+        scale = (buckets / sizes).max(axis=1)
+        cropped.append(1 - buckets.prod(axis=1) / (sizes * scale[:, None]).prod(axis=1))
+        scales.append(scale)
+    return cropped, scales
+
+
+def _worst(
+    dataset: Dataset, cropped: list[np.ndarray], scales: list[np.ndarray], by: list[np.ndarray], above: float
+) -> list[Changed]:
+    """The items with the largest numbers in `by`."""
+    places: list[tuple[float, int, int]] = []
+    for number, values in enumerate(by):
+        largest = np.argsort(-values, kind="stable")[:WORST]
+        places += [(float(values[item]), number, int(item)) for item in largest if values[item] > above]
+    return [
+        _changed(dataset, number, item, cropped, scales)
+        for _, number, item in sorted(places, key=lambda place: (-place[0], place[1:]))[:WORST]
+    ]
+
+
+def _changed(dataset: Dataset, number: int, item: int, cropped: list[np.ndarray], scales: list[np.ndarray]) -> Changed:
+    row = int(dataset.item_images[number][item])
+    width, height = dataset.images[number].sizes[row].tolist()
+    return Changed(
+        image=dataset.location(number, row),
+        size=(width, height),
+        bucket=dataset.buckets[dataset.item_buckets[number][item]],
+        cropped=round(float(cropped[number][item]), 4),
+        scale=round(float(scales[number][item]), 4),
+    )
