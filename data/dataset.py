@@ -7,6 +7,7 @@ A sample is a pure function of (seed, position): which image, cut where, mirrore
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL.Image import Image
@@ -95,6 +96,19 @@ class Dataset:
             for row in self.unusable[source]
             for width, height in [images.sizes[row]]
         ]
+
+    def fingerprint(self, group: int) -> dict[str, Any]:
+        """What decides which sample stands where: a resumed run must find the same.
+
+        `group` counts only where there are several buckets; with one, samples stand at the same positions anyway.
+        """
+        sources = []
+        for source, images in enumerate(self.images):
+            found = hashlib.sha256(b"" if images.digests is None else images.digests.tobytes())
+            for row in range(len(images.kept)):
+                found.update(repr(self.captions(source, row)).encode())
+            sources.append({"name": images.source.name, "images": len(images.kept), "sha256": found.hexdigest()})
+        return {"sources": sources, "micro_batch": group if len(self.buckets) > 1 else None}
 
     def order(self, steps: int, batch_size: int, group: int) -> Order:
         """Which item stands where, in micro-batches of `group` samples."""

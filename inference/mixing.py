@@ -38,7 +38,7 @@ class AdapterFile:
 def format_names(family: ModelFamily, parts: Parts) -> FormatNames:
     """What the file formats have to know of a base: its module paths and its family's words."""
     return FormatNames(
-        module_paths={part: base_modules(part, parts[part]) for part in family.kohya_prefixes},
+        module_paths={part: base_modules(part, parts[part]) for part in family.kohya_prefixes if part in parts},
         kohya_prefixes=family.kohya_prefixes,
         architecture=family.architecture,
         kohya_version=family.kohya_version,

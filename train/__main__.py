@@ -15,7 +15,11 @@ from ..configs.schema import RunConfig
 if TYPE_CHECKING:
     from ..data.dataset import Images
 
-FREE_ON_RESUME = ("checkpoint", "validation", "trackers", "output", "loop.steps", "loop.threads", "loop.micro_batch")
+FREE_ON_RESUME = (
+    *("checkpoint", "validation", "trackers", "output"),
+    *("loop.steps", "loop.threads", "loop.micro_batch"),
+    *("data.cache.dir", "data.cache.keep_vae", "data.workers"),
+)
 """What a resumed run may change: the rest decides which weights it ends with."""
 
 

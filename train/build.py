@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -90,7 +91,9 @@ def build_trainer(
     if accelerator.is_main_process and checkpoint is None:
         prepare_folder(folder, config.output.name, overwrite=overwrite)
     encode = _make_encode(config, base.family, parts, wanted, accelerator)
-    run = _make_run(config, folder, accelerator, base, parts, adapters, encode)
+    assert config.loop.micro_batch is not None
+    data = dataset.fingerprint(config.loop.micro_batch)
+    run = _make_run(config, folder, accelerator, base, parts, adapters, encode, data)
     register_hooks(run)
     if checkpoint is not None:
         load_checkpoint(run, checkpoint)
@@ -263,6 +266,7 @@ def _make_run(
     parts: Parts,
     adapters: AdapterSet,
     encode: Encode,
+    data: dict[str, Any],
 ) -> Run:
     optimizer = make_optimizer(adapters, config.optimizer)
     schedule = make_schedule(optimizer, config.optimizer, config.loop.steps)
@@ -271,7 +275,7 @@ def _make_run(
     for module in wrapped.values():
         module.train()
     return Run(
-        config, folder, accelerator, base.family, parts | wrapped, adapters, optimizer, schedule, encode, base.load
+        config, folder, accelerator, base.family, parts | wrapped, adapters, optimizer, schedule, encode, base.load, data
     )
 
 

@@ -1,13 +1,7 @@
-"""One page about one run: `report.html`, made from the files of the run folder and from nothing else.
+"""One page about one run: `report.html`, made from the files of the run folder and from nothing else."""
 
-The page is whole in itself (pictures as data URIs, CSS and JavaScript inline) and its security policy forbids it to
-ask for anything. Every text on it is escaped by `chart.tag`: prompts and configs come from strangers.
-"""
-
-import base64
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,51 +10,33 @@ from PIL import Image
 
 from . import chart
 from .chart import Markup, Series, join, number, tag
+from .page import backdrop, enlarging, page, picture_uri, write_page
 from .run_folder import Picture, RunFiles, read_run
 
 LARGEST_PNG = 120_000
 """Bytes; a larger picture is shown as a JPEG of at most PICTURE_SIZE pixels, so that the page stays small."""
 PICTURE_SIZE = 768
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 STATES = ("done", "running", "failed", "stopped")
 
 
 def write_report(run_folder: Path) -> Path:
     """Make `report.html` from the files of a run folder and return its path.
 
-    Files that do not exist leave their part of the page out. The same files give the same bytes. The page appears at
-    once or not at all, so a run may write it again and again while someone looks at it.
+    Files that do not exist leave their part of the page out. The same files give the same bytes.
 
     Raises:
         UserError: there is no such folder, or a file in it is damaged (a last line of `logs/history.jsonl` that was
             cut off is not damage).
     """
-    page = page_of(read_run(run_folder)).encode("utf-8", "replace")  # a lone surrogate in a prompt becomes "?"
     report = run_folder / "report.html"
-    unfinished = run_folder / f".report.html.tmp-{os.getpid()}"
-    try:
-        unfinished.write_bytes(page)
-        os.replace(unfinished, report)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_page(report, page_of(read_run(run_folder)))
     return report
 
 
 def page_of(run: RunFiles) -> Markup:
     """The whole HTML page."""
-    state = _state(run)
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{_name(run)}: {state}"),
-        tag("style", Markup(STYLE + chart.STYLE)),
-    )
     parts = (header(run), summary(run), curves(run), pictures(run), verification(run), details(run))
-    body = tag("body", tag("main", *parts), tag("script", Markup(chart.SCRIPT + SCRIPT)))
-    return join(Markup("<!doctype html>\n"), tag("html", head, body, lang="en"), Markup("\n"))
+    return page(f"{_name(run)}: {_state(run)}", *parts, style=STYLE + chart.STYLE, script=chart.SCRIPT)
 
 
 def header(run: RunFiles) -> Markup:
@@ -120,8 +96,7 @@ def pictures(run: RunFiles) -> Markup | None:
         tag("h2", "Validation images"),
         tag("p", f"Newest first; select an image to enlarge it.{left_out}", class_="soft"),
         tag("div", *(_prompt_card(prompt, found) for prompt, found in by_prompt.items()), class_="prompts"),
-        tag("input", type="radio", name="enlarged", id="image-0", checked=True, autocomplete="off", aria_label="none"),
-        tag("label", for_="image-0", class_="backdrop", title="close"),
+        backdrop(),
     )
 
 
@@ -167,7 +142,7 @@ def data_uri(file: Path) -> str:
         buffer = io.BytesIO()
         reduced.save(buffer, "JPEG", quality=88)
         content, kind = buffer.getvalue(), "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    return picture_uri(content, kind)
 
 
 def duration(seconds: float) -> str:
@@ -282,16 +257,9 @@ def _prompt_card(prompt: str, found: Iterable[Picture]) -> Markup:
 
 
 def _image(picture: Picture) -> Markup:
-    """A radio button and its label: checked means enlarged, so CSS alone does it and the arrow keys leaf through."""
     seed = None if picture.seed is None else f"seed {picture.seed}"
-    name = f"image-{picture.number}"
     where = " · ".join(word for word in (f"step {picture.step:,}", seed, picture.prompt) if word)
-    return tag(
-        "figure",
-        tag("input", type="radio", name="enlarged", id=name, autocomplete="off", aria_label=where),
-        tag("label", tag("img", src=data_uri(picture.file), alt=where), for_=name, title=where),
-        tag("figcaption", seed, tag("span", where, class_="long", dir="auto")),
-    )
+    return enlarging(picture.number, tag("img", src=data_uri(picture.file), alt=where), where, seed)
 
 
 def _value(value: Any) -> str:
@@ -307,38 +275,12 @@ def _card(content: Markup) -> Markup:
 
 
 STYLE = """
-:root { --page: #f5f6f8; --card: #fff; --text: #17191e; --soft: #626a76; --line: #e4e7ec; --tip: #fff;
-  --good: #0d8050; --bad: #c62828; --warn: #a85b00; --busy: #2563eb; color-scheme: light dark; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #0f1115; --card: #181b21; --text: #e9ebef; --soft: #98a1ae; --line: #2b3038; --tip: #262b34;
-    --good: #4fd1a1; --bad: #ff8a80; --warn: #f2b155; --busy: #6ea8fe; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--text); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1100px; margin: 0 auto; padding: 2.2rem 1.2rem 4rem; }
-h1 { margin: 0; font-size: 1.9rem; line-height: 1.25; letter-spacing: -.02em; overflow-wrap: anywhere; }
-h2 { margin: 2.4rem 0 .1rem; font-size: 1.2rem; letter-spacing: -.01em; }
-h3 { margin: 0; font-size: .95rem; font-weight: 600; }
-p { margin: 0; }
-[hidden] { display: none !important; }
-code, pre { font: .86em/1.55 ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
-.soft, .note { color: var(--soft); font-size: .87rem; }
-.note { margin-top: .5rem; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: .8rem; padding: 1.1rem 1.2rem;
-  margin-top: .9rem; min-width: 0; }
-.scroll { overflow-x: auto; }
 .state { display: inline-block; vertical-align: .22em; padding: .1rem .65rem; border-radius: 2rem; font-size: .8rem;
   font-weight: 600; letter-spacing: 0; color: var(--tone);
   background: color-mix(in srgb, var(--tone) 14%, transparent); }
 .done { --tone: var(--good); } .failed { --tone: var(--bad); } .stopped { --tone: var(--warn); }
 .running { --tone: var(--busy); } .unknown { --tone: var(--soft); }
-.message { margin-top: .9rem; padding: .7rem 1rem; border-left: 3px solid var(--tone); border-radius: .3rem;
-  background: color-mix(in srgb, var(--tone) 8%, transparent); white-space: pre-wrap; overflow-wrap: anywhere; }
 progress { width: 100%; height: .5rem; margin-top: .9rem; accent-color: var(--busy); }
-.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); gap: .9rem 1.6rem;
-  margin: 0; }
-dt { color: var(--soft); font-size: .8rem; }
-dd { margin: 0; overflow-wrap: anywhere; }
 .charts { display: grid; grid-template-columns: 1fr 1fr; gap: 0 .9rem; }
 .charts > :first-child { grid-column: 1 / -1; }
 .prompts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: 0 .9rem; }
@@ -347,41 +289,5 @@ dd { margin: 0; overflow-wrap: anywhere; }
 .prompts .card { display: flex; flex-direction: column; }
 .at { display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 12rem)); gap: .1rem .5rem; }
 .at .row { grid-column: 1 / -1; margin-top: .6rem; color: var(--soft); font-size: .8rem; }
-.at figure { margin: 0; }
-.at label { display: block; cursor: zoom-in; }
-.at img { display: block; width: 100%; border-radius: .4rem; outline: 1px solid #8883; outline-offset: -1px; }
-.at figcaption { color: var(--soft); font-size: .72rem; }
-.at input, [id=image-0] { position: absolute; opacity: 0; pointer-events: none; }
-[id=image-0] { position: fixed; top: 0; } /* so that choosing it does not scroll the page */
-.at input:focus-visible + label { outline: 3px solid var(--busy); outline-offset: 2px; border-radius: .4rem; }
-.long, .backdrop { display: none; }
-main:has(.at input:checked) .backdrop { display: block; position: fixed; z-index: 2; inset: 0; cursor: zoom-out;
-  background: #0c0e12f6; }
-.at input:checked + label { position: fixed; z-index: 3; inset: 1.5rem 1.5rem 5.5rem; outline: 0;
-  pointer-events: none; }
-.at input:checked + label img { width: 100%; height: 100%; object-fit: contain; border-radius: 0; outline: 0; }
-.at input:checked ~ figcaption .long { display: block; position: fixed; z-index: 3; inset: auto 1.5rem 1.5rem;
-  max-height: 4em; overflow: auto; text-align: center; color: #e9ebef; font-size: .9rem; overflow-wrap: anywhere; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .45rem 1.4rem .45rem 0; text-align: left; border-bottom: 1px solid var(--line); }
-tr:last-child > * { border-bottom-color: transparent; }
-thead th { color: var(--soft); font-size: .8rem; font-weight: 400; }
-tbody tr:last-child > * { border: 0; padding-bottom: 0; }
-thead th { padding-top: 0; }
-details summary { cursor: pointer; font-weight: 600; }
-details[open] summary { margin-bottom: .8rem; }
-pre { margin: 0; overflow-x: auto; }
-@media (max-width: 700px) {
-  main { padding: 1.4rem .8rem 3rem; }
-  .card { padding: .9rem; }
-  .charts { grid-template-columns: minmax(0, 1fr); }
-  .facts { grid-template-columns: 1fr 1fr; }
-}
+@media (max-width: 700px) { .charts { grid-template-columns: minmax(0, 1fr); } }
 """
-
-SCRIPT = """
-addEventListener("keydown", (event) => {
-  if (event.key === "Escape") document.getElementById("image-0")?.click();
-});
-"""
-"""Escape closes the enlarged image; everything else about images is CSS."""

@@ -30,6 +30,7 @@ class Run:
     schedule: Any
     encode: "Encode"  # embeddings of prompts for sampling, also where no text encoder is loaded
     load: "Callable[[Sequence[str]], Parts]"  # parts of the base that are not in `parts`
+    data: dict[str, Any]  # fingerprint of the images: a resumed run must find the same
     step: int = 0  # optimiser steps done
     seconds: float = 0.0  # spent in training steps, over all parts of a run that was resumed
     stop: str | None = None  # why the loop should end after this step, if it should

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..configs.errors import UserError
 from .run import Run
 from .run_folder import replace_text
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST, STATE, LATEST = "manifest.json", "run_state.json", "latest"
 
 
@@ -54,7 +55,7 @@ def save_checkpoint(run: Run) -> Path:
     run.accelerator.save_state(str(partial))
     run.accelerator.wait_for_everyone()
     if run.is_main:
-        state = {"step": run.step, "seconds": run.seconds}
+        state = {"step": run.step, "seconds": run.seconds, "data": run.data}
         (partial / STATE).write_text(json.dumps(state))
         _seal(partial)
         if final.exists():
@@ -96,10 +97,25 @@ def find_damage(checkpoint: Path) -> str | None:
 
 
 def load_checkpoint(run: Run, checkpoint: Path) -> None:
-    """Puts adapter weights, optimiser, schedule and step back."""
-    run.accelerator.load_state(str(checkpoint))
+    """Puts adapter weights, optimiser, schedule and step back; UserError if the images are no longer the same."""
     state = json.loads((checkpoint / STATE).read_text())
+    if problems := list(_differences(state["data"], run.data)):
+        raise UserError([*problems, "the run cannot go on as it began; train anew with another output.dir"])
+    run.accelerator.load_state(str(checkpoint))
     run.step, run.seconds = state["step"], state["seconds"]
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """What has changed in the images of a run, one line each."""
+    if then["micro_batch"] != now["micro_batch"]:
+        yield (
+            f"loop.micro_batch was {then['micro_batch']} and cannot become {now['micro_batch']}: "
+            "the images are in several buckets, and a micro-batch never mixes them"
+        )
+    for old, new in zip(then["sources"], now["sources"], strict=True):
+        if old != new:
+            counts = f"{old['images']} images then, {new['images']} now"
+            yield f"{new['name']}: its images or captions were changed since the checkpoint was saved ({counts})"
 
 
 def _checkpoints(folder: Path) -> list[Path]:

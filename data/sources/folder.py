@@ -196,7 +196,7 @@ def _check_paths(
     refuse(images.is_null().to_numpy(), lambda path: NO_PATH)
     for pattern, reason in BAD_PATHS:
         refuse(_true(pc.match_substring_regex(images, pattern)), lambda path, reason=reason: reason)
-    refuse(_true(pc.is_in(images, value_set=pa.array(listing.refused, images.type))), listing.refused.__getitem__)
+    refuse(_true(pc.is_in(images, value_set=pa.array(list(listing.refused), images.type))), listing.refused.__getitem__)
     for folder in (path for path in listing.refused if path.endswith("/")):
         through = f"is reached through {root / folder}, which {listing.refused[folder]}"
         refuse(_true(pc.starts_with(images, folder)), lambda path, reason=through: reason)

@@ -184,7 +184,7 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(name, content, words,
         ({"file_name": ["a.png"], "text": [1.5]}, "column 'text' holds double, not text"),
         (
             {"file_name": ["a.png"], "text": ["x"], "width": ["wide"], "height": ["3"]},
-            "column 'width' does not hold num",
+            "column 'width' does not",
         ),
     ],
 )

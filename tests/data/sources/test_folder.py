@@ -66,7 +66,7 @@ def test_what_is_no_image_is_left_out_and_counted_where_it_surprises(root, encod
 
 
 def test_captions_beside_images_win_over_the_one_of_the_section(root, encode):
-    put(root, **{f"{name}__png": encode() for name in "abcd"})
+    put(root, {f"{name}.png": encode() for name in "abcd"})
     put(root, {"a.txt": "\ufeffa red square\r\nred\r\n", "b.caption": "blue", "c.txt": "same\n", "c.caption": "same"})
     source = opened(root, caption="a square")
     assert [source.captions(index) for index in range(4)] == [["a red square", "red"], ["blue"], ["same"], ["a square"]]
@@ -80,7 +80,7 @@ def test_captions_beside_images_win_over_the_one_of_the_section(root, encode):
 
 
 def test_every_problem_with_captions_is_told_with_its_file(root, encode):
-    put(root, **{f"{name}__png": encode() for name in "abcde"})
+    put(root, {f"{name}.png": encode() for name in "abcde"})
     put(root, {"a.txt": "größe".encode("cp1252"), "b.txt": "one", "b.caption": "two", "c.txt": "\n", "d.txt": "fine"})
     source = opened(root)
     assert source.problems == [
@@ -98,7 +98,7 @@ def test_every_problem_with_captions_is_told_with_its_file(root, encode):
 
 
 def test_many_images_without_a_caption_are_told_shortly(root, encode):
-    put(root, **{f"{number:03}__png": encode() for number in range(30)})
+    put(root, {f"{number:03}.png": encode() for number in range(30)})
     problems = opened(root).problems
     assert len(problems) == 21
     assert problems[19].startswith(f"{root}/019.png: has no caption")
@@ -107,9 +107,8 @@ def test_many_images_without_a_caption_are_told_shortly(root, encode):
 
 def test_masks_lie_beside_their_images(root, encode):
     white, black = encode("white"), encode("black")
-    put(
-        root, a__png=encode(), a__mask__png=white, **{"b__jpg": encode(), "b-masklabel__png": black, "c__png": encode()}
-    )
+    put(root, dict.fromkeys(["a.png", "b.jpg", "c.png"], encode()))
+    put(root, {"a.mask.png": white, "b-masklabel.png": black})
     source = opened(root, caption="x", mask="file")
     assert [source.read_mask(index) for index in range(3)] == [white, black, None]
     assert source.problems == [f"{root}/c.png: has no mask; put <name>.mask.png beside it, or set `mask: none`"]
@@ -210,13 +209,11 @@ def test_metadata_is_the_list_of_images(root, encode):
 def test_paths_of_metadata_stay_in_the_folder_and_exist(root, encode):
     outside = root.parent / "outside"
     put(outside, {"secret.png": encode()})
-    put(root, {"a.png": encode(), ".hidden/b.png": encode(), **{"..c__png": encode(), "d..__png": encode()}})
-    (root / "..c.png").write_bytes(encode())
-    (root / "d...png").write_bytes(encode())
+    good = ["a.png", ".hidden/b.png", "..c.png", "d...png"]
+    put(root, dict.fromkeys(good, encode()))
     (root / "out.png").symlink_to(outside / "secret.png")
     (root / "folder").symlink_to(outside)
-    (root / ".hidden").mkdir(exist_ok=True)
-    (root / ".hidden/b.png").write_bytes(encode())
+    outward = f"is a link that leads out of the folder, to {outside}"
     bad = {
         "../outside/secret.png": "leads out of the folder; copy the image into it",
         "b/../../outside/secret.png": "leads out of the folder; copy the image into it",
@@ -227,13 +224,12 @@ def test_paths_of_metadata_stay_in_the_folder_and_exist(root, encode):
         "": "is no path of an image; write one",
         ".": "is no path of an image; write one",
         "a\0.png": "is no path of an image; write one",
-        "out.png": f"is a link that leads out of the folder, to {outside}/secret.png; copy what you need into the folder",
-        "./folder//secret.png": f"is reached through {root}/folder, which is a link that leads out of the folder, "
-        f"to {outside}; copy what you need into the folder",
+        "out.png": f"{outward}/secret.png; copy what you need into the folder",
+        "./folder//secret.png": f"is reached through {root}/folder, which {outward}; "
+        "copy what you need into the folder",
         "gone.png": "does not exist; correct it or take it out",
         "x" * 300 + ".png": "does not exist; correct it or take it out",
     }
-    good = ["a.png", ".hidden/b.png", "..c.png", "d...png"]
     put(root, {"metadata.jsonl": lines(*({"file_name": name, "text": "x"} for name in [*bad, *good]))})
     source = opened(root)
     assert names(root, source) == good

@@ -214,10 +214,8 @@ def test_the_index_is_kept_until_a_shard_changes(tmp_path, encode, monkeypatch):
     def forbidden(shard: str) -> None:
         raise AssertionError(f"{shard} is gone through again")
 
-    pack(
-        tmp_path / "a.tar",
-        {"a.png": encode("red"), "a.txt": "red\nsquare", "a.mask.png": encode("white"), "b.png": b""},
-    )
+    red, white = encode("red"), encode("white")
+    pack(tmp_path / "a.tar", {"a.png": red, "a.txt": "red\nsquare", "a.mask.png": white, "b.png": b""})
     cache = tmp_path / "cache" / "scans"
     first = opened(tmp_path / "*.tar", cache, caption="x", mask="file")
     (index,) = cache.iterdir()
@@ -225,12 +223,12 @@ def test_the_index_is_kept_until_a_shard_changes(tmp_path, encode, monkeypatch):
         patch.setattr(tar_index, "_read_members", forbidden)
         again = opened(tmp_path / "*.tar", cache, caption="x", mask="file")
     for source in (first, again, pickle.loads(pickle.dumps(again))):
-        assert (source.read(0), source.read(1), source.read_mask(0)) == (encode("red"), b"", encode("white"))
+        assert (source.read(0), source.read(1), source.read_mask(0)) == (red, b"", white)
         assert (source.captions(0), source.captions(1)) == (["red", "square"], ["x"])
         assert (source.counts, source.problems) == (first.counts, first.problems)
 
     index.write_bytes(index.read_bytes()[:-20])  # a cache that cannot be read is made again
-    assert opened(tmp_path / "*.tar", cache, caption="x").read(0) == encode("red")
+    assert opened(tmp_path / "*.tar", cache, caption="x").read(0) == red
 
     pack(tmp_path / "a.tar", {"a.png": encode("blue"), "a.txt": "blue"})
     changed = opened(tmp_path / "*.tar", cache)
