@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ..configs.schema import RunConfig
+from ..configs.schema import ModelSection, RunConfig
 from ..data.draws import Draws
-from ..inference.engine import load_parts
+from ..models.load import Base
 from ..train.build import build_trainer, make_adapters
 
 ROUNDS, STEPS, BATCH = 6, 10, 8
@@ -85,7 +85,8 @@ def our_step(config: RunConfig) -> Callable[[], None]:
 
 def bare_step(config: RunConfig) -> Callable[[], None]:
     """What one would write by hand, with everything precomputed that can be."""
-    family, parts = load_parts("pocket")
+    base = Base(ModelSection(base="pocket"))
+    family, parts = base.family, base.load()
     adapters = make_adapters(config, family, parts)
     unet = parts["unet"].train()
     parameters = adapters.parameters()["unet"]

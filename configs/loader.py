@@ -1,5 +1,6 @@
 """From a YAML file to a `RunConfig` and back: `extends:`, `key=value` overrides, and all problems in one answer."""
 
+import inspect
 import json
 import math
 import re
@@ -227,7 +228,7 @@ def _lines(section: BaseModel, mark: bool) -> Iterator[str]:
 def _own_first(section: type[BaseModel]) -> Iterator[str]:
     """Fields of the section itself, then those that it shares with others of its kind."""
     for kind in section.__mro__:
-        yield from (key for key in kind.__dict__.get("__annotations__", {}) if key in section.model_fields)
+        yield from (key for key in inspect.get_annotations(kind) if key in section.model_fields)
 
 
 def json_schema() -> dict[str, Any]:

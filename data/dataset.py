@@ -25,6 +25,8 @@ from .source import ImageSource
 from .transforms import BadImage, Geometry, PixelRules, crop, decode, decode_mask, place
 
 CENTER = (0.5, 0.5)
+WIDER = 2**31  # than any image
+SHOWN = 20  # images with a problem that are named
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +83,25 @@ class Dataset:
         items = [_items(found) for found in levels]
         self.item_images = [numbers for numbers, _ in items]  # of each source: (m,) rows of its `Images`
         self.item_sizes = [sizes for _, sizes in items]  # (m, 2) width and height of their buckets
-        sizes = np.concatenate(self.item_sizes)
-        unique, ids = np.unique(sizes, axis=0, return_inverse=True)
-        self.buckets: list[Size] = [(int(width), int(height)) for width, height in unique]
-        splits = np.cumsum([len(found) for found in self.item_sizes])[:-1]
-        self.item_buckets = np.split(ids.reshape(-1), splits)  # (m,) numbers in `buckets`
+        codes = [sizes[:, 0].astype(np.int64) * WIDER + sizes[:, 1] for sizes in self.item_sizes]
+        unique = np.unique(np.concatenate([np.unique(found) for found in codes]))
+        self.buckets: list[Size] = [divmod(code, WIDER) for code in unique.tolist()]
+        self.item_buckets = [np.searchsorted(unique, found).astype(np.int32) for found in codes]  # (m,) in `buckets`
 
     def problems(self, source: int) -> list[str]:
-        """Images of a source that are too small for any bucket."""
-        images, limit = self.images[source], self.data.buckets.max_upscale
-        return [
-            f"{self.location(source, int(row))}: {width} x {height} pixels would have to be enlarged more than "
-            f"{limit:g} times; take a larger one, or a larger data.buckets.max_upscale"
-            for row in self.unusable[source]
-            for width, height in [images.sizes[row]]
-        ]
+        """Images of a source that are too long or too small for any bucket."""
+        rows = self.unusable[source]
+        lines = [f"{self.location(source, int(row))}: {self._why_unusable(source, row)}" for row in rows[:SHOWN]]
+        return lines + ([f"and {len(rows) - SHOWN:,} more images that fit no bucket"] if len(rows) > SHOWN else [])
+
+    def _why_unusable(self, source: int, row: int) -> str:
+        buckets = self.data.buckets
+        width, height = self.images[source].sizes[row].tolist()
+        if max(width, height) > buckets.max_aspect * min(width, height):
+            limit = f"{buckets.max_aspect:g} to 1; crop it, or allow more by data.buckets.max_aspect"
+            return f"{width} x {height} pixels is longer than {limit}"
+        limit = f"{buckets.max_upscale:g} times; take a larger one, or allow more by data.buckets.max_upscale"
+        return f"{width} x {height} pixels would have to be enlarged more than {limit}"
 
     def fingerprint(self, group: int) -> dict[str, Any]:
         """What decides which sample stands where: a resumed run must find the same.

@@ -83,7 +83,7 @@ def load_index(shards: Sequence[str], cache: Path | None, problems: Problems) ->
 def _fingerprint(shards: Sequence[str]) -> str:
     """Of where all tar files are, how long they are and when they were written."""
     stats = [(os.path.realpath(shard), os.stat(shard)) for shard in shards]
-    states = [[path, 0] for path, stat in stats]
+    states = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
     return hashlib.sha256(json.dumps([INDEX_VERSION, states]).encode()).hexdigest()[:32]
 
 

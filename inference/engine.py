@@ -4,9 +4,8 @@
 """
 
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -16,13 +15,13 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 from transformers.utils import logging
 
-from ..configs.choices import did_you_mean, find
+from ..configs.choices import did_you_mean
 from ..configs.errors import UserError
-from ..models.base import detect_family, locate_base
+from ..configs.schema import ModelSection
 from ..models.encode import Encode, encoder_of
 from ..models.family import ModelFamily, Parts
+from ..models.load import Base
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULERS = {
     "dpmsolver++": "DPMSolverMultistepScheduler",
     "ddim": "DDIMScheduler",
@@ -90,8 +89,8 @@ class Engine:
         scheduler: str = DEFAULT_SCHEDULER,
     ) -> "Engine":
         """From `pocket`, a pipeline folder or a hub id."""
-        family, parts = load_parts(base, revision=revision, dtype=dtype)
-        engine = cls(family, parts, scheduler)
+        found = Base(ModelSection.model_validate({"base": base, "revision": revision, "dtype": dtype}))
+        engine = cls(found.family, found.load(), scheduler)
         try:
             engine.pipeline.to(device)
         except (RuntimeError, AssertionError) as error:
@@ -125,48 +124,6 @@ class Engine:
             output_type="pil",
         )
         return output.images[: len(indices)]
-
-
-def load_parts(
-    base: str,
-    *,
-    revision: str | None = None,
-    family: str | None = None,
-    dtype: str = "fp32",
-    only: Collection[str] | None = None,
-) -> tuple[ModelFamily, Parts]:
-    """Family and parts of a base, all or `only` some; `family` is detected when not given, and checked when given."""
-    folder, found = find_family(base, revision, family)
-    return found, load_from(folder, found, dtype, only)
-
-
-def find_family(base: str, revision: str | None = None, family: str | None = None) -> tuple[Path, ModelFamily]:
-    """The folder of a base and its family, before anything is loaded."""
-    folder = locate_base(base, revision)
-    detected = detect_family(folder)
-    if family is not None and family != detected:
-        find("models.families", family)  # answers with the names that exist
-        raise UserError(f"base {base!r} is a {detected} model, the config says family {family!r}")
-    return folder, find("models.families", detected).FAMILY
-
-
-def load_from(folder: Path, family: ModelFamily, dtype: str, only: Collection[str] | None = None) -> Parts:
-    """Parts of a pipeline folder, with weights in memory of torch's own."""
-    parts = family.load(folder, DTYPES[dtype], only)
-    for part in parts.values():
-        if isinstance(part, torch.nn.Module):
-            _align(part)
-    return parts
-
-
-def _align(module: torch.nn.Module) -> None:
-    """Copies all weights to memory of torch's own.
-
-    Weights that are mapped from a file begin wherever its header ends, and CPU kernels round by where their operands
-    begin: the same numbers from two files, or from a file and from another process, would give other bits.
-    """
-    for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = tensor.data.clone()
 
 
 def _import_quietly(pipeline: str) -> Any:

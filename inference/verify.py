@@ -10,13 +10,12 @@ from torch import Tensor
 from ..adapters.artifact import AdapterArtifact, from_peft, largest_difference
 from ..configs.errors import AfterTrainingError, UserError
 from ..configs.schema import ModelSection
-from ..models.encode import Encode, encoder_of
+from ..models.encode import PROBE_PROMPT, Encode, encoder_of
 from ..models.family import ModelFamily, Parts
 from ..models.noise.process import Noised
 from .engine import Engine
 from .mixing import AdapterFile, adapter_title, attach
 
-PROBE_PROMPT = "a probe"
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 2e-3}  # relative to the largest number compared
 
 

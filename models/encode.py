@@ -16,6 +16,9 @@ from .family import Conditioning, ModelFamily, Parts
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+PROBE_PROMPT = "a probe"
+"""Its embedding is at hand wherever a model is to be compared with another."""
+
 Encode = Callable[[Sequence[str]], Conditioning]
 """From captions to a batch of embeddings, wherever they come from."""
 

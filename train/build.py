@@ -11,19 +11,19 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
-from ..adapters.adapter import AdapterSet, Targets
-from ..configs.choices import did_you_mean, find
+from ..adapters.adapter import AdapterSet
+from ..configs.choices import find
 from ..configs.errors import UserError
 from ..configs.schema import PriorSource, RunConfig
-from ..data.buckets import check_rules
-from ..data.dataset import Dataset, Images, bucket_rules
+from ..data.dataset import Dataset, Images
 from ..data.draws import key_seed
 from ..data.loader import Samples, Share, micro_batches
 from ..data.sample import Batch
-from ..inference.engine import Engine, find_family, load_from
+from ..inference.engine import Engine
 from ..models.base import pin_revision
 from ..models.encode import Encode, encoder_of
 from ..models.family import Conditioning, ModelFamily, Parts
+from ..models.load import Base
 from .cache import Wanted, fill, want
 from .callback import Callback
 from .callbacks.checkpoint import Checkpoints
@@ -34,6 +34,7 @@ from .callbacks.signals import StopOnSignal
 from .callbacks.tracking import Tracking
 from .callbacks.validation import Validation
 from .captions import find_long_captions
+from .fits import check_base_fits, target_names
 from .gather import class_images, gather, make_dataset
 from .objective import Objective
 from .optim import make_optimizer, make_schedule
@@ -44,23 +45,6 @@ from .state import load_checkpoint, register_hooks
 from .trainer import Trainer
 
 LONGEST_WAIT = timedelta(hours=12)  # of the other processes while the main one makes class images
-
-
-class Base:
-    """The base of a run: its family and folder, and its parts when they are asked for."""
-
-    def __init__(self, config: RunConfig, device: torch.device | str):
-        model = config.model
-        self.folder, self.family = find_family(model.base, model.revision, model.family)
-        self.dtype, self.device = model.dtype, device
-
-    def load(self, only: Sequence[str] | None = None) -> Parts:
-        """All parts or some, frozen, on the device of the run."""
-        parts = load_from(self.folder, self.family, self.dtype, only)
-        for part in parts.values():
-            if isinstance(part, torch.nn.Module):
-                part.to(self.device)
-        return parts
 
 
 def build_trainer(
@@ -78,8 +62,8 @@ def build_trainer(
     accelerator = make_accelerator(config)
     config = resolve(config, accelerator)
     set_numerics(config)
-    base, folder = Base(config, accelerator.device), Path(config.output.dir)
-    check_base_fits(config, base)
+    base, folder = Base(config.model, accelerator.device), Path(config.output.dir)
+    check_base_fits(config, base.family)
     if images is None:
         images = gather(config.data, progress=accelerator.is_main_process)
     dataset = build_dataset(config, accelerator, base, images)
@@ -112,8 +96,8 @@ def build_caches(config: RunConfig, accelerator: Accelerator, images: Sequence[I
     """The caches of a run, complete."""
     config = resolve(config, accelerator)
     set_numerics(config)
-    base = Base(config, accelerator.device)
-    check_base_fits(config, base)
+    base = Base(config.model, accelerator.device)
+    check_base_fits(config, base.family)
     dataset = build_dataset(config, accelerator, base, images)
     wanted = want(config, base.family, base.folder, dataset)
     fill(wanted, dataset, base.family, base.load, accelerator)
@@ -183,38 +167,6 @@ def set_numerics(config: RunConfig) -> None:
     torch.use_deterministic_algorithms(config.loop.deterministic, warn_only=True)
 
 
-def check_base_fits(config: RunConfig, base: Base) -> None:
-    """Raises UserError if the buckets or the adapter of a config do not fit the family, before anything is loaded."""
-    family, problems = base.family, []
-    for resolution in config.data.resolutions:
-        if resolution % family.size_multiple:
-            down = resolution - resolution % family.size_multiple
-            problems.append(
-                f"data.resolution {resolution} is no multiple of {family.size_multiple}, which {family.name} needs: "
-                f"use {down} or {down + family.size_multiple}"
-            )
-    for rules in bucket_rules(config.data, family.size_multiple):
-        problems += check_rules(rules, family.size_multiple)
-    if problems:
-        raise UserError(list(dict.fromkeys(problems)))
-    target_names(config, family)
-
-
-def target_names(config: RunConfig, family: ModelFamily) -> Targets:
-    """Part -> endings of the names of the modules to adapt; UserError for a part or preset that there is not."""
-    targets: dict[str, Sequence[str]] = {}
-    for part, preset in config.adapter.parts.items():
-        presets = family.targets.get(part)
-        if presets is None:
-            hint, parts = did_you_mean(part, family.targets), ", ".join(family.targets)
-            raise UserError(f"adapter.parts: {family.name} has no part {part!r}{hint}; there are: {parts}")
-        if preset not in presets:
-            hint = did_you_mean(preset, presets)
-            raise UserError(f"adapter.parts.{part}: no preset {preset!r}{hint}; there are: {', '.join(presets)}")
-        targets[part] = presets[preset]
-    return targets
-
-
 def make_adapters(config: RunConfig, family: ModelFamily, parts: Parts) -> AdapterSet:
     """Injects the adapter of the config into the parts."""
     method = find("adapters.methods", config.adapter.method)
@@ -275,7 +227,17 @@ def _make_run(
     for module in wrapped.values():
         module.train()
     return Run(
-        config, folder, accelerator, base.family, parts | wrapped, adapters, optimizer, schedule, encode, base.load, data
+        config,
+        folder,
+        accelerator,
+        base.family,
+        parts | wrapped,
+        adapters,
+        optimizer,
+        schedule,
+        encode,
+        base.load,
+        data,
     )
 
 

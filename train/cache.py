@@ -4,7 +4,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +13,20 @@ import torch
 
 from ..configs.errors import UserError, run_command
 from ..configs.schema import RunConfig
+from ..data.buckets import Size
 from ..data.cache import Store, cache_folder, content_key, weights_hash
 from ..data.dataset import Dataset
 from ..data.draws import keyed_generator
 from ..data.loader import Cached
 from ..data.transforms import Geometry, mask_to_tensor, to_tensor
-from ..inference.verify import PROBE_PROMPT
-from ..models.encode import draw_latents, encode_caption, encode_image, pool_masks
+from ..models.encode import PROBE_PROMPT, draw_latents, encode_caption, encode_image, pool_masks
 from ..models.family import ModelFamily, Parts
 
 if TYPE_CHECKING:
     pass
 
 
+Load = Callable[[Sequence[str]], Parts]  # some parts of the base
 COUNTED_CAPTIONS = 100_000  # of more, the plan says how many there are at most
 
 
@@ -108,8 +109,9 @@ class CacheOutlook:
     name: str
     entries: int = 0  # that the run reads
     present: int = 0
-    bytes_to_write: int = 0
+    missing: dict[Size, int] = field(default_factory=dict)  # size of the picture -> entries; of prompts: (0, 0)
     note: str = ""  # why there is none, or what could not be counted
+    bytes_to_write: int = 0
 
     def describe(self) -> str:
         """One line."""
@@ -119,62 +121,55 @@ class CacheOutlook:
         return f"{self.name}: {there}{self.note and f' ({self.note})'}"
 
 
-def look_at_caches(
-    config: RunConfig, family: ModelFamily, folder: Path, load: Callable[[Sequence[str]], Parts], dataset: Dataset
-) -> list[CacheOutlook]:
-    """Both caches as they are now; nothing is computed."""
-    return [
-        _look_at_latents(config, family, folder, load, dataset),
-        _look_at_prompts(config, family, folder, load, dataset),
-    ]
-
-
-def _look_at_latents(
-    config: RunConfig, family: ModelFamily, folder: Path, load: Callable[[Sequence[str]], Parts], dataset: Dataset
-) -> CacheOutlook:
+def count_latents(config: RunConfig, family: ModelFamily, folder: Path, dataset: Dataset) -> CacheOutlook:
+    """What the cache of latents has and lacks; nothing is loaded."""
     if reason := why_no_latents(config, family, dataset):
         return CacheOutlook("latents", note=reason)
-    parts, store = load(family.image_encoders), latent_store(config, family, folder)
-    moments = 1 if config.data.cache.latent_draw == "once" else 2
-    sizes = [4 * moments * math.prod(family.latent_shape(parts, *bucket)) for bucket in dataset.buckets]
-    entries = present = missing_bytes = 0
+    store, present, missing = latent_store(config, family, folder), 0, np.zeros(len(dataset.buckets), dtype=int)
     for source, images in enumerate(dataset.images):
         if images.digests is None:  # class images that are not made, or files that nobody has opened
-            per_bucket = np.bincount(dataset.item_buckets[source], minlength=len(sizes)) * dataset.cuts_of_an_item
-            entries += int(per_bucket.sum())
-            missing_bytes += int((per_bucket * np.array(sizes)).sum())
+            missing += np.bincount(dataset.item_buckets[source], minlength=len(missing)) * dataset.cuts_of_an_item
             continue
         for item, row in enumerate(dataset.item_images[source]):
             keys = {dataset.latent_key(source, int(row), cut) for cut in dataset.geometries(source, item)}
-            entries += len(keys)
-            missing = len(store.missing(keys))
-            present += len(keys) - missing
-            missing_bytes += missing * sizes[dataset.item_buckets[source][item]]
+            absent = len(store.missing(keys))
+            missing[dataset.item_buckets[source][item]] += absent
+            present += len(keys) - absent
     unread = any(images.digests is None for images in dataset.images)
-    return CacheOutlook("latents", entries, present, missing_bytes, "images that were not opened count as new" * unread)
+    sizes = {size: count for size, count in zip(dataset.buckets, missing.tolist(), strict=True) if count}
+    note = "images that were not opened count as new" if unread else ""
+    return CacheOutlook("latents", present + int(missing.sum()), present, sizes, note)
 
 
-def _look_at_prompts(
-    config: RunConfig, family: ModelFamily, folder: Path, load: Callable[[Sequence[str]], Parts], dataset: Dataset
-) -> CacheOutlook:
+def count_prompts(config: RunConfig, family: ModelFamily, folder: Path, dataset: Dataset) -> CacheOutlook:
+    """What the cache of embeddings has and lacks; nothing is loaded."""
     if reason := why_no_prompts(config, family, dataset):
         return CacheOutlook("prompt embeddings", note=reason)
-    size = sum(t.numel() * t.element_size() for t in encode_caption(family, load(family.prompt_encoders), "").values())
-    size *= config.data.token_windows
     if (images := sum(len(found.kept) for found in dataset.images)) > COUNTED_CAPTIONS:
         entries = images * (config.data.variants or 1)
-        return CacheOutlook(
-            "prompt embeddings", entries, 0, entries * size, "at most: captions that are alike count once"
-        )
+        return CacheOutlook("prompt embeddings", entries, 0, {(0, 0): entries}, "at most: equal captions count once")
     wanted = want(config, family, folder, dataset)
     assert wanted.prompts is not None
     missing = len(wanted.prompts.missing(wanted.captions))
-    return CacheOutlook("prompt embeddings", len(wanted.captions), len(wanted.captions) - missing, missing * size)
+    return CacheOutlook(
+        "prompt embeddings", len(wanted.captions), len(wanted.captions) - missing, {(0, 0): missing} if missing else {}
+    )
 
 
-def fill(
-    wanted: Wanted, dataset: Dataset, family: ModelFamily, load: Callable[[Sequence[str]], Parts], accelerator: "Any"
-) -> None:
+def weigh(found: CacheOutlook, config: RunConfig, family: ModelFamily, load: Load) -> CacheOutlook:
+    """With the bytes that are to be written, for which the encoders are loaded."""
+    if not found.missing:
+        return found
+    if found.name == "latents":
+        parts, moments = load(family.image_encoders), 1 if config.data.cache.latent_draw == "once" else 2
+        sizes = {size: 4 * moments * math.prod(family.latent_shape(parts, *size)) for size in found.missing}
+    else:
+        row = encode_caption(family, load(family.prompt_encoders), "", config.data.token_windows)
+        sizes = {(0, 0): sum(tensor.numel() * tensor.element_size() for tensor in row.values())}
+    return replace(found, bytes_to_write=sum(sizes[size] * count for size, count in found.missing.items()))
+
+
+def fill(wanted: Wanted, dataset: Dataset, family: ModelFamily, load: Load, accelerator: "Any") -> None:
     """Computes what is missing, each process its part; the encoders are loaded for it and let go."""
     rank, world = accelerator.process_index, accelerator.num_processes
     latents, prompts = wanted.missing()

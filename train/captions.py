@@ -11,7 +11,7 @@ from ..data.dataset import Dataset
 from ..data.draws import Stream
 from ..models.family import ModelFamily, Parts
 
-AT_ONCE = 10_000  # captions that are tokenized together
+AT_ONCE = 500  # captions that are tokenized together
 NAMED = 20
 
 
@@ -32,13 +32,15 @@ def room_for_tokens(family: ModelFamily, windows: int) -> int:
 def long_captions(config: RunConfig, family: ModelFamily, tokenizers: Parts, dataset: Dataset) -> list[Long]:
     """Captions, as long as their rules can make them, and validation prompts that are cut."""
     room = room_for_tokens(family, config.data.token_windows)
-    found: list[Long] = []
+    found: dict[str, Long] = {}  # the first place of each caption
     # a token has a byte at least: what has no more bytes than there is room needs no counting
     candidates = (pair for pair in _spoken(config, dataset) if len(pair[1].encode()) > room)
     while pairs := list(islice(candidates, AT_ONCE)):
         counts = family.count_tokens(tokenizers, [caption for _, caption in pairs])
-        found += [Long(where, text, count) for (where, text), count in zip(pairs, counts, strict=True) if count > room]
-    return found
+        for (where, caption), count in zip(pairs, counts, strict=True):
+            if count > room:
+                found.setdefault(caption, Long(where, caption, count))
+    return list(found.values())
 
 
 def find_long_captions(
@@ -64,14 +66,10 @@ def find_long_captions(
 
 
 def _spoken(config: RunConfig, dataset: Dataset) -> Iterator[tuple[str, str]]:
-    """Where each different caption stands first, and the caption with all of its tags."""
-    seen: set[int] = set()
+    """Where a caption stands, and the caption with all of its tags."""
     for source, images in enumerate(dataset.images):
         rules = dataset.rules[source].model_copy(update={"shuffle": False, "tag_dropout": 0.0})
         for row in range(len(images.kept)):
             for caption in dataset.captions(source, row):
-                text = final_caption([caption], rules, Stream(0, "longest"))
-                if hash(text) not in seen:
-                    seen.add(hash(text))
-                    yield dataset.location(source, row), text
+                yield dataset.location(source, row), final_caption([caption], rules, Stream(0, "longest"))
     yield from (("validation.prompts", prompt) for prompt in config.validation.prompts)

@@ -163,7 +163,7 @@ def _reason(error: BaseException) -> str:
     while cause is not None:
         lines.append(first_line(cause))
         cause = cause.__cause__
-    return ": ".join(dict.fromkeys(lines))
+    return ": ".join(lines)
 
 
 @contextmanager

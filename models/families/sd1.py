@@ -1,6 +1,7 @@
 """Stable Diffusion 1.x and models of its shape: one CLIP text encoder, a UNet with cross-attention, a 4-channel VAE."""
 
 from collections.abc import Collection, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +38,22 @@ class SD1:
         return index.get("_class_name") == self.pipeline
 
     def load(self, folder: Path, dtype: torch.dtype, only: Collection[str] | None = None) -> Parts:
-        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-        from transformers import CLIPTextModel, CLIPTokenizer
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # one bar for each part of the base is noise between ours
-        loaders: dict[str, tuple[Any, dict[str, Any]]] = {
-            "unet": (UNet2DConditionModel, {"torch_dtype": dtype}),
-            "vae": (AutoencoderKL, {"torch_dtype": dtype}),
-            "text_encoder": (CLIPTextModel, {"dtype": dtype}),
-            "tokenizer": (CLIPTokenizer, {}),
-            "scheduler": (DDPMScheduler, {}),
+        loaders: dict[str, tuple[str, str, dict[str, Any]]] = {
+            "unet": ("diffusers", "UNet2DConditionModel", {"torch_dtype": dtype}),
+            "vae": ("diffusers", "AutoencoderKL", {"torch_dtype": dtype}),
+            "text_encoder": ("transformers", "CLIPTextModel", {"dtype": dtype}),
+            "tokenizer": ("transformers", "CLIPTokenizer", {}),
+            "scheduler": ("diffusers", "DDPMScheduler", {}),
         }
         parts: Parts = {}
         try:
-            for name, (kind, options) in loaders.items():
-                if only is None or name in only:
-                    parts[name] = kind.from_pretrained(folder, subfolder=name, **options)
+            for name, (library, kind, options) in loaders.items():
+                if only is None or name in only:  # a library is imported when a part needs it
+                    loader = getattr(import_module(library), kind)
+                    parts[name] = loader.from_pretrained(folder, subfolder=name, **options)
         except (OSError, ValueError) as error:
             raise UserError(f"base {folder}: cannot be loaded ({str(error).splitlines()[0]})") from error
         if "unet" in parts and parts["unet"].config.in_channels != parts["unet"].config.out_channels:

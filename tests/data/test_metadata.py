@@ -106,6 +106,14 @@ def test_every_bad_line_of_jsonl_is_named(tmp_path):
     assert [metadata.place(row).split(" line ")[1] for row in range(5)] == ["1", "12", "13", "14", "15"]
 
 
+def test_text_that_arrow_would_take_for_utf8_is_named(tmp_path):
+    for name in ("file_name", "text"):
+        line = json.dumps({"file_name": "a", "text": "b"} | {name: "gr?"}).encode().replace(b"?", b"\xf6")
+        assert read(tmp_path / "metadata.jsonl", line)[1] == [
+            f"line 1: byte 0xf6 at offset {line.index(0xF6)} is not UTF-8 text; save it as UTF-8"
+        ]
+
+
 def test_every_bad_line_of_csv_is_named(tmp_path):
     content = (
         b"\xef\xbb\xbffile_name,text\r\na.png,x\r\n\r\nb.png,x,y\r\nc.png\r\n"
@@ -119,6 +127,11 @@ def test_every_bad_line_of_csv_is_named(tmp_path):
     ]
     assert [row[:2] for row in rows_of(metadata)] == [("a.png", ["x"]), ("d.png", ["two\r\nlines"]), ("f.png", ["z"])]
     assert metadata.lines.tolist() == [2, 6, 9]
+
+
+def test_a_size_that_is_no_number_is_named(tmp_path):
+    content = "file_name,text,width,height\na.png,x,,\nb.png,x,NA,3\n"
+    assert read(tmp_path / "metadata.csv", content)[1] == ["line 3: its 'width' is 'NA'; write a number of pixels"]
 
 
 def test_a_quote_that_is_never_closed_is_told_where_it_opens(tmp_path):

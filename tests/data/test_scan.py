@@ -55,6 +55,13 @@ class Pictures:
         return [""]
 
 
+class Archive(Pictures):
+    """The same images as members of one file."""
+
+    def path(self, index: int) -> Path | None:
+        return self.files[0]
+
+
 class Rows(Pictures):
     """The same images without files of their own, as rows of a table are."""
 
@@ -178,6 +185,7 @@ def test_cmyk_and_very_large_images_are_told_once(folder, monkeypatch):
     for index in range(5):
         noise().convert("CMYK").save(folder / f"c{index}.tif")
     noise(50, 50).save(folder / "large.png")
+    noise(200, 20).convert("CMYK").save(folder / "unusable.tif")
     monkeypatch.setattr(scan_module, "VERY_LARGE", 50 * 50 - 1)
     cmyk, large = look(Pictures(folder)).warnings
     assert "photos: 5 images in CMYK" in cmyk
@@ -219,14 +227,27 @@ def test_only_what_is_new_or_changed_is_read(folder, tmp_path):
     look(Pictures(folder), tmp_path / "cache")
     (folder / "1.png").unlink()
     noise(30, 40).save(folder / "10.png")  # after 0.png
-    status = (folder / "5.png").stat()
-    (folder / "5.png").write_bytes((folder / "6.png").read_bytes()[:-1] + b"!")  # another size or time
-    os.utime(folder / "5.png", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    for name, content, later in [("5.png", encoded(noise(40, 31)), 0), ("6.png", (folder / "6.png").read_bytes(), 1)]:
+        status = (folder / name).stat()
+        (folder / name).write_bytes(content)  # of another size at the same time, and of the same size later
+        os.utime(folder / name, ns=(status.st_atime_ns, status.st_mtime_ns + later))
     source = Pictures(folder)
     found = look(source, tmp_path / "cache")
-    assert sorted(source.files[index].name for index in source.reads) == ["10.png", "5.png"]
+    assert sorted(source.files[index].name for index in source.reads) == ["10.png", "5.png", "6.png"]
     assert equal(found, look(Pictures(folder)))
     assert found.sizes[1].tolist() == [30, 40]
+
+
+def test_images_in_one_file_are_told_apart(folder, tmp_path):
+    noise(20, 50).save(folder / "9.png")
+    first = look(Archive(folder), tmp_path / "cache")
+    source = Archive(folder)
+    assert equal(look(source, tmp_path / "cache"), first)
+    assert source.reads == []
+    assert first.sizes[9].tolist() == [20, 50]
+    noise().save(folder / "0.png", compress_level=1)
+    look(source, tmp_path / "cache")
+    assert len(source.reads) == 10
 
 
 def test_other_rules_ask_again_and_another_aspect_does_not(folder, tmp_path):

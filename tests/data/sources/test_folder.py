@@ -5,6 +5,8 @@ import os
 import pickle
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from loraloom.configs.errors import UserError
@@ -169,7 +171,7 @@ def test_a_folder_without_images_is_refused(root):
     with pytest.raises(UserError, match=r"none: there is no such folder of images"):
         opened(root / "none")
     put(root, {"a.txt": "a caption"})
-    with pytest.raises(UserError, match=r"photos: holds no images \(looked for .bmp .* also in the folders in it\)"):
+    with pytest.raises(UserError, match=r"photos: holds no images \(looked for .*, also in the folders in it\)"):
         opened(root)
 
 
@@ -251,6 +253,15 @@ def test_with_declared_sizes_absent_images_are_left_to_the_scan(root, encode, mo
         source.read(1)
 
 
+def test_images_outside_of_the_listing_have_masks_too(root, encode):
+    put(root, {".hidden/a.png": encode(), ".hidden/a.mask.png": encode("white"), ".hidden/b.png": encode()})
+    put(root, {"metadata.csv": "file_name,text\n.hidden/a.png,x\n.hidden/b.png,x\n"})
+    source = opened(root, mask="file")
+    assert [source.read_mask(index) for index in range(2)] == [encode("white"), None]
+    assert source.problems == [f"{root}/.hidden/b.png: has no mask; put <name>.mask.png beside it, or set `mask: none`"]
+    assert source.counts["masks"] == 1
+
+
 def test_two_metadata_files_are_one_too_many(root, encode):
     put(root, {"a.png": encode(), "metadata.csv": "file_name,text\na.png,x\n", "metadata.jsonl": ""})
     with pytest.raises(UserError, match=r"photos: holds metadata\.jsonl and metadata\.csv; keep the one"):
@@ -260,6 +271,20 @@ def test_two_metadata_files_are_one_too_many(root, encode):
 def test_metadata_in_a_folder_below_is_counted(root, encode):
     put(root, {"sub/a.png": encode(), "sub/metadata.csv": "file_name,text\na.png,x\n"})
     assert opened(root, caption="x").counts["ignored .csv files"] == 1
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_paths_of_parquet_may_be_any_strings(root, encode, kind):
+    put(root, {"a.png": encode("red"), "b.png": encode("blue")})
+    names = pa.array(["./b.png", "../c.png", None, "a.png"], kind)
+    pq.write_table(pa.table({"file_name": names, "text": pa.array(list("wxyz"), kind)}), root / "metadata.parquet")
+    source = opened(root)
+    assert [source.read(index) for index in range(2)] == [encode("blue"), encode("red")]
+    assert [source.captions(index) for index in range(2)] == [["w"], ["z"]]
+    assert [problem.split(" row ")[1] for problem in source.problems] == [
+        "3: None is no path of an image; write one",
+        "2: '../c.png' leads out of the folder; copy the image into it",
+    ]
 
 
 def test_an_open_source_goes_to_other_processes(root, encode):

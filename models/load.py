@@ -1,0 +1,50 @@
+"""Loads a base: its family first, its parts when they are asked for."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+
+from ..configs.choices import find
+from ..configs.errors import UserError
+from ..configs.schema import ModelSection
+from .base import detect_family, locate_base
+from .family import ModelFamily, Parts
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Base:
+    """A base that is on disk: `folder`, `family`, and its parts by `load`."""
+
+    def __init__(self, model: ModelSection, device: torch.device | str = "cpu"):
+        self.folder, self.dtype, self.device = locate_base(model.base, model.revision), model.dtype, device
+        self.family = _family_of(self.folder, model)
+
+    def load(self, only: Collection[str] | None = None) -> Parts:
+        """All parts or some, frozen, in evaluation mode, on the device, with weights in memory of torch's own."""
+        parts = self.family.load(self.folder, DTYPES[self.dtype], only)
+        for part in parts.values():
+            if isinstance(part, torch.nn.Module):
+                _align(part)
+                part.to(self.device)
+        return parts
+
+
+def _family_of(folder: Path, model: ModelSection) -> ModelFamily:
+    """The family is detected when the config names none, and checked when it does."""
+    detected = detect_family(folder)
+    if model.family is not None and model.family != detected:
+        find("models.families", model.family)  # answers with the names that exist
+        raise UserError(f"base {model.base!r} is a {detected} model, the config says family {model.family!r}")
+    return find("models.families", detected).FAMILY
+
+
+def _align(module: torch.nn.Module) -> None:
+    """Copies all weights to memory of torch's own.
+
+    Weights that are mapped from a file begin wherever its header ends, and CPU kernels round by where their operands
+    begin: the same numbers from two files, or from a file and from another process, would give other bits.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
