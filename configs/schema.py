@@ -135,6 +135,8 @@ class PriorSource(SourceSection):
     lambda is what the paper does."""
     count: int = Field(default=100, ge=1)
     """How many class images."""
+    generate: bool = True
+    """Make those that are missing; otherwise too few of them are an error."""
     steps: int = Field(default=20, ge=1)
     """Denoising steps of each class image."""
     guidance: float = Field(default=4.0, ge=0)

@@ -43,6 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         guidance=options.guidance,
         negative_prompt=options.negative_prompt,
         resolution=options.resolution,
+        token_windows=options.token_windows,
     )
     images = engine.generate(request, progress="sampling")
     for index, (image, prompt, seed) in enumerate(zip(images, request.prompts, request.seeds, strict=True)):
@@ -80,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scheduler", default="dpmsolver++", help="sampler (dpmsolver++)")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="type of the weights (fp32)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps (cpu)")
+    parser.add_argument(
+        "--token-windows",
+        type=_positive,
+        default=1,
+        help="75 tokens each that a prompt may fill, as data.token_windows (1)",
+    )
     parser.add_argument("--threads", type=_positive, help="CPU threads; other numbers give other bits (all cores)")
     parser.add_argument("--out", default="runs/samples", help="folder for the images (runs/samples)")
     return parser

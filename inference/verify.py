@@ -37,11 +37,12 @@ def verify_file(
     *,
     dtypes: Collection[str] = ("fp32",),
     device: str = "cpu",
+    token_windows: int = 1,
 ) -> Verification:
     """Compares every delta-W and one prediction of the file, as the engine loads it, with what was trained.
 
     `dtypes` are all types that take part (of the file, the base, the forward pass): the coarsest decides how much
-    rounding is allowed. AfterTrainingError if a module is missing or a difference is more than that.
+    rounding is allowed; `token_windows` are those that the trained prediction had. AfterTrainingError if a module is missing or a difference is more than that.
     """
     try:
         engine = Engine.load(model.base, revision=model.revision, dtype=model.dtype, device=device)
@@ -55,7 +56,8 @@ def verify_file(
     except UserError as error:
         raise AfterTrainingError([f"{file}: does not verify: {problem}" for problem in error.problems]) from error
     largest = max(weights.delta().abs().max().item() for weights in artifact.modules.values())
-    prediction = probe(engine.family, engine.parts)
+    encode = encoder_of(engine.family, engine.parts, token_windows)
+    prediction = probe(engine.family, engine.parts, encode)
     verification = Verification(
         modules=len(loaded),
         delta_difference=difference / max(largest, 1e-12),

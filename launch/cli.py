@@ -18,6 +18,10 @@ class Verb(NamedTuple):
 VERBS = {
     "init": Verb("loraloom.launch.init", "write a small, commented config for a folder of images"),
     "plan": Verb("loraloom.train.plan", "show everything that a config would do; trains nothing"),
+    "preview": Verb(
+        "loraloom.train.preview", "show what the model will see of the images: crops, buckets, masks, captions"
+    ),
+    "cache": Verb("loraloom.train.cache", "compute latents and prompt embeddings of a config ahead of its training"),
     "train": Verb("loraloom.train.__main__", "train an adapter: CONFIG.yaml [key=value ...]"),
     "resume": Verb("loraloom.train.__main__", "go on with a run from its newest sound checkpoint: RUN_FOLDER"),
     "sample": Verb("loraloom.inference.__main__", "make images with a base model and adapters"),

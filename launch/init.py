@@ -34,7 +34,7 @@ model:
   base: {base}  # `pocket` (comes with loraloom), a diffusers folder, or a hub id
 
 data:
-  resolution: {start.resolution}  # pixels; images are scaled to cover it and cropped in the middle
+  resolution: {start.resolution}  # side of a square in pixels; other shapes get buckets of about that area
   sources:
 {sources}
 adapter:

@@ -57,7 +57,8 @@ def write_and_verify(run: Run) -> tuple[list[str], dict[str, Any]]:
     dtypes, device = {output.dtype, model.dtype, "fp32" if precision == "no" else precision}, run.accelerator.device
     trained, results = probe(run.family, parts, run.encode), {}
     for kind, file in files.items():
-        found = verify_file(file, artifact, model, trained, dtypes=dtypes, device=str(device))
+        windows = run.config.data.token_windows
+        found = verify_file(file, artifact, model, trained, dtypes=dtypes, device=str(device), token_windows=windows)
         results[kind] = asdict(found)
         tqdm.write(f"wrote and verified {file}")
     return [file.name for file in files.values()], results
