@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "--token-windows",
         type=_positive,
         default=1,
-        help="75 tokens each that a prompt may fill, as data.token_windows (1)",
+        help="of 75 tokens, as data.token_windows in training (1)",
     )
     parser.add_argument("--threads", type=_positive, help="CPU threads; other numbers give other bits (all cores)")
     parser.add_argument("--out", default="runs/samples", help="folder for the images (runs/samples)")

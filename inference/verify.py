@@ -42,7 +42,8 @@ def verify_file(
     """Compares every delta-W and one prediction of the file, as the engine loads it, with what was trained.
 
     `dtypes` are all types that take part (of the file, the base, the forward pass): the coarsest decides how much
-    rounding is allowed; `token_windows` are those that the trained prediction had. AfterTrainingError if a module is missing or a difference is more than that.
+    rounding is allowed. `token_windows` are those of the trained prediction. AfterTrainingError if a module is missing
+    or a difference is more than that.
     """
     try:
         engine = Engine.load(model.base, revision=model.revision, dtype=model.dtype, device=device)

@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
+from PIL import Image
 
 from loraloom.configs.errors import UserError, run_command
 from loraloom.configs.loader import load_config
@@ -214,9 +216,21 @@ def test_accelerate_launch_trains_the_same(write_config, finished):
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_with_accumulation_trains(write_config):
+def test_two_processes_train_what_one_with_accumulation_trains(write_config, tmp_path):
+    """From images in three buckets, with captions and crops that are drawn, and a cache for each of the two runs."""
+    folder = tmp_path / "shapes"
+    folder.mkdir()
+    for index, size in enumerate([(40, 40), (80, 40), (40, 80), (44, 40), (84, 40)]):
+        pixels = np.random.default_rng(index).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(f"sks, tag {index}, small, round\n")
+    data = {"sources": [{"path": str(folder)}], "captions": {"shuffle": True, "dropout": 0.2}}
+    data |= {"crop": "random", "flip": 0.5, "variants": 3}
     options = {"loop": {"steps": 4, "batch_size": 4, "micro_batch": 2, "threads": 1}, "checkpoint": {"every": 2}}
-    one, two = write_config("one", **options), write_config("two", **options)
+    one, two = (
+        write_config(name, data=data | {"cache": {"dir": str(tmp_path / f"cache of {name}")}}, **options)
+        for name in ("one", "two")
+    )
     assert main([str(one)]) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
