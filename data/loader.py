@@ -115,5 +115,5 @@ def micro_batches(samples: Samples, share: Share, *, first_step: int, steps: int
         return (samples.collate([samples[position] for position in positions]) for positions in groups)
     from torch.utils.data import DataLoader
 
-    loader = DataLoader(samples, batch_sampler=list(groups), collate_fn=samples.collate, num_workers=workers)
+    loader = DataLoader(samples, batch_sampler=groups, collate_fn=samples.collate, num_workers=workers)
     return iter(loader)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,8 +23,7 @@ from ..models.encode import PROBE_PROMPT, draw_latents, encode_caption, encode_i
 from ..models.family import ModelFamily, Parts
 
 if TYPE_CHECKING:
-    pass
-
+    from accelerate import Accelerator
 
 Load = Callable[[Sequence[str]], Parts]  # some parts of the base
 COUNTED_CAPTIONS = 100_000  # of more, the plan says how many there are at most
@@ -169,10 +168,13 @@ def weigh(found: CacheOutlook, config: RunConfig, family: ModelFamily, load: Loa
     return replace(found, bytes_to_write=sum(sizes[size] * count for size, count in found.missing.items()))
 
 
-def fill(wanted: Wanted, dataset: Dataset, family: ModelFamily, load: Load, accelerator: "Any") -> None:
+def fill(wanted: Wanted, dataset: Dataset, family: ModelFamily, load: Load, accelerator: "Accelerator") -> None:
     """Computes what is missing, each process its part; the encoders are loaded for it and let go."""
     rank, world = accelerator.process_index, accelerator.num_processes
     latents, prompts = wanted.missing()
+    for store in (wanted.latents, wanted.prompts):
+        for problem in store.problems if store is not None else ():
+            accelerator.print(f"warning: {problem}", file=sys.stderr)
     if wanted.latents is not None and latents:
         parts = load(family.image_encoders)
         once = dataset.data.cache.latent_draw == "once"
