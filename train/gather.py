@@ -1,8 +1,10 @@
 """From the sources of a config to its images: opened, looked at, and all problems at once. Imports no torch."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import pyarrow
 
 from ..configs.errors import UserError
 from ..configs.schema import DataSection, PriorSource, Source
@@ -15,8 +17,15 @@ from ..data.sources.prior import PriorImages
 
 CHECKED_CAPTIONS = 20  # problems with captions that are written out
 
+Say = Callable[[str], None]  # what becomes of a note, such as which images are left out
 
-def gather(data: DataSection, *, progress: bool, trust_sizes: bool = False) -> list[Images | None]:
+
+def warn(note: str) -> None:
+    """A note for the person who started the command."""
+    print(f"warning: {note}", file=sys.stderr)
+
+
+def gather(data: DataSection, *, progress: bool, trust_sizes: bool = False, say: Say = warn) -> list[Images | None]:
     """The sound images of each source; None for class images, which are not made yet.
 
     With `trust_sizes` no image is opened where the metadata gives its size. UserError with all problems.
@@ -32,8 +41,9 @@ def gather(data: DataSection, *, progress: bool, trust_sizes: bool = False) -> l
         except UserError as error:
             problems += error.problems
             continue
+        pyarrow.default_memory_pool().release_unused()  # what reading a long list took, as much again as the list
         problems += source.problems
-        images, wrong = look_at(data, section, source, progress=progress, trust_sizes=trust_sizes)
+        images, wrong = look_at(data, section, source, progress=progress, trust_sizes=trust_sizes, say=say)
         problems += wrong
         found.append(images)
     if problems:
@@ -42,38 +52,44 @@ def gather(data: DataSection, *, progress: bool, trust_sizes: bool = False) -> l
 
 
 def look_at(
-    data: DataSection, section: Source, source: ImageSource, *, progress: bool = False, trust_sizes: bool = False
+    data: DataSection,
+    section: Source,
+    source: ImageSource,
+    *,
+    progress: bool = False,
+    trust_sizes: bool = False,
+    say: Say = warn,
 ) -> tuple[Images, list[str]]:
-    """The sound images of an open source, and what is wrong with the others; notes go to stderr."""
-    if trust_sizes and source.declared_sizes is not None:
+    """The sound images of an open source, and what is wrong with the others."""
+    if trust_sizes and source.declared_sizes is not None and source.declared_sizes.all():
         return Images.declared(section, source), []
     found = scan(source, data, progress=progress, cache=_folder(data))
     kept, problems, notes = apply_policy(found, data)
     for note in [*found.warnings, *notes]:
-        print(f"warning: {note}", file=sys.stderr)
+        say(note)
     images = Images.scanned(section, source, found, kept)
     if not problems and not len(kept):
         problems = [f"{source.name}: no image is left to train on"]
     return images, problems + _problems_of_captions(data, images)
 
 
-def class_images(data: DataSection, section: PriorSource, files: Sequence[Path]) -> Images:
+def class_images(data: DataSection, section: PriorSource, files: Sequence[Path], say: Say = warn) -> Images:
     """Those that the run has made; they may be looked at as any others."""
-    images, problems = look_at(data, section, PriorImages(section, files))
+    images, problems = look_at(data, section, PriorImages(section, files), say=say)
     if problems:
         raise UserError(problems)
     return images
 
 
-def make_dataset(data: DataSection, images: Sequence[Images], multiple: int, seed: int) -> Dataset:
+def make_dataset(data: DataSection, images: Sequence[Images], multiple: int, seed: int, say: Say = warn) -> Dataset:
     """Images in their buckets; UserError where some fit none and may not be left out."""
     dataset = Dataset(data, images, multiple, seed)
     problems: list[str] = []
     for number, found in enumerate(dataset.images):
-        wrong, allowed = dataset.problems(number), data.max_skipped * len(found.kept)
-        if wrong and data.on_bad_image == "skip" and len(wrong) <= allowed and len(dataset.item_images[number]):
+        wrong, count = dataset.problems(number), len(dataset.unusable[number])
+        if data.on_bad_image == "skip" and count <= data.max_skipped * len(found.kept) and count < len(found.kept):
             for problem in wrong:
-                print(f"warning: left out {problem}", file=sys.stderr)
+                say(f"left out {problem}")
         else:
             problems += wrong
     if problems:
@@ -104,4 +120,4 @@ def _problems_of_captions(data: DataSection, images: Images) -> list[str]:
 
 
 def _folder(data: DataSection) -> Path:
-    return cache_folder(data.cache.dir) / "scans"
+    return cache_folder(data.cache.dir)

@@ -2,14 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..configs.schema import PriorSource, RunConfig
 from ..data.dataset import Dataset, Images
 from ..data.sources.prior import PriorImages
+from ..models.base import EMBEDDED
+from .gather import Say, make_dataset, warn
+
+if TYPE_CHECKING:
+    from ..models.load import Base
 
 WORST = 10  # images that are named
+UNKNOWN_MULTIPLE = 8  # of a base that is not here yet: buckets are shown as for the common families
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +83,22 @@ def with_class_images(config: RunConfig, images: Sequence[Images | None]) -> lis
     return found
 
 
+def dataset_ahead(config: RunConfig, images: Sequence[Images | None], say: Say = warn) -> "tuple[Dataset, Base | None]":
+    """The dataset that a run would have, and its base unless that is still to be downloaded; no weights are loaded.
+
+    UserError where base, buckets and adapter do not fit together.
+    """
+    found = with_class_images(config, images)
+    if config.model.base not in EMBEDDED and not Path(config.model.base).is_dir():
+        return make_dataset(config.data, found, UNKNOWN_MULTIPLE, config.loop.seed, say), None
+    from ..models.load import Base
+    from .fits import check_base_fits
+
+    base = Base(config.model)
+    check_base_fits(config, base.family)
+    return make_dataset(config.data, found, base.family.size_multiple, config.loop.seed, say), base
+
+
 def look_ahead(config: RunConfig, dataset: Dataset) -> Outlook:
     """Counts what the run will do."""
     loop = config.loop
@@ -126,15 +150,17 @@ def _buckets(dataset: Dataset, counts: dict[tuple[int, int], int]) -> list[Bucke
     return outlooks
 
 
+def changes(sizes: np.ndarray, buckets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(m,) fractions that are cut away and (m,) scales, of images of (m, 2) sizes in buckets of (m, 2) sizes."""
+    scale = (buckets / sizes).max(axis=1)
+    return 1 - buckets.prod(axis=1) / (sizes * scale[:, None]).prod(axis=1), scale
+
+
 def _changes(dataset: Dataset) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Of each item of each source: the fraction that is cut away, and the scale."""
-    cropped, scales = [], []
-    for found, rows, buckets in zip(dataset.images, dataset.item_images, dataset.item_sizes, strict=True):
-        sizes = found.sizes[rows].astype(float)
-        scale = (buckets / sizes).max(axis=1)
-        cropped.append(1 - buckets.prod(axis=1) / (sizes * scale[:, None]).prod(axis=1))
-        scales.append(scale)
-    return cropped, scales
+    rows_of = zip(dataset.images, dataset.item_images, dataset.item_sizes, strict=True)
+    found = [changes(images.sizes[rows], buckets) for images, rows, buckets in rows_of]
+    return [cropped for cropped, _ in found], [scale for _, scale in found]
 
 
 def _worst(

@@ -43,6 +43,11 @@ def picture_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
+def counted(count: int, noun: str) -> str:
+    """'1 step', '1,200 steps'."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def enlarging(number: int, picture: Markup, words: str, caption: object) -> Markup:
     """A picture that a click enlarges, with `words` about it then; `number`, from 1, is its own on the page.
 

@@ -8,21 +8,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow
+
 from ..adapters.format import file_name
 from ..configs.errors import run_command
 from ..configs.loader import load_config, marked_yaml
 from ..configs.schema import RunConfig
 from ..data.dataset import Images
-from ..models.base import EMBEDDED
-from .gather import make_dataset
-from .outlook import Changed, Outlook, look_ahead, with_class_images
+from .outlook import Changed, Outlook, dataset_ahead, look_ahead
 from .preflight import preflight
 
 if TYPE_CHECKING:
-    from .build import Base
+    from ..models.load import Base
     from .cache import CacheOutlook
-
-UNKNOWN_MULTIPLE = 8  # of a base that is not here yet: buckets are shown as for the common families
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +35,16 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
-        values = asdict(self) | {"config": self.config.model_dump()}
-        return values | {"adapter": [line.strip() for line in self.adapter]}
+        caches = [{key: value for key, value in asdict(cache).items() if key != "missing"} for cache in self.caches]
+        adapter = [line.strip() for line in self.adapter]
+        config = self.config.model_dump()
+        return {
+            "config": config,
+            "data": asdict(self.data),
+            "caches": caches,
+            "long_captions": self.long_captions,
+            "adapter": adapter,
+        }
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -60,21 +66,20 @@ def main(arguments: Sequence[str]) -> int:
 
 def make_plan(config: RunConfig, images: Sequence[Images | None]) -> Plan:
     """The plan of a config whose images were looked at."""
-    found = with_class_images(config, images)
-    if config.model.base not in EMBEDDED and not Path(config.model.base).is_dir():
-        dataset = make_dataset(config.data, found, UNKNOWN_MULTIPLE, config.loop.seed)
+    dataset, base = dataset_ahead(config, images)
+    outlook = look_ahead(config, dataset)
+    if base is None:
         later = "(the base is on the hub: modules, captions and caches are counted once it is downloaded)"
-        return Plan(config, look_ahead(config, dataset), [], [], [later])
-    from .build import Base, check_base_fits
-    from .cache import look_at_caches
+        return Plan(config, outlook, [], [], [later])
+    from .cache import count_latents, count_prompts, weigh
     from .captions import find_long_captions
 
-    base = Base(config, "cpu")
-    check_base_fits(config, base)
-    dataset = make_dataset(config.data, found, base.family.size_multiple, config.loop.seed)
-    outlook, long = look_ahead(config, dataset), find_long_captions(config, base.family, base.load, dataset)
-    caches = look_at_caches(config, base.family, base.folder, base.load, dataset)
-    return Plan(config, outlook, caches, long, list(_describe_adapter(config, base)))
+    caches = [count(config, base.family, base.folder, dataset) for count in (count_latents, count_prompts)]
+    long = find_long_captions(config, base.family, base.load, dataset)
+    del images, dataset  # a million rows make room for the model
+    pyarrow.default_memory_pool().release_unused()
+    adapter = list(_describe_adapter(config, base))
+    return Plan(config, outlook, [weigh(found, config, base.family, base.load) for found in caches], long, adapter)
 
 
 def describe(plan: Plan) -> Iterator[str]:
@@ -164,7 +169,7 @@ def _describe_adapter(config: RunConfig, base: "Base") -> Iterator[str]:
 def _describe_steps(config: RunConfig, data: Outlook) -> Iterator[str]:
     loop = config.loop
     yield f"  {loop.steps} optimiser steps of {loop.batch_size} samples = {data.samples:,} samples"
-    yield f"  {data.steps_per_epoch:.4g} steps for as many samples as there are images (an epoch)"
+    yield f"  {data.steps_per_epoch:,.1f} steps for as many samples as there are images (an epoch)"
     checkpoint = config.checkpoint
     yield f"  a checkpoint every {checkpoint.every} steps and at the end, the newest {checkpoint.keep} kept"
     if images := len(config.validation.prompts) * config.validation.num_images:

@@ -9,10 +9,12 @@ from ..configs.errors import UserError
 from ..configs.schema import FolderSource, RunConfig
 from ..data.dataset import Images
 from ..models.base import check_base
-from .gather import gather
+from .gather import Say, gather, warn
 
 
-def preflight(config: RunConfig, *, progress: bool = True, trust_sizes: bool = False) -> list[Images | None]:
+def preflight(
+    config: RunConfig, *, progress: bool = True, trust_sizes: bool = False, say: Say = warn
+) -> list[Images | None]:
     """The images of each source; UserError with every problem of base, data and output folder."""
     problems = [
         *check_base(config.model.base),
@@ -21,7 +23,7 @@ def preflight(config: RunConfig, *, progress: bool = True, trust_sizes: bool = F
     ]
     images: list[Images | None] = []
     try:
-        images = gather(config.data, progress=progress, trust_sizes=trust_sizes)
+        images = gather(config.data, progress=progress, trust_sizes=trust_sizes, say=say)
     except UserError as error:
         problems += error.problems
     if problems:
@@ -29,18 +31,18 @@ def preflight(config: RunConfig, *, progress: bool = True, trust_sizes: bool = F
     return images
 
 
-def check_output(folder: Path, config: RunConfig) -> list[str]:
-    """Problems of the run folder."""
+def check_output(folder: Path, config: RunConfig, setting: str = "output.dir") -> list[str]:
+    """Problems of the run folder, or of another folder for pictures that a `setting` has named."""
     for source in config.data.sources:
         if isinstance(source, FolderSource) and folder.resolve().is_relative_to(Path(source.path).resolve()):
-            return [f"output.dir {folder} lies inside the images of {source.path}: its pictures would be trained on"]
+            return [f"{setting} {folder} lies inside the images of {source.path}: its pictures would be trained on"]
     nearest = folder
     while not os.path.lexists(nearest):
         nearest = nearest.parent
     if not nearest.is_dir():
-        return [f"output.dir {folder}: {nearest} is a file, so no folder can be made there"]
+        return [f"{setting} {folder}: {nearest} is a file, so no folder can be made there"]
     if not os.access(nearest, os.W_OK | os.X_OK):
-        return [f"output.dir {folder}: {nearest} cannot be written"]
+        return [f"{setting} {folder}: {nearest} cannot be written"]
     return []
 
 

@@ -5,9 +5,20 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from ..configs.errors import UserError
 from ..configs.schema import ModelSection, PriorSource
 from ..data.draws import key_seed
 from ..inference.engine import MICRO_BATCH, Engine, Request, png_info
+
+
+def class_image_paths(source: PriorSource, model: ModelSection, resolution: int, seed: int, folder: Path) -> list[Path]:
+    """Where the class images of a run folder lie, made or not.
+
+    The name of their folder holds a hash of everything that decides the pictures, so that others are never mixed in.
+    """
+    recipe = [model.base, model.revision, model.dtype, source.prior, source.steps, source.guidance, resolution, seed]
+    digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
+    return [folder / f"prior-{digest}" / f"{index:05d}.png" for index in range(source.count)]
 
 
 def class_image_files(
@@ -21,15 +32,15 @@ def class_image_files(
     """The files of all class images; those that an earlier start of the run has made are kept.
 
     The base is loaded, by `make_engine`, only if there are any to make.
-
-    The folder's name holds a hash of everything that decides the pictures, so that others are never mixed in.
     """
-    recipe = [model.base, model.revision, model.dtype, source.prior, source.steps, source.guidance, resolution, seed]
-    digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
-    folder = folder / f"prior-{digest}"
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{index:05d}.png" for index in range(source.count)]
+    files = class_image_paths(source, model, resolution, seed, folder)
+    files[0].parent.mkdir(parents=True, exist_ok=True)
     missing = [index for index, file in enumerate(files) if not file.exists()]
+    if missing and not source.generate:
+        found = f"{files[0].parent} holds {source.count - len(missing)} of {source.count} class images"
+        raise UserError(
+            f"prior {source.prior!r}: {found}, and `generate` is false; let it make them, or ask for fewer by `count`"
+        )
     engine = make_engine() if missing else None
     for start in range(0, len(missing), 8 * MICRO_BATCH):
         assert engine is not None

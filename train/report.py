@@ -10,7 +10,7 @@ from PIL import Image
 
 from . import chart
 from .chart import Markup, Series, join, number, tag
-from .page import backdrop, enlarging, page, picture_uri, write_page
+from .page import backdrop, counted, enlarging, page, picture_uri, write_page
 from .run_folder import Picture, RunFiles, read_run
 
 LARGEST_PNG = 120_000
@@ -177,7 +177,7 @@ def _base(config: Mapping[str, Any]) -> str | None:
 def _adapter(run: RunFiles) -> str | None:
     method, rank, alpha = (_at(run.config, f"adapter.{key}") for key in ("method", "rank", "alpha"))
     words = [method, rank and f"rank {rank}", alpha and f"alpha {_value(alpha)}"]
-    words += [f"{part}: {_counted(count, 'module')}" for part, count in (run.record.get("modules") or {}).items()]
+    words += [f"{part}: {counted(count, 'module')}" for part, count in (run.record.get("modules") or {}).items()]
     return " · ".join(str(word) for word in words if word) or None
 
 
@@ -208,7 +208,7 @@ def _loss(history: list[dict[str, Any]]) -> str | None:
     """Mean over the last tenth of the run: single steps say little, their noise levels differ."""
     losses = [float(entry["loss"]) for entry in history if entry.get("loss") is not None]
     last = losses[-max(1, len(losses) // 10) :]
-    return f"{number(sum(last) / len(last))} · mean of {_counted(len(last), 'step')}" if last else None
+    return f"{number(sum(last) / len(last))} · mean of {counted(len(last), 'step')}" if last else None
 
 
 def _time(run: RunFiles) -> str | None:
@@ -226,10 +226,6 @@ def _files(run: RunFiles) -> Markup | None:
         size = f" {file.stat().st_size / 1e6:,.2f} MB" if file.is_file() else ""
         lines.append(tag("div", tag("code", name), tag("span", size, class_="soft")))
     return join(*lines) if lines else None
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _series(history: list[dict[str, Any]], group: str) -> list[Series]:

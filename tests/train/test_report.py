@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from loraloom.train.chart import Axis, Series
 from loraloom.train.report import data_uri, duration, write_report
 from loraloom.train.run_folder import MAX_VALIDATIONS, read_history, spread
 
+Browser = Callable[[Path], tuple[str, list[str], list[str]]]
 PROMPTS = ["a sks creature on a blue background", 'two <script>alert("x")</script> & stars', "a creature, green"]
 CONFIG = {
     "model": {"base": "pocket", "family": "sd1", "revision": None, "dtype": "fp32"},
@@ -425,29 +427,7 @@ PROBE = """<script>
 """Uses the page as a reader would, and asks for one picture from the network."""
 
 
-def open_in_browser(page: Path, profile: Path) -> tuple[str, list[str], list[str]]:
-    """Title of the page after its scripts ran, what it asked the network for, what its security policy refused.
-
-    The browser asks for things of its own (updates, the time); such requests have no origin in its net log.
-    """
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
-    log = profile.with_suffix(".netlog")
-    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic"]
-    command += ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={profile}", f"--log-net-log={log}"]
-    command += ["--enable-logging=stderr", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    events = json.loads(log.read_text())
-    start = events["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
-    requests = [event["params"] for event in events["events"] if event["type"] == start and "params" in event]
-    asked = [params["url"] for params in requests if params.get("initiator") not in (None, "not an origin")]
-    refused = [line for line in done.stderr.splitlines() if "Content Security Policy" in line]
-    return Page(done.stdout[done.stdout.index("<html") :]).texts["title"][0], asked, refused
-
-
-def test_a_browser_shows_the_page_without_asking_for_anything(run: Path, tmp_path: Path) -> None:
+def test_a_browser_shows_the_page_without_asking_for_anything(run: Path, tmp_path: Path, browser: Browser) -> None:
     """Opened twice: with its policy, and without it, where only the page itself can keep it from asking."""
     page = write_report(run).read_text("utf-8")
     guarded, unguarded = tmp_path / "guarded.html", tmp_path / "unguarded.html"
@@ -456,12 +436,12 @@ def test_a_browser_shows_the_page_without_asking_for_anything(run: Path, tmp_pat
     assert without_policy != page
     unguarded.write_text(without_policy + PROBE, "utf-8")
 
-    title, asked, refused = open_in_browser(guarded, tmp_path / "profile-1")
+    title, asked, refused = browser(guarded)
     assert asked == []
     assert len(refused) == 1
     assert "control.invalid" in refused[0]
     assert re.fullmatch(r"step 15[01]examples_sks 0\.\d+, smoothed 0\.\d+prior .*\|static\|fixed\|static", title)
 
-    _, asked, refused = open_in_browser(unguarded, tmp_path / "profile-2")
+    _, asked, refused = browser(unguarded)
     assert asked == ["http://control.invalid/a.png"]
     assert refused == []

@@ -1,0 +1,182 @@
+"""loraloom preview CONFIG: what the model will see of the images, before anything is trained."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ..configs.errors import UserError, run_command
+from ..configs.loader import load_config
+from ..configs.schema import PriorSource, RunConfig
+from ..data.dataset import Dataset, Images
+from ..data.sources.prior import PriorImages
+from ..data.transforms import Size
+from .choice import Choice, Place, choose
+from .contact_sheet import Tile, contact_sheet, scaled, shown_size
+from .gather import Say, class_images, warn
+from .outlook import BucketOutlook, dataset_ahead, look_ahead
+from .page import counted, write_page
+from .preflight import check_output, preflight
+from .preview_page import Bucket, Preview, preview_page
+from .view import changed, cuts_of, find_uses, look, reddened
+
+SHEET = re.compile(r"sheet-\d+x\d+\.png")
+HELP = """\
+Write a page that shows what the model will see of the images: how each is cut and scaled for
+its bucket, where masks let it look, and the captions with all rules applied. Nothing is
+trained, and no weights are loaded."""
+EXAMPLES = """\
+It writes preview.html, one file to open in a browser, and sheet-WIDTHxHEIGHT.png for each
+bucket: its first 48 images at a glance. The image folder and the run folder stay as they are.
+
+Look for heads that are cut off, captions that say something else than you meant, buckets with
+a single image, and small images that are enlarged. What to change then:
+  data.crop=random data.variants=8   other places than the middle
+  data.resolution=768                more, or less, of the details
+  data.buckets.step=32               finer buckets cut less away
+
+examples:
+  loraloom preview my-dog.yaml
+  loraloom preview my-dog.yaml data.buckets.step=32 --num-images 200 --out /tmp/finer"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes page and sheets and says where they are; exit code 2 with all problems if the run could not start."""
+    options = _parser().parse_intermixed_args(list(arguments))
+    config = load_config(options.config, options.overrides)
+    folder = Path(options.out or f"{Path(config.output.dir)}-preview")
+    notes: list[str] = []
+
+    def note(line: str) -> None:
+        warn(line)
+        notes.append(line)
+
+    dataset = _dataset(config, _images(config, folder, note), note)
+    _make_empty(folder)
+    preview = _draw(config, dataset, folder, options.num_images, notes)
+    write_page(folder / "preview.html", preview_page(preview))
+    shown = sum(len(bucket.views) for bucket in preview.buckets)
+    sheets = counted(len(preview.buckets), "contact sheet")
+    print(f"{shown} of {counted(preview.num_images, 'image')}: open {folder / 'preview.html'}")
+    print(f"{sheets} beside it: {', '.join(bucket.sheet for bucket in preview.buckets)}")
+    return 0
+
+
+def _images(config: RunConfig, folder: Path, say: Say) -> list[Images | None]:
+    """The images of each source as training will have them, and class images as far as they are made."""
+    problems, images = check_output(folder, config, "--out"), []
+    try:
+        images = preflight(config, say=say)
+    except UserError as error:
+        problems += error.problems
+    if problems:
+        raise UserError(problems)
+    sections = config.data.sources
+    return [
+        _class_images(config, section, say) if isinstance(section, PriorSource) else found
+        for section, found in zip(sections, images, strict=True)
+    ]
+
+
+def _class_images(config: RunConfig, section: PriorSource, say: Say) -> Images:
+    from .prior import class_image_paths  # brings torch
+
+    side = max(config.data.resolutions)
+    files = class_image_paths(section, config.model, side, config.loop.seed, Path(config.output.dir))
+    if all(file.is_file() for file in files):
+        return class_images(config.data, section, files, say)
+    sizes = np.full((section.count, 2), side, dtype=np.int32)
+    return Images(section, PriorImages(section, files), np.arange(section.count), sizes, None)
+
+
+def _dataset(config: RunConfig, images: Sequence[Images | None], say: Say) -> Dataset:
+    dataset, base = dataset_ahead(config, images, say)
+    if base is None:
+        say("the base is on the hub: buckets are shown as for the common families, and captions are not counted")
+        return dataset
+    from .captions import find_long_captions
+
+    for line in find_long_captions(config, base.family, base.load, dataset):
+        say(line)
+    return dataset
+
+
+def _make_empty(folder: Path) -> None:
+    """The folder of the preview, without the sheets of an older one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be made ({error.strerror})") from error
+    if (folder / "preview.html").is_file():
+        for file in folder.iterdir():
+            if SHEET.fullmatch(file.name):
+                file.unlink()
+
+
+def _draw(config: RunConfig, dataset: Dataset, folder: Path, num_images: int, notes: list[str]) -> Preview:
+    """All views; the sheets are written on the way."""
+    outlook, choices = look_ahead(config, dataset), choose(dataset, num_images)
+    uses = find_uses(config, dataset, [place for choice in choices for place in (*choice.page, *choice.sheet)])
+    buckets, total = [], sum(len(choice.page) + len(choice.sheet) for choice in choices)
+    with tqdm(desc="drawing", total=total, unit="image", disable=None) as bar:
+        for choice, found in zip(choices, outlook.buckets, strict=True):
+            views, tiles = [], []
+            for place in choice.page:
+                views.append(look(config, dataset, place, uses[place]))
+                bar.update()
+            for place in choice.sheet:
+                tiles.append(_tile(dataset, place, uses[place], shown_size((found.width, found.height))))
+                bar.update()
+            tiles += [
+                Tile(None, [words.prompt, f"{counted(words.count, 'class image')}, not made yet"])
+                for words in choice.planned
+            ]
+            sheet = f"sheet-{found.width}x{found.height}.png"
+            contact_sheet(_title(found, choice), tiles, (found.width, found.height)).save(folder / sheet)
+            buckets.append(Bucket(found, views, choice.planned, sheet))
+    return Preview(config, outlook, buckets, sum(choice.images for choice in choices), notes)
+
+
+def _tile(dataset: Dataset, place: Place, uses: Sequence[int], size: Size) -> Tile:
+    row, cut = int(dataset.item_images[place[0]][place[1]]), cuts_of(dataset, place, uses)[0]
+    picture, mask = dataset.pixels(place[0], row, cut)
+    if mask is not None:
+        picture = reddened(picture, mask)
+    cropped, _ = changed(cut)
+    (width, height), name = cut.original, dataset.location(place[0], row)
+    return Tile(scaled(picture, size), [name, f"{width} x {height}, {cropped:.0%} cut away"])
+
+
+def _title(found: BucketOutlook, choice: Choice) -> str:
+    images = counted(sum(found.images.values()), "image")
+    shown = f", {len(choice.sheet)} of them here" if len(choice.sheet) < choice.images else ""
+    return f"{found.width} x {found.height}: {images}{shown}, {counted(found.samples, 'sample')} in the run"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="loraloom preview",
+        description=HELP,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings such as data.crop=random")
+    parser.add_argument("--num-images", metavar="N", type=_positive, default=48, help="on the page, evenly taken (48)")
+    parser.add_argument("--out", metavar="FOLDER", help="where to write (beside the run folder: <output.dir>-preview)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
