@@ -48,7 +48,7 @@ class Counts:
     unrelated: int  # for each of the six prompts
 
 
-DEMO = Counts(subject=4, drift=16, unrelated=2)  # 2 * 3 * 4 + 16 + 2 * 6 * 2 = 64 images
+DEMO = Counts(subject=3, drift=10, unrelated=3)  # 2 * 3 * 3 + 10 + 2 * 6 * 3 = 64 images
 THOROUGH = Counts(subject=32, drift=32, unrelated=16)
 
 
