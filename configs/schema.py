@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 DType = Literal["fp32", "bf16", "fp16"]
 Side = Annotated[int, Field(ge=16)]
+Shade = Annotated[int, Field(ge=0, le=255)]
 
 
 class Section(BaseModel):
@@ -214,7 +215,7 @@ class DataSection(Section):
     """Chance of an image to be mirrored left to right."""
     variants: int | None = Field(default=None, ge=1)
     """Random crops and captions are drawn from this many of each image instead of anew, so that they can be cached."""
-    background: tuple[int, int, int] = (255, 255, 255)
+    background: tuple[Shade, Shade, Shade] = (255, 255, 255)
     """Colour (red, green, blue) behind transparent pixels."""
     animated: Literal["error", "first"] = "error"
     """Animations and files of several pages: refused, or their first frame."""

@@ -32,6 +32,14 @@ def final_caption(captions: Sequence[str], rules: CaptionRules, stream: Stream) 
     return rules.prefix + text + rules.suffix
 
 
+def longest_caption(caption: str, rules: CaptionRules) -> str:
+    """A caption with all of its tags and the longest of its alternatives, which no draw makes longer by much."""
+    if rules.wildcards:
+        caption = _expanded(caption, lambda alternatives: max(alternatives, key=len))
+    fixed = rules.model_copy(update={"shuffle": False, "tag_dropout": 0.0, "wildcards": False})
+    return final_caption([caption], fixed, Stream(0, "longest"))
+
+
 def is_dropped(rules: CaptionRules, stream: Stream) -> bool:
     """Whether the whole caption is left empty this time; draws nothing that `final_caption` draws."""
     return stream.fork("dropout").uniform() < rules.dropout

@@ -110,7 +110,8 @@ class Dataset:
         """
         sources = []
         for source, images in enumerate(self.images):
-            found = hashlib.sha256(b"" if images.digests is None else images.digests.tobytes())
+            columns = (images.digests, images.mask_digests if images.mask == "file" else None)
+            found = hashlib.sha256(b"".join(column.tobytes() for column in columns if column is not None))
             for row in range(len(images.kept)):
                 found.update(repr(self.captions(source, row)).encode())
             sources.append({"name": images.source.name, "images": len(images.kept), "sha256": found.hexdigest()})
@@ -156,13 +157,16 @@ class Dataset:
         if self.data.variants is None:
             return self._caption(source, row, Stream(self.seed, "caption", position))
         variant = Stream(self.seed, "caption_variant", position).below(self.data.variants)
-        return self._caption(source, row, self._caption_draw(source, row, variant))
+        return self._caption_variant(source, row, variant)
 
     def _caption(self, source: int, row: int, draw: Stream) -> str:
         return final_caption(self.captions(source, row), self.rules[source], draw)
 
-    def _caption_draw(self, source: int, row: int, variant: int) -> Stream:
-        return Stream(0, f"caption/{self._identity(source, row)}", variant)
+    def _caption_variant(self, source: int, row: int, variant: int) -> str:
+        """The variants of an image go through its own captions in turn, so that none is left out."""
+        captions = self.captions(source, row)
+        draw = Stream(0, f"caption/{self._identity(source, row)}", variant)
+        return final_caption([captions[variant % len(captions)]], self.rules[source], draw)
 
     def _identity(self, source: int, row: int) -> str:
         """Of an image, wherever it lies and whatever else is trained."""
@@ -206,8 +210,7 @@ class Dataset:
                 raise TypeError("random captions without `data.variants`")
             found = [self._caption(source, row, Stream(0, "caption"))]
         else:
-            variants = range(self.data.variants)
-            found = [self._caption(source, row, self._caption_draw(source, row, variant)) for variant in variants]
+            found = [self._caption_variant(source, row, variant) for variant in range(self.data.variants)]
         return list(dict.fromkeys(dropped + found))
 
     def geometries(self, source: int, item: int) -> list[Geometry]:
@@ -242,11 +245,19 @@ class Dataset:
                     "it was changed since the run has looked at it; start again, so that it is looked at anew"
                 )
             image, mask = decode(content, rules, geometry.scaled)
-            if images.mask == "file" and (encoded := images.source.read_mask(number)) is not None:
-                mask = decode_mask(encoded, geometry.scaled)
+            if images.mask == "file":
+                encoded = images.source.read_mask(number)
+                self._check_mask(source, row, encoded)
+                mask = None if encoded is None else decode_mask(encoded, geometry.scaled)
         except (OSError, BadImage) as error:
             raise TrainingError(f"{self.location(source, row)}: can no longer be read: {error}") from error
         return crop(image, geometry), mask and crop(mask, geometry)
+
+    def _check_mask(self, source: int, row: int, encoded: bytes | None) -> None:
+        digests = self.images[source].mask_digests
+        found = b"" if encoded is None else hashlib.sha256(encoded).hexdigest().encode()
+        if digests is not None and found != bytes(digests[row]):
+            raise BadImage("its mask was changed since the run looked at it; start again to look at it anew")
 
     def pixel_rules(self, source: int) -> PixelRules:
         """Rules of a source."""

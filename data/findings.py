@@ -140,7 +140,7 @@ def _stamps(source: "ImageSource") -> np.ndarray:
         if path is not None:
             with suppress(OSError):  # a file that has vanished is a problem when it is read
                 status = os.stat(path)
-                stamps[index] = _name_of(source.location(index), status.st_size, status.st_mtime_ns)
+                stamps[index] = _name_of(source.location(index), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return stamps
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..configs.errors import UserError
 from .cache import Store
 from .dataset import Dataset
 from .order import Order, micro_batch_positions
@@ -113,7 +114,30 @@ def micro_batches(samples: Samples, share: Share, *, first_step: int, steps: int
     groups = (positions for step in range(first_step, steps) for positions in share.positions(step))
     if workers == 0:  # not through a DataLoader, which costs more than reading a cached sample
         return (samples.collate([samples[position] for position in positions]) for positions in groups)
+    return _through_workers(samples, groups, workers)
+
+
+class _InWorker(torch.utils.data.Dataset):
+    """What goes wrong in a worker is handed over: torch would make a long text of its traceback."""
+
+    def __init__(self, samples: Samples):
+        self.samples = samples
+
+    def __getitems__(self, positions: list[int]) -> list[Loaded] | UserError:
+        try:
+            return [self.samples[position] for position in positions]
+        except UserError as error:
+            return error
+
+    def collate(self, items: list[Loaded] | UserError) -> Batch | UserError:
+        return items if isinstance(items, UserError) else self.samples.collate(items)
+
+
+def _through_workers(samples: Samples, groups: Iterator[list[int]], workers: int) -> Iterator[Batch]:
     from torch.utils.data import DataLoader
 
-    loader = DataLoader(samples, batch_sampler=groups, collate_fn=samples.collate, num_workers=workers)
-    return iter(loader)
+    careful = _InWorker(samples)
+    for batch in DataLoader(careful, batch_sampler=groups, collate_fn=careful.collate, num_workers=workers):
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch

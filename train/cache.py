@@ -41,7 +41,7 @@ class Wanted:
 
     def prompt_key(self, caption: str) -> str:
         """Key of a caption."""
-        return content_key("prompt", caption, self.windows)
+        return prompt_key(caption, self.windows)
 
     @property
     def cached(self) -> Cached:
@@ -56,15 +56,26 @@ class Wanted:
 
 def want(config: RunConfig, family: ModelFamily, folder: Path, dataset: Dataset) -> Wanted:
     """The caches of a run and all keys that it will read; UserError where one is asked for that cannot be."""
-    latents, prompts = (
-        None if reason(config, family, dataset) else store(config, family, folder)
-        for reason, store in ((why_no_latents, latent_store), (why_no_prompts, prompt_store))
-    )
-    wanted = Wanted(latents, {} if latents is None else _cuts(dataset), prompts, {}, config.data.token_windows)
-    if prompts is not None:
-        spoken = [*_captions(dataset), *config.validation.prompts, "", PROBE_PROMPT]
-        wanted.captions.update((wanted.prompt_key(caption), caption) for caption in spoken)
-    return wanted
+    cached = why_no_latents(config, family, dataset) is None
+    latents = latent_store(config, family, folder) if cached else None
+    prompts, captions = want_prompts(config, family, folder, dataset)
+    return Wanted(latents, _cuts(dataset) if cached else {}, prompts, captions, config.data.token_windows)
+
+
+def want_prompts(
+    config: RunConfig, family: ModelFamily, folder: Path, dataset: Dataset
+) -> tuple[Store | None, dict[str, str]]:
+    """The cache of embeddings, if there is one, and the captions that the run will read from it, by their keys."""
+    if why_no_prompts(config, family, dataset):
+        return None, {}
+    spoken = [*_captions(dataset), *config.validation.prompts, "", PROBE_PROMPT]
+    windows = config.data.token_windows
+    return prompt_store(config, family, folder), {prompt_key(caption, windows): caption for caption in spoken}
+
+
+def prompt_key(caption: str, windows: int) -> str:
+    """Key of a caption's embeddings."""
+    return content_key("prompt", caption, windows)
 
 
 def latent_store(config: RunConfig, family: ModelFamily, folder: Path) -> Store:
@@ -147,12 +158,10 @@ def count_prompts(config: RunConfig, family: ModelFamily, folder: Path, dataset:
     if (images := sum(len(found.kept) for found in dataset.images)) > COUNTED_CAPTIONS:
         entries = images * (config.data.variants or 1)
         return CacheOutlook("prompt embeddings", entries, 0, {(0, 0): entries}, "at most: equal captions count once")
-    wanted = want(config, family, folder, dataset)
-    assert wanted.prompts is not None
-    missing = len(wanted.prompts.missing(wanted.captions))
-    return CacheOutlook(
-        "prompt embeddings", len(wanted.captions), len(wanted.captions) - missing, {(0, 0): missing} if missing else {}
-    )
+    store, captions = want_prompts(config, family, folder, dataset)
+    missing = 0 if store is None else len(store.missing(captions))
+    by_size = {(0, 0): missing} if missing else {}
+    return CacheOutlook("prompt embeddings", len(captions), len(captions) - missing, by_size)
 
 
 def weigh(found: CacheOutlook, config: RunConfig, family: ModelFamily, load: Load) -> CacheOutlook:

@@ -6,9 +6,8 @@ from itertools import islice
 
 from ..configs.errors import UserError
 from ..configs.schema import RunConfig
-from ..data.captions import final_caption
+from ..data.captions import longest_caption
 from ..data.dataset import Dataset
-from ..data.draws import Stream
 from ..models.family import ModelFamily, Parts
 
 AT_ONCE = 500  # captions that are tokenized together
@@ -68,8 +67,8 @@ def find_long_captions(
 def _spoken(config: RunConfig, dataset: Dataset) -> Iterator[tuple[str, str]]:
     """Where a caption stands, and the caption with all of its tags."""
     for source, images in enumerate(dataset.images):
-        rules = dataset.rules[source].model_copy(update={"shuffle": False, "tag_dropout": 0.0})
+        rules = dataset.rules[source]
         for row in range(len(images.kept)):
             for caption in dataset.captions(source, row):
-                yield dataset.location(source, row), final_caption([caption], rules, Stream(0, "longest"))
+                yield dataset.location(source, row), longest_caption(caption, rules)
     yield from (("validation.prompts", prompt) for prompt in config.validation.prompts)

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from ..configs.errors import UserError
@@ -20,6 +21,7 @@ def preflight(
         *check_base(config.model.base),
         *check_output(Path(config.output.dir), config),
         *check_trackers(config.trackers),
+        *check_spans(config),
     ]
     images: list[Images | None] = []
     try:
@@ -44,6 +46,22 @@ def check_output(folder: Path, config: RunConfig, setting: str = "output.dir") -
     if not os.access(nearest, os.W_OK | os.X_OK):
         return [f"{setting} {folder}: {nearest} cannot be written"]
     return []
+
+
+def check_spans(config: RunConfig) -> list[str]:
+    """Steps in which no source takes part, and sources that take part in none."""
+    steps = config.loop.steps
+    spans = [(source.start_step, min(source.end_step or steps, steps)) for source in config.data.sources]
+    problems = [
+        f"data.sources.{number}: start_step {first} is not before the run's end at loop.steps {steps}"
+        for number, (first, _) in enumerate(spans)
+        if first >= steps
+    ]
+    edges = sorted({0, steps, *(edge for span in spans for edge in span if edge < steps)})
+    for first, until in pairwise(edges):
+        if not any(begin <= first < end for begin, end in spans):
+            problems.append(f"data.sources: no source takes part in steps {first} to {until - 1} of {steps}")
+    return problems
 
 
 def check_trackers(trackers: Sequence[str]) -> list[str]:

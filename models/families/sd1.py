@@ -42,9 +42,9 @@ class SD1:
 
         logging.disable_progress_bar()  # one bar for each part of the base is noise between ours
         loaders: dict[str, tuple[str, str, dict[str, Any]]] = {
-            "unet": ("diffusers", "UNet2DConditionModel", {"torch_dtype": dtype}),
-            "vae": ("diffusers", "AutoencoderKL", {"torch_dtype": dtype}),
-            "text_encoder": ("transformers", "CLIPTextModel", {"dtype": dtype}),
+            "unet": ("diffusers", "UNet2DConditionModel", {"torch_dtype": dtype, "use_safetensors": True}),
+            "vae": ("diffusers", "AutoencoderKL", {"torch_dtype": dtype, "use_safetensors": True}),
+            "text_encoder": ("transformers", "CLIPTextModel", {"dtype": dtype, "use_safetensors": True}),
             "tokenizer": ("transformers", "CLIPTokenizer", {}),
             "scheduler": ("diffusers", "DDPMScheduler", {}),
         }

@@ -168,3 +168,21 @@ def test_sources_stop_and_start(folder):
     order = Dataset(data, images, 8, 0).order(10, 4, 2)
     assert {order[position][0] for position in range(12)} == {0}
     assert {order[position][0] for position in range(12, 40)} == {1}
+
+
+def test_variants_go_through_all_captions_of_an_image(tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("one\ntwo\nthree\n")
+    data = dataset(tmp_path, variants=3)
+    assert sorted(data.caption_variants(0, 0)) == ["one", "three", "two"]
+
+
+def test_a_mask_that_was_changed_since_the_scan_is_named(tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    Image.new("L", (64, 64), 255).save(tmp_path / "a.mask.png")
+    data = dataset(tmp_path, source={"caption": "x", "mask": "file"})
+    before = data.fingerprint(1)
+    Image.new("L", (64, 64), 9).save(tmp_path / "a.mask.png")
+    with pytest.raises(TrainingError, match="mask was changed"):
+        data.pixels(0, 0, data.geometries(0, 0)[0])
+    assert dataset(tmp_path, source={"caption": "x", "mask": "file"}).fingerprint(1) != before

@@ -176,3 +176,47 @@ def test_a_truncated_shard_is_refused(write_config, tmp_path, capsys):
     shard.write_bytes(shard.read_bytes()[:6000])
     assert run_of(write_config, sources=[{"shards": str(tmp_path / "*.tar")}]) == 2
     assert any("a.tar" in line for line in errors(capsys))
+
+
+@pytest.mark.parametrize(
+    ("spans", "words"),
+    [
+        ([{"start_step": 2}], "no source takes part in steps 0 to 1 of 4"),
+        ([{"end_step": 2}], "no source takes part in steps 2 to 3 of 4"),
+        ([{}, {"start_step": 9}], "start_step 9 is not before the run's end"),
+    ],
+)
+def test_steps_without_a_source_are_refused(write_config, photos, capsys, spans, words):
+    sources = [{"path": str(photos), "caption": "x"} | span for span in spans]
+    assert run_of(write_config, "loop.steps=4", sources=sources) == 2
+    (line,) = errors(capsys)
+    assert words in line
+
+
+def test_class_images_that_are_not_made_can_be_planned(write_config, photos, capsys):
+    from loraloom.train.plan import main as plan
+
+    sources = [{"path": str(photos), "caption": "x"}, {"prior": "a creature", "count": 4}]
+    config = write_config(data={"sources": sources}, adapter={"parts": {"unet": "attention"}})
+    assert plan([str(config)]) == 0
+    assert "prompt embeddings: " in capsys.readouterr().out
+
+
+def test_alternatives_do_not_hide_a_long_caption(write_config, photos, capsys):
+    caption = "{red|" + "star " * 100 + "}"
+    data = {"sources": [{"path": str(photos), "caption": caption}], "captions": {"wildcards": True}}
+    assert run_of(write_config, **data, long_captions="error") == 2
+    assert "only the first 75" in errors(capsys)[0]
+
+
+def test_an_image_that_a_worker_misses_is_one_line(write_config, tmp_path, capsys, monkeypatch):
+    from loraloom.train import build
+
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / "a.png").write_bytes(png())
+    made = build.build_dataset
+    monkeypatch.setattr(build, "build_dataset", lambda *all: (made(*all), (tmp_path / "gone" / "a.png").unlink())[0])
+    data = {"sources": [{"path": str(tmp_path / "gone"), "caption": "x"}], "cache": {"latents": False}, "workers": 1}
+    assert run_of(write_config, **data) == 3
+    (line,) = errors(capsys)
+    assert "a.png" in line
