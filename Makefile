@@ -10,7 +10,7 @@ help:
 	@echo "make demo         train a DreamBooth adapter on the embedded base and look at it (3 minutes)"
 	@echo "make demo-scores  the same with and without prior preservation, scored with more images"
 	@echo "make test         the whole test suite        make test-quick  its quick part"
-	@echo "make bench        speed against a bare loop   make lint        ruff and pyright"
+	@echo "make bench        speed, beside bare loops    make lint        ruff and pyright"
 	@echo "make setup        only the virtual environment in $(VENV)"
 
 setup: $(STAMP)
@@ -37,6 +37,7 @@ test-quick: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m loraloom.benchmarks.step
+	$(BIN)/python -m loraloom.benchmarks.data
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
