@@ -4,7 +4,6 @@ What the tensors of a file are called is the business of the modules in `formats
 """
 
 import json
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from ..configs.choices import did_you_mean, find
 from ..configs.choices import names as choices
 from ..configs.errors import UserError
+from ..configs.files import replace_file
 from .artifact import AdapterArtifact, Key, LoraWeights, listed
 
 Tensors = dict[str, Tensor]
@@ -81,7 +81,10 @@ def write(
     if strangers:
         raise UserError(f"the base has no such modules: {listed(strangers)}")
     tensors, header = _format(format_name).to_tensors(artifact.folded().cast(DTYPES[dtype]), names)
-    _replace(Path(file), serialised(tensors, header))
+    file = Path(file)
+    if not file.parent.is_dir():
+        raise UserError(f"cannot write {file}: there is no folder {file.parent}")
+    replace_file(file, serialised(tensors, header))
 
 
 def read(file: str | Path, names: FormatNames) -> AdapterArtifact:
@@ -165,30 +168,6 @@ def serialised(tensors: Tensors, header: Mapping[str, str]) -> bytes:
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight bytes
     return len(text).to_bytes(8, "little") + text + plain[8 + size :]
-
-
-def _replace(file: Path, content: bytes) -> None:
-    if not file.parent.is_dir():
-        raise UserError(f"cannot write {file}: there is no folder {file.parent}")
-    temporary = file.with_name(f"{file.name}.tmp-{os.getpid()}")
-    try:
-        with open(temporary, "wb") as stream:  # permissions by umask, where safetensors' own writer leaves 0600
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(file.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """The new name is on disk only when its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _load(file: Path) -> tuple[Tensors, Header]:

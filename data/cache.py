@@ -7,18 +7,12 @@ finished stays, whatever ends it.
 """
 
 import errno
-import hashlib
 import json
 import os
-import re
 import shutil
-import socket
-import struct
-import time
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -27,23 +21,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from tqdm import tqdm
 
 from ..configs.errors import UserError
+from ..configs.files import remove_abandoned, replace_file
+from .keys import FORMAT, content_key
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 1
-"""Of keys and shards: another number, and everything is computed anew."""
-
-Part: TypeAlias = "str | int | float | bytes | tuple[Part, ...] | None"
 Entry: TypeAlias = "dict[str, Tensor]"
 
-_KEY_BYTES = 16
 _HEADER = "loraloom.cache"
 _SUFFIX = ".safetensors"
-_COMPONENT_FILES = frozenset({".safetensors", ".json", ".txt", ".model"})
-_TEMPORARY = re.compile(r"\.tmp-(?P<host>.*)-(?P<pid>\d+)$")
-_DAY = 86_400  # seconds
-_SETTLED = 2.0  # seconds; the coarsest file times in use (FAT)
 _MOST_MAPPED = 16_384  # shards; Linux allows a process 65,530 mappings
 _ROW_BITS = 32
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "BOOL": "bool"}
@@ -52,78 +39,6 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64
 
 class CacheError(UserError):
     """The cache lacks something, is damaged or cannot be written."""
-
-
-def cache_folder(configured: str | None) -> Path:
-    """Folder of all caches: the configured one, `$LORALOOM_CACHE`, or `loraloom` in the user's cache folder."""
-    if chosen := configured or os.environ.get("LORALOOM_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loraloom"
-
-
-def content_key(*parts: Part) -> str:
-    """32 hex characters; parts that differ in any value, type or grouping give another key."""
-    return hashlib.blake2b(_unambiguous((FORMAT, *parts)), digest_size=_KEY_BYTES).hexdigest()
-
-
-def _unambiguous(part: Part) -> bytes:
-    """Type, length and value: reading from the left gives the part back, so no two parts are the same bytes."""
-    match part:
-        case None:
-            kind, value = b"n", b""
-        case int():
-            kind, value = b"i", str(part).encode()  # in words for True and False, which are no numbers here
-        case float():
-            kind, value = b"f", struct.pack(">d", part)
-        case str():
-            kind, value = b"s", part.encode("utf-8", "surrogatepass")  # file names may hold lone surrogates
-        case bytes():
-            kind, value = b"y", part
-        case tuple():
-            kind, value = b"t", b"".join(map(_unambiguous, part))
-        case _:
-            raise TypeError(f"a key cannot be made of {type(part).__name__}")
-    return kind + len(value).to_bytes(8, "big") + value
-
-
-def weights_hash(folder: Path, cache: Path | None = None) -> str:
-    """32 hex characters for the weights, config and tokenizer files of one component folder: their names and bytes.
-
-    Hashes of files are remembered under `cache`, if given, for as long as path, size and times of a file stay the
-    same. Raises CacheError for a folder that cannot be read or has no such files.
-    """
-    try:
-        files = sorted(file for file in folder.iterdir() if file.suffix in _COMPONENT_FILES and file.is_file())
-        if files:
-            return content_key("weights", *((file.name, _remembered_hash(file, cache)) for file in files))
-    except OSError as error:
-        raise CacheError(f"{folder}: cannot be read ({error.strerror}); check `model.base`") from error
-    kinds = " ".join(sorted(_COMPONENT_FILES))
-    raise CacheError(f"{folder}: holds no weights, config or tokenizer (looked for {kinds}); check `model.base`")
-
-
-def _remembered_hash(file: Path, cache: Path | None) -> str:
-    if cache is None:
-        return _file_hash(file)
-    path, status = str(file.resolve()), file.stat()
-    # the change time too: it moves when a file with old times is put in the place of another (cp -p, tar, rsync)
-    stamp = [path, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    memory = cache / "weights" / f"{content_key(path)}.json"
-    with suppress(OSError, ValueError, TypeError):  # not there, or not ours
-        *known, digest = json.loads(memory.read_text())
-        if known == stamp:
-            return digest
-    digest = _file_hash(file)
-    # a file changed just now may change again without a change of its times, which are counted in ticks
-    if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED * 1e9:
-        with suppress(CacheError):  # remembering saves time, nothing else
-            _replace(memory, json.dumps([*stamp, digest]).encode())
-    return digest
-
-
-def _file_hash(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=_KEY_BYTES)).hexdigest()
 
 
 class _Layout(NamedTuple):
@@ -158,7 +73,7 @@ class Store:
         self.folder, self.shard_entries, self.shard_bytes = folder, shard_entries, shard_bytes
         self.problems: list[str] = []
         self._forget()
-        _remove_abandoned(folder)
+        remove_abandoned(folder)
         self.refresh()
 
     def __contains__(self, key: str) -> bool:
@@ -237,7 +152,7 @@ class Store:
                     entries[key] = _own(compute(key))
                     bar.update()
                 file = self.folder / f"{content_key(*chunk)}{_SUFFIX}"
-                _replace(file, _serialised(entries))
+                _write(file, _serialised(entries))
                 self._add(file)
         self.refresh()
         return total
@@ -392,53 +307,15 @@ def _listing(folder: Path) -> list[Path]:
         ) from error
 
 
-def _replace(file: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, with permissions by umask; CacheError if it cannot be written."""
-    temporary = file.with_name(f"{file.name}.tmp-{socket.gethostname()}-{os.getpid()}")
+def _write(file: Path, content: bytes) -> None:
+    """Writes a shard whole or not at all; CacheError if it cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(file.parent).free < len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        try:
-            with open(temporary, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync(file.parent)
+        replace_file(file, content)
     except OSError as error:
         raise CacheError(
             f"{file}: {len(content):,} bytes cannot be written ({error.strerror}); make room or give another folder as "
             "`data.cache.dir`, and start again: what is finished stays"
         ) from error
-
-
-def _sync(folder: Path) -> None:
-    """The new name is on disk only when its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Unfinished files of processes that were killed; of other machines only those that nobody can still be writing."""
-    for file in _listing(folder):
-        if match := _TEMPORARY.search(file.name):
-            with suppress(OSError):  # another process removes it too, or the folder is only for reading
-                dead = match["host"] == socket.gethostname() and not _is_alive(int(match["pid"]))
-                if dead or time.time() - file.stat().st_mtime > _DAY:
-                    file.unlink()
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # of another user
-        return True
-    return True

@@ -15,9 +15,9 @@ from PIL.Image import Image
 from ..configs.errors import TrainingError
 from ..configs.schema import DataSection, ImageSection, Source
 from .buckets import BucketRules, Size, buckets_of, default_step
-from .cache import content_key
 from .captions import final_caption, is_dropped, is_random
 from .draws import Stream
+from .keys import content_key
 from .order import Order
 from .sample import Sample
 from .scan import Scan

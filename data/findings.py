@@ -17,6 +17,9 @@ import numpy as np
 from filelock import FileLock
 from PIL import __version__ as pillow_version
 
+from ..configs.files import replacing
+from ..configs.machine import cores
+from .keys import content_key, file_stamp
 from .transforms import PixelRules, Size
 
 if TYPE_CHECKING:
@@ -123,13 +126,8 @@ def _memory_file(cache: Path, source: "ImageSource", rules: PixelRules) -> Path 
     if not paths:
         return None
     folder = os.path.commonpath([path.resolve() for path in paths])
-    identity = (VERSION, pillow_version, rules.animated, source.name, folder)
-    return cache / "scans" / f"{_name_of(*identity)}.parquet"
-
-
-def _name_of(*parts: object) -> str:
-    """32 hex characters; file names may hold lone surrogates."""
-    return hashlib.blake2b(repr(parts).encode(errors="surrogatepass"), digest_size=16).hexdigest()
+    key = content_key("scan", VERSION, pillow_version, rules.animated, source.name, folder)
+    return cache / "scans" / f"{key}.parquet"
 
 
 def _stamps(source: "ImageSource") -> np.ndarray:
@@ -139,8 +137,7 @@ def _stamps(source: "ImageSource") -> np.ndarray:
         path = source.path(index)
         if path is not None:
             with suppress(OSError):  # a file that has vanished is a problem when it is read
-                status = os.stat(path)
-                stamps[index] = _name_of(source.location(index), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+                stamps[index] = content_key(source.location(index), file_stamp(path))
     return stamps
 
 
@@ -194,10 +191,9 @@ def _keep(memory: Path, stamps: np.ndarray, findings: Findings, notes: list[str]
     # an image that could not be read may be readable tomorrow, with the same size and time
     worth = findings.known & (findings.rows["digest"] != b"") & (stamps != b"")
     table = pa.table(columns).filter(pa.array(worth))
-    unfinished = memory.with_suffix(".tmp")  # one writer at a time, by the lock
     try:
-        pq.write_table(table, unfinished)
-        os.replace(unfinished, memory)
+        with replacing(memory) as new:
+            pq.write_table(table, new)
     except OSError as error:
         notes.append(_not_kept(memory, error))
 
@@ -227,8 +223,3 @@ def _to_numpy(column: "pa.ChunkedArray", dtype: np.dtype) -> np.ndarray:
 def sha256(data: bytes | None) -> bytes:
     """Digest in hex; b"" of nothing."""
     return b"" if data is None else hashlib.sha256(data).hexdigest().encode()
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

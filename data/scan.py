@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from ..configs.machine import cores
 from ..configs.schema import DataSection
-from .findings import Finding, Findings, cores, remembered, sha256
+from .findings import Finding, Findings, remembered, sha256
 from .transforms import BadImage, PixelRules, Size, decode, decode_mask, header
 
 if TYPE_CHECKING:

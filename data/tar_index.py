@@ -4,7 +4,6 @@ A sample is what has the same stem in one tar file: the path up to the first dot
 https://github.com/webdataset/webdataset#the-webdataset-format.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -19,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..configs.errors import UserError
+from ..configs.files import replacing
+from .keys import content_key, file_stamp
 from .source import CAPTION_LISTS, SUFFIXES, Problems, caption_list, decode_text, is_utf8, read_sidecars, shown
 
 MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # stem, ending
@@ -71,7 +72,7 @@ class Index:
 
 def load_index(shards: Sequence[str], cache: Path | None, problems: Problems) -> Index:
     """The index of some tar files; kept in the folder `cache` until one of them changes, unless it has problems."""
-    file = None if cache is None else cache / f"shards-{_fingerprint(shards)}.parquet"
+    file = None if cache is None else cache / "indexes" / f"{_key(shards)}.parquet"
     if file is not None and file.is_file() and (index := _stored_index(file)):
         return index
     index = _make_index(shards, problems)
@@ -80,11 +81,9 @@ def load_index(shards: Sequence[str], cache: Path | None, problems: Problems) ->
     return index
 
 
-def _fingerprint(shards: Sequence[str]) -> str:
+def _key(shards: Sequence[str]) -> str:
     """Of where all tar files are, how long they are and when they were written."""
-    stats = [(os.path.realpath(shard), os.stat(shard)) for shard in shards]
-    states = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
-    return hashlib.sha256(json.dumps([INDEX_VERSION, states]).encode()).hexdigest()[:32]
+    return content_key("shards", INDEX_VERSION, *((os.path.realpath(shard), file_stamp(shard)) for shard in shards))
 
 
 def _stored_index(file: Path) -> Index | None:
@@ -98,17 +97,12 @@ def _stored_index(file: Path) -> Index | None:
 
 def _store_index(file: Path, index: Index) -> None:
     """Whole or not at all; other processes may be writing the same."""
-    temporary = file.with_suffix(f".tmp-{os.getpid()}")
+    about = {"counts": json.dumps(index.counts), "own": json.dumps(index.own)}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(
-            index.rows.replace_schema_metadata({"counts": json.dumps(index.counts), "own": json.dumps(index.own)}),
-            temporary,
-        )
-        os.replace(temporary, file)
+        with replacing(file) as new:
+            pq.write_table(index.rows.replace_schema_metadata(about), new)
     except OSError as error:
-        if temporary.is_file():
-            temporary.unlink()
         reason = f"the index of the shards cannot be kept there ({error.strerror or error})"
         raise UserError(f"{file.parent}: {reason}; set `data.cache.dir`") from error
 

@@ -3,7 +3,6 @@
 import argparse
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import subprocess
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ..configs.errors import BAD_INPUT, DONE, UserError
+from ..configs.machine import cores
 
 State = Literal["usable", "too old", "broken", "absent"]
 TIMEOUT = 300.0  # seconds; a first import from a network disk can take a minute
@@ -127,7 +127,7 @@ def examine(only: Sequence[str] = ()) -> dict[str, Any]:
     batches = [[name for name, version in required.items() if version]]
     batches += [[name] for name, version in optional.items() if version]  # one can break another: apart
     outcomes: dict[str, Outcome] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for part in pool.map(try_packages, batches):
             outcomes |= part
     rows = [package_row(name, version, floors[name], True, outcomes) for name, version in required.items()]
@@ -136,7 +136,7 @@ def examine(only: Sequence[str] = ()) -> dict[str, Any]:
         "loraloom": installed_version("loraloom"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "torch": dict(outcomes.get("torch", Outcome()).found),
         "packages": [asdict(row) for row in rows],
         "ok": all(row.state == "usable" for row in rows if row.required),

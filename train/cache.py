@@ -14,9 +14,10 @@ import torch
 from ..configs.errors import UserError, run_command
 from ..configs.schema import RunConfig
 from ..data.buckets import Size
-from ..data.cache import Store, cache_folder, content_key, weights_hash
+from ..data.cache import Store
 from ..data.dataset import Dataset
 from ..data.draws import keyed_generator
+from ..data.keys import cache_folder, content_key, weights_hash
 from ..data.loader import Cached
 from ..data.transforms import Geometry, mask_to_tensor, to_tensor
 from ..models.encode import PROBE_PROMPT, draw_latents, encode_caption, encode_image, pool_masks

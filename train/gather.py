@@ -8,9 +8,9 @@ import pyarrow
 
 from ..configs.errors import UserError
 from ..configs.schema import DataSection, PriorSource, Source
-from ..data.cache import cache_folder
 from ..data.captions import check_caption, check_rules
 from ..data.dataset import Dataset, Images
+from ..data.keys import cache_folder
 from ..data.scan import apply_policy, scan
 from ..data.source import ImageSource, open_source
 from ..data.sources.prior import PriorImages

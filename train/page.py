@@ -5,9 +5,9 @@ for anything. Every text on it is escaped by `chart.tag`: prompts, captions and 
 """
 
 import base64
-import os
 from pathlib import Path
 
+from ..configs.files import replace_file
 from .chart import Markup, join, tag
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -30,12 +30,7 @@ def page(title: str, *content: object, style: str = "", script: str = "") -> Mar
 
 def write_page(file: Path, content: Markup) -> None:
     """The page appears at once or not at all, so it may be written again and again while someone looks at it."""
-    unfinished = file.with_name(f".{file.name}.tmp-{os.getpid()}")
-    try:
-        unfinished.write_bytes(content.encode("utf-8", "replace"))  # a lone surrogate in a prompt becomes "?"
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    replace_file(file, content.encode("utf-8", "replace"))  # a lone surrogate in a prompt becomes "?"
 
 
 def picture_uri(content: bytes, kind: str) -> str:

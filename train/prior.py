@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..configs.errors import UserError
+from ..configs.files import replacing
 from ..configs.schema import ModelSection, PriorSource
 from ..data.draws import key_seed
 from ..inference.engine import MICRO_BATCH, Engine, Request, png_info
@@ -54,7 +55,6 @@ def class_image_files(
         )
         images = engine.generate(request, progress=f"class images {start + len(chunk)}/{len(missing)}")
         for index, image in zip(chunk, images, strict=True):
-            partial = files[index].with_suffix(".tmp")
-            image.save(partial, format="PNG", pnginfo=png_info(prompt=source.prior))
-            partial.replace(files[index])
+            with replacing(files[index]) as new:
+                image.save(new, format="PNG", pnginfo=png_info(prompt=source.prior))
     return files

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..configs.errors import UserError
+from ..configs.files import replace_file
 from ..configs.loader import dump_yaml
 from ..configs.schema import RunConfig
 
@@ -36,7 +36,7 @@ def prepare_folder(folder: Path, name: str, *, overwrite: bool) -> None:
 
 def write_config(config: RunConfig, folder: Path) -> None:
     """config.yaml, resolved: what `loraloom resume` goes on with."""
-    replace_text(folder / "config.yaml", dump_yaml(config))
+    replace_file(folder / "config.yaml", dump_yaml(config))
 
 
 def write_run_file(run: "Run", **facts: Any) -> None:
@@ -55,17 +55,7 @@ def write_run_file(run: "Run", **facts: Any) -> None:
         "versions": {library: importlib.metadata.version(library) for library in LIBRARIES},
         **run.facts,
     }
-    replace_text(run.folder / "run.json", json.dumps(content, indent=1) + "\n")
-
-
-def replace_text(file: Path, text: str) -> None:
-    """Writes a file whole or not at all, also when the machine stops in the middle."""
-    partial = file.with_name(f"{file.name}.tmp")
-    with partial.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, file)
+    replace_file(run.folder / "run.json", json.dumps(content, indent=1) + "\n")
 
 
 @dataclass(frozen=True, slots=True)

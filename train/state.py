@@ -16,8 +16,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from ..configs.errors import UserError
+from ..configs.files import replace_file, sync
 from .run import Run
-from .run_folder import replace_text
 
 SCHEMA = 2
 MANIFEST, STATE, LATEST = "manifest.json", "run_state.json", "latest"
@@ -61,8 +61,8 @@ def save_checkpoint(run: Run) -> Path:
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial, final)
-        _fsync(folder)
-        replace_text(folder / LATEST, final.name)
+        sync(folder)
+        replace_file(folder / LATEST, final.name)
         _prune(folder, run.step, run.config.checkpoint.keep)
     run.accelerator.wait_for_everyone()
     return final
@@ -135,9 +135,9 @@ def _seal(folder: Path) -> None:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     entries = {str(file.relative_to(folder)): {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
     for file in files:
-        _fsync(file)
-    replace_text(folder / MANIFEST, json.dumps({"schema": SCHEMA, "files": entries}, indent=1))
-    _fsync(folder)
+        sync(file)
+    replace_file(folder / MANIFEST, json.dumps({"schema": SCHEMA, "files": entries}, indent=1))
+    sync(folder)
 
 
 def _prune(folder: Path, step: int, keep: int) -> None:
@@ -146,14 +146,6 @@ def _prune(folder: Path, step: int, keep: int) -> None:
     old = [path for path in _checkpoints(folder) if _step_of(path) <= step][:-keep]
     for path in void + old:
         shutil.rmtree(path)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(file: Path) -> str:

@@ -332,7 +332,7 @@ def test_a_failed_write_leaves_the_old_memory_and_a_note(folder, tmp_path, monke
     def disk_full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(findings.os, "replace", disk_full)
+    monkeypatch.setattr(os, "replace", disk_full)
     found = look(Pictures(folder), tmp_path / "cache")
     assert "cannot be written (No space left on device)" in found.warnings[0]
     assert found.problems == {}

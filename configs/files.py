@@ -1,0 +1,63 @@
+"""Files that appear whole or not at all, whatever ends the process or the machine in the middle."""
+
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_TEMPORARY = re.compile(r"\.tmp-(?P<host>.*)-(?P<pid>\d+)$")
+_DAY = 86_400  # seconds
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A name for a new file, which takes the place of `file` when the block ends without an error.
+
+    It is on disk, with its name, when this returns. Permissions are by umask, as the block itself makes the file.
+    """
+    temporary = file.with_name(f"{file.name}.tmp-{socket.gethostname()}-{os.getpid()}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(file.parent)
+
+
+def replace_file(file: Path, content: bytes | str) -> None:
+    """Writes a file whole or not at all; text as UTF-8."""
+    with replacing(file) as new:
+        new.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def sync(path: Path) -> None:
+    """A file or folder is on disk; that of a folder holds the names of its files."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Unfinished files of processes that were killed; of other machines only those that nobody can still be writing."""
+    for file in folder.glob("*.tmp-*"):
+        if match := _TEMPORARY.search(file.name):
+            with suppress(OSError):  # another process removes it too, or the folder is only for reading
+                dead = match["host"] == socket.gethostname() and not _is_alive(int(match["pid"]))
+                if dead or time.time() - file.stat().st_mtime > _DAY:
+                    file.unlink()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
