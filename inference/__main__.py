@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..configs.arguments import positive
 from ..configs.errors import UserError, run_command
 
 
@@ -73,30 +74,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--adapter", action="append", default=[], metavar="FILE[:WEIGHT]", help="may be given again")
     parser.add_argument("--prompt", action="append", required=True, help="may be given again: one row of the grid each")
     parser.add_argument("--negative-prompt", default="")
-    parser.add_argument("--num-images", type=_positive, default=4, help="of each prompt (4)")
+    parser.add_argument("--num-images", type=positive, default=4, help="of each prompt (4)")
     parser.add_argument("--seed", type=_seed, default=0, help="image k of a prompt has the seed SEED + k (0)")
-    parser.add_argument("--steps", type=_positive, default=20, help="denoising steps (20)")
+    parser.add_argument("--steps", type=positive, default=20, help="denoising steps (20)")
     parser.add_argument("--guidance", type=float, default=4.0, help="classifier-free guidance scale (4)")
-    parser.add_argument("--resolution", type=_positive, help="pixels each way (the base's own)")
+    parser.add_argument("--resolution", type=positive, help="pixels each way (the base's own)")
     parser.add_argument("--scheduler", default="dpmsolver++", help="sampler (dpmsolver++)")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="type of the weights (fp32)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps (cpu)")
     parser.add_argument(
         "--token-windows",
-        type=_positive,
+        type=positive,
         default=1,
         help="of 75 tokens, as data.token_windows in training (1)",
     )
-    parser.add_argument("--threads", type=_positive, help="CPU threads; other numbers give other bits (all cores)")
+    parser.add_argument("--threads", type=positive, help="CPU threads; other numbers give other bits (all cores)")
     parser.add_argument("--out", default="runs/samples", help="folder for the images (runs/samples)")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
 
 
 def _seed(text: str) -> int:

@@ -34,6 +34,16 @@ def locate_base(base: str, revision: str | None = None) -> Path:
     return Path(base) if Path(base).is_dir() else _download(base, revision)
 
 
+def find_base(base: str, revision: str | None = None) -> Path | None:
+    """The pipeline folder of a base if it is on this machine; None for a hub id that is still to be downloaded."""
+    if base in EMBEDDED or Path(base).is_dir():
+        return locate_base(base)
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(base, INDEX, revision=revision)
+    return Path(index).parent if isinstance(index, str) else None
+
+
 def pin_revision(base: str, revision: str | None) -> str | None:
     """The commit hash of a hub id, whose snapshot folder is named after it; other bases have none."""
     local = base in EMBEDDED or Path(base).is_dir()

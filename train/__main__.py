@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..configs.arguments import add_config
 from ..configs.errors import OUT_OF_MEMORY, STOPPED, TrainingError, UserError, run_command
 from ..configs.loader import load_config
-from ..configs.schema import RunConfig
+from ..configs.schema import FolderSource, RunConfig
 
 if TYPE_CHECKING:
     from ..data.dataset import Images
@@ -32,14 +33,27 @@ def main(arguments: Sequence[str]) -> int:
         config = _saved_config(Path(options.config), options.overrides)
     else:
         config = load_config(options.config, options.overrides)
-    from .preflight import check_fresh, preflight  # brings Pillow: a typo in the config is answered before
+    from .preflight import check_fresh  # brings Pillow: a typo in the config is answered before
 
     if not options.resume and not options.overwrite:
         check_fresh(Path(config.output.dir))
-    images = preflight(config)
+    images = _look(config, resumed=options.resume)
     folder = Path(config.output.dir)
     with _locked(folder):
         return _fit(config, images, _find_checkpoint(folder) if options.resume else None, options.overwrite)
+
+
+def _look(config: RunConfig, resumed: bool) -> "list[Images | None]":
+    from .preflight import preflight
+
+    try:
+        return preflight(config)
+    except UserError as error:
+        gone = [s.path for s in config.data.sources if isinstance(s, FolderSource) and not Path(s.path).exists()]
+        if not resumed or all(map(os.path.isabs, gone)):
+            raise
+        hint = "paths of its config start at the folder that you are in: resume it from where it was started"
+        raise UserError([*error.problems, hint]) from error
 
 
 def _fit(config: RunConfig, images: "Sequence[Images | None]", checkpoint: Path | None, overwrite: bool) -> int:
@@ -145,8 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 done, 2 bad input, 3 training went wrong, 4 out of memory, 5 stopped by a signal with a "
         "checkpoint saved, 6 trained and saved but a later step failed",
     )
-    parser.add_argument("config", help="YAML file (with --resume: the run folder)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings such as adapter.rank=16")
+    add_config(parser, "YAML file (with --resume: the run folder)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest sound checkpoint of a run folder")
     parser.add_argument("--overwrite", action="store_true", help="start again in a folder that holds a run")
     return parser

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from ..adapters.adapter import AdapterSet
 from ..configs.choices import find
 from ..configs.errors import UserError
+from ..configs.machine import cores
 from ..configs.schema import PriorSource, RunConfig
 from ..data.dataset import Dataset, Images
 from ..data.draws import key_seed
 from ..data.loader import Samples, Share, micro_batches
-from ..data.sample import Batch
 from ..inference.engine import Engine
 from ..models.base import pin_revision
 from ..models.encode import Encode, encoder_of
@@ -60,64 +61,65 @@ def build_trainer(
     removed, before the base fits the config and the images.
     """
     accelerator = make_accelerator(config)
-    config = resolve(config, accelerator)
-    set_numerics(config)
-    base, folder = Base(config.model, accelerator.device), Path(config.output.dir)
-    check_base_fits(config, base.family)
-    if images is None:
-        images = gather(config.data, progress=accelerator.is_main_process)
-    dataset = build_dataset(config, accelerator, base, images)
-    wanted = want(config, base.family, base.folder, dataset)
-    fill(wanted, dataset, base.family, base.load, accelerator)
+    ready = prepare(config, accelerator, images)
+    config, base, dataset, wanted = ready.config, ready.base, ready.dataset, ready.wanted
+    folder, loop = Path(config.output.dir), config.loop
+    assert loop.micro_batch is not None
     parts = base.load(_resident(config, base.family, wanted))
     objective = make_objective(config, base.family, parts)
     adapters = make_adapters(config, base.family, parts)
     if accelerator.is_main_process and checkpoint is None:
         prepare_folder(folder, config.output.name, overwrite=overwrite)
     encode = _make_encode(config, base.family, parts, wanted, accelerator)
-    assert config.loop.micro_batch is not None
-    data = dataset.fingerprint(config.loop.micro_batch)
+    data = dataset.fingerprint(loop.micro_batch)
     run = _make_run(config, folder, accelerator, base, parts, adapters, encode, data)
     register_hooks(run)
     if checkpoint is not None:
         load_checkpoint(run, checkpoint)
     if run.is_main:
         write_config(config, folder)
-    assert config.loop.micro_batch is not None
-    share = Share(config.loop.batch_size, config.loop.micro_batch, accelerator.process_index, accelerator.num_processes)
-    samples = Samples(
-        dataset, dataset.order(config.loop.steps, config.loop.batch_size, config.loop.micro_batch), wanted.cached
-    )
-    batches = micro_batches(samples, share, first_step=run.step, steps=config.loop.steps, workers=config.data.workers)
+    share = Share(loop.batch_size, loop.micro_batch, accelerator.process_index, accelerator.num_processes)
+    samples = Samples(dataset, dataset.order(loop.steps, loop.batch_size, loop.micro_batch), wanted.cached)
+    batches = micro_batches(samples, share, first_step=run.step, steps=loop.steps, workers=config.data.workers)
     return Trainer(run, batches, objective, _make_callbacks())
 
 
-def build_caches(config: RunConfig, accelerator: Accelerator, images: Sequence[Images | None]) -> Wanted:
-    """The caches of a run, complete."""
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a run stands on."""
+
+    config: RunConfig  # resolved
+    base: Base
+    dataset: Dataset
+    wanted: Wanted  # all there
+
+
+def prepare(config: RunConfig, accelerator: Accelerator, images: Sequence[Images | None] | None = None) -> Prepared:
+    """The images of a run in their buckets, and its caches, complete."""
     config = resolve(config, accelerator)
     set_numerics(config)
     base = Base(config.model, accelerator.device)
     check_base_fits(config, base.family)
+    if images is None:
+        images = gather(config.data, progress=accelerator.is_main_process)
     dataset = build_dataset(config, accelerator, base, images)
     wanted = want(config, base.family, base.folder, dataset)
-    fill(wanted, dataset, base.family, base.load, accelerator)
-    return wanted
+    fill(config, wanted, dataset, base.family, base.load, accelerator)
+    return Prepared(config, base, dataset, wanted)
 
 
 def build_dataset(config: RunConfig, accelerator: Accelerator, base: Base, images: Sequence[Images | None]) -> Dataset:
     """All images in their buckets, class images made; captions counted."""
-    folder, data, seed = Path(config.output.dir), config.data, config.loop.seed
+    data = config.data
     found: list[Images] = []
     for section, known in zip(data.sources, images, strict=True):
         if isinstance(section, PriorSource):
             with accelerator.main_process_first():
-                files = class_image_files(
-                    section, config.model, lambda: Engine(base.family, base.load()), max(data.resolutions), seed, folder
-                )
+                files = class_image_files(section, config, lambda: Engine(base.family, base.load()))
             known = class_images(data, section, files)
         assert known is not None
         found.append(known)
-    dataset = make_dataset(data, found, base.family.size_multiple, seed)
+    dataset = make_dataset(data, found, base.family.size_multiple, config.loop.seed)
     for line in find_long_captions(config, base.family, base.load, dataset):
         accelerator.print(f"warning: {line}", file=sys.stderr)
     return dataset
@@ -147,7 +149,7 @@ def resolve(config: RunConfig, accelerator: Accelerator) -> RunConfig:
             f"loop.batch_size {loop.batch_size} cannot be split into micro-batches of {micro_batch} "
             f"on {world} processes: it must be a multiple of {micro_batch * world or world}"
         )
-    threads = loop.threads or max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    threads = loop.threads or max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     with accelerator.main_process_first():
         revision = pin_revision(config.model.base, config.model.revision)
     return config.model_copy(
@@ -241,19 +243,6 @@ def _make_run(
     )
 
 
-def _make_batches(run: Run, dataset: Dataset, wanted: Wanted) -> Iterator[Batch]:
-    loop, accelerator = run.config.loop, run.accelerator
-    assert loop.micro_batch is not None
-    order = dataset.order(loop.steps, loop.batch_size, loop.micro_batch)
-    share = Share(loop.batch_size, loop.micro_batch, accelerator.process_index, accelerator.num_processes)
-    samples, workers = Samples(dataset, order, wanted.cached), run.config.data.workers
-    return micro_batches(samples, share, first_step=run.step, steps=loop.steps, workers=workers)
-
-
 def _make_callbacks() -> list[Callback]:
     """In the order in which they act."""
     return [Progress(), Tracking(), StopOnSignal(), Checkpoints(), Validation(), Export(), Report()]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,19 +6,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
+from ..configs.arguments import add_config, positive
 from ..configs.errors import UserError, run_command
 from ..configs.loader import load_config
-from ..configs.schema import PriorSource, RunConfig
+from ..configs.schema import RunConfig
 from ..data.dataset import Dataset, Images
-from ..data.sources.prior import PriorImages
 from ..data.transforms import Size
 from .choice import Choice, Place, choose
 from .contact_sheet import Tile, contact_sheet, scaled, shown_size
-from .gather import Say, class_images, warn
-from .outlook import BucketOutlook, dataset_ahead, look_ahead
+from .gather import Say, warn
+from .outlook import BucketOutlook, dataset_ahead, look_ahead, missed_shares
 from .page import counted, write_page
 from .preflight import check_output, preflight
 from .preview_page import Bucket, Preview, preview_page
@@ -41,7 +40,7 @@ a single image, and small images that are enlarged. What to change then:
 
 examples:
   loraloom preview my-dog.yaml
-  loraloom preview my-dog.yaml data.buckets.step=32 --num-images 200 --out /tmp/finer"""
+  loraloom preview my-dog.yaml data.buckets.step=32 --num-images 200 --out finer"""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _images(config: RunConfig, folder: Path, say: Say) -> list[Images | None]:
-    """The images of each source as training will have them, and class images as far as they are made."""
+    """The images of each source as training will have them."""
     problems, images = check_output(folder, config, "--out"), []
     try:
         images = preflight(config, say=say)
@@ -75,22 +74,7 @@ def _images(config: RunConfig, folder: Path, say: Say) -> list[Images | None]:
         problems += error.problems
     if problems:
         raise UserError(problems)
-    sections = config.data.sources
-    return [
-        _class_images(config, section, say) if isinstance(section, PriorSource) else found
-        for section, found in zip(sections, images, strict=True)
-    ]
-
-
-def _class_images(config: RunConfig, section: PriorSource, say: Say) -> Images:
-    from .prior import class_image_paths  # brings torch
-
-    side = max(config.data.resolutions)
-    files = class_image_paths(section, config.model, side, config.loop.seed, Path(config.output.dir))
-    if all(file.is_file() for file in files):
-        return class_images(config.data, section, files, say)
-    sizes = np.full((section.count, 2), side, dtype=np.int32)
-    return Images(section, PriorImages(section, files), np.arange(section.count), sizes, None)
+    return images
 
 
 def _dataset(config: RunConfig, images: Sequence[Images | None], say: Say) -> Dataset:
@@ -120,6 +104,7 @@ def _make_empty(folder: Path) -> None:
 def _draw(config: RunConfig, dataset: Dataset, folder: Path, num_images: int, notes: list[str]) -> Preview:
     """All views; the sheets are written on the way."""
     outlook, choices = look_ahead(config, dataset), choose(dataset, num_images)
+    notes = [*notes, *missed_shares(outlook)]
     uses = find_uses(config, dataset, [place for choice in choices for place in (*choice.page, *choice.sheet)])
     buckets, total = [], sum(len(choice.page) + len(choice.sheet) for choice in choices)
     with tqdm(desc="drawing", total=total, unit="image", disable=None) as bar:
@@ -164,18 +149,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", help="YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings such as data.crop=random")
-    parser.add_argument("--num-images", metavar="N", type=_positive, default=48, help="on the page, evenly taken (48)")
+    add_config(parser, example="data.crop=random")
+    parser.add_argument("--num-images", metavar="N", type=positive, default=48, help="on the page, evenly taken (48)")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (beside the run folder: <output.dir>-preview)")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
 
 
 if __name__ == "__main__":

@@ -22,11 +22,6 @@ class PriorImages:
             found = f"{len(self._files)} class images, `count` wants {section.count}"
             self.problems = [f"prior {section.prior!r}: {found}; make the others or ask for fewer"]
 
-    @classmethod
-    def planned(cls, section: PriorSource) -> "PriorImages":
-        """Those that a run will make: they have names and captions, and cannot be read yet."""
-        return cls(section, [Path(f"class image {index + 1}") for index in range(section.count)])
-
     def __len__(self) -> int:
         return len(self._files)
 

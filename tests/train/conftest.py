@@ -12,13 +12,37 @@ import pytest
 
 
 @pytest.fixture
-def browser() -> Callable[[Path], tuple[str, list[str], list[str]]]:
-    """Opens a page: its title after its scripts ran, what it asked the network for, what its policy refused."""
-    return open_in_browser
+def opened(tmp_path: Path) -> Callable[[str, str], str]:
+    """Opens a page with a probe at its end, which asks for one thing; its title after the scripts of both ran.
+
+    Opened twice: with its policy, and without it, where only the page itself can keep it from asking.
+    """
+
+    def opened(page: str, probe: str) -> str:
+        guarded, unguarded = tmp_path / "guarded.html", tmp_path / "unguarded.html"
+        guarded.write_text(page + probe, "utf-8")
+        without_policy = page.replace("Content-Security-Policy", "none")
+        assert without_policy != page
+        unguarded.write_text(without_policy + probe, "utf-8")
+
+        title, asked, refused = open_in_browser(guarded)
+        assert asked == []
+        assert len(refused) == 1
+        assert "control.invalid" in refused[0]
+
+        _, asked, refused = open_in_browser(unguarded)
+        assert asked == ["http://control.invalid/a.png"]
+        assert refused == []
+        return title
+
+    return opened
 
 
 def open_in_browser(page: Path) -> tuple[str, list[str], list[str]]:
-    """The browser asks for things of its own (updates, the time); such requests have no origin in its net log."""
+    """A page's title after its scripts ran, what it asked the network for, what its policy refused.
+
+    The browser asks for things of its own (updates, the time); such requests have no origin in its net log.
+    """
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")

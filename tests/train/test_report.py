@@ -26,7 +26,6 @@ from loraloom.train.chart import Axis, Series
 from loraloom.train.report import data_uri, duration, write_report
 from loraloom.train.run_folder import MAX_VALIDATIONS, read_history, spread
 
-Browser = Callable[[Path], tuple[str, list[str], list[str]]]
 PROMPTS = ["a sks creature on a blue background", 'two <script>alert("x")</script> & stars', "a creature, green"]
 CONFIG = {
     "model": {"base": "pocket", "family": "sd1", "revision": None, "dtype": "fp32"},
@@ -427,21 +426,6 @@ PROBE = """<script>
 """Uses the page as a reader would, and asks for one picture from the network."""
 
 
-def test_a_browser_shows_the_page_without_asking_for_anything(run: Path, tmp_path: Path, browser: Browser) -> None:
-    """Opened twice: with its policy, and without it, where only the page itself can keep it from asking."""
-    page = write_report(run).read_text("utf-8")
-    guarded, unguarded = tmp_path / "guarded.html", tmp_path / "unguarded.html"
-    guarded.write_text(page + PROBE, "utf-8")
-    without_policy = page.replace("Content-Security-Policy", "none")
-    assert without_policy != page
-    unguarded.write_text(without_policy + PROBE, "utf-8")
-
-    title, asked, refused = browser(guarded)
-    assert asked == []
-    assert len(refused) == 1
-    assert "control.invalid" in refused[0]
+def test_a_browser_shows_the_page_without_asking_for_anything(run: Path, opened: Callable[[str, str], str]) -> None:
+    title = opened(write_report(run).read_text("utf-8"), PROBE)
     assert re.fullmatch(r"step 15[01]examples_sks 0\.\d+, smoothed 0\.\d+prior .*\|static\|fixed\|static", title)
-
-    _, asked, refused = browser(unguarded)
-    assert asked == ["http://control.invalid/a.png"]
-    assert refused == []
