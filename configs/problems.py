@@ -51,8 +51,9 @@ def explain(details: ErrorDetails, known: Mapping[KeyPath, FieldInfo], prefix: K
 
 
 def _path(loc: tuple[int | str, ...]) -> KeyPath:
-    """Where an error is. Behind the index of a source pydantic names the member of the union, which is no key."""
-    return tuple(step for before, step in pairwise(("", *loc)) if not isinstance(before, int))
+    """Where an error is. Behind a value of several types, such as a source, pydantic names the type: that is no key."""
+    steps = [step for step in loc if not (isinstance(step, str) and step.startswith("<"))]
+    return tuple(step for before, step in pairwise(("", *steps)) if not isinstance(before, int))
 
 
 def _pattern(path: KeyPath) -> KeyPath:
@@ -67,6 +68,9 @@ def _suggestion(path: KeyPath, known: Mapping[KeyPath, FieldInfo]) -> str:
     """What an unknown key may have meant: the same word elsewhere, a similar one beside it, a similar one elsewhere."""
     word = str(path[-1])
     beside = sorted({str(other[-1]) for other in known if other[:-1] == path[:-1]})
+    if path in known and known[path].is_required():
+        kinds = [name for name in beside if known[(*path[:-1], name)].is_required()]
+        return f" beside another kind of source: an entry has one of {', '.join(kinds)}"
     if path in known:
         return f" in an entry without `{_mark_of_kind(path, known)}`"
     if same := [dotted(other) for other in known if other[-1] == word]:
@@ -110,6 +114,7 @@ def _complaint(kind: str, details: ErrorDetails) -> str:
         "int_from_float": "a whole number",
         "float_type": "a number",
         "float_parsing": "a number",
+        "too_short": "a list with something in it",
     }.get(kind)
     if allowed:
         return f"should be {allowed}, found {shown(value)}"

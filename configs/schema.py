@@ -6,6 +6,10 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 DType = Literal["fp32", "bf16", "fp16"]
 Side = Annotated[int, Field(ge=16)]
+Sides = Annotated[
+    Annotated[Side, Tag("<one>")] | Annotated[list[Side], Field(min_length=1), Tag("<several>")],
+    Discriminator(lambda value: "<several>" if isinstance(value, list | tuple) else "<one>"),
+]
 Shade = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -60,6 +64,8 @@ class CaptionRules(Section):
 class SourceSection(Section):
     """What every kind of source has."""
 
+    name: str | None = Field(default=None, min_length=1)
+    """What curves and messages call it; the name of its folder or dataset when not given, "prior" for class images."""
     share: float | None = Field(default=None, gt=0, le=1)
     """Fraction of all training samples; give it to every source or to none (then each image counts the same)."""
     repeats: int = Field(default=1, ge=1)
@@ -197,7 +203,7 @@ class CacheSection(Section):
 class DataSection(Section):
     """What is trained on."""
 
-    resolution: Side | Annotated[list[Side], Field(min_length=1)] = 512
+    resolution: Sides = 512
     """Side in pixels of a square of the trained area; several: every image is trained at each of them."""
     sources: list[Source] = Field(default=..., min_length=1)
     """Image folders (`path`), datasets (`dataset`), tar shards (`shards`) and class images (`prior`)."""
@@ -233,6 +239,11 @@ class DataSection(Section):
         """All of them, as a list."""
         return self.resolution if isinstance(self.resolution, list) else [self.resolution]
 
+    @property
+    def has_endless_crops(self) -> bool:
+        """Whether each sample has a cut of its own, so that none can be computed ahead."""
+        return self.crop == "random" and self.variants is None
+
     def rules(self, source: SourceSection) -> CaptionRules:
         """Caption rules of a source; `captions` of the whole section are for images, not for class images."""
         return source.captions or (self.captions if isinstance(source, ImageSection) else CaptionRules())
@@ -248,8 +259,17 @@ class DataSection(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_names(self) -> "DataSection":
+        names = [source.name for source in self.sources if source.name]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(
+                f"two sources have the `name` {twice!r}: give each another, as their losses are logged by it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_cache(self) -> "DataSection":
-        if self.cache.latents is True and self.crop == "random" and self.variants is None:
+        if self.cache.latents is True and self.has_endless_crops:
             raise ValueError("`crop: random` has no end of crops to cache: say how many with `variants: 8`")
         random = [r for r in map(self.rules, self.sources) if r.shuffle or r.tag_dropout or r.wildcards]
         if self.cache.prompts is True and random and self.variants is None:
@@ -325,6 +345,10 @@ class LoopSection(Section):
     """CPU threads; cores / local processes when not given. Other numbers of threads give other bits."""
     deterministic: bool = True
     """Ask torch for deterministic kernels, so that a run can be repeated to the bit."""
+
+    def samples_at_once(self, processes: int = 1) -> int:
+        """Samples of one forward pass."""
+        return self.micro_batch or max(1, self.batch_size // processes)
 
 
 class CheckpointSection(Section):

@@ -56,6 +56,16 @@ def check_rules(rules: BucketRules, multiple: int) -> list[str]:
     return problems
 
 
+def why_too_long(width: int, height: int, max_aspect: float) -> str | None:
+    """What is wrong with an image of this shape; None if nothing is."""
+    if max(width, height) <= max_aspect * min(width, height):
+        return None
+    return (
+        f"{width} x {height} pixels is longer than {max_aspect:g} to 1; "
+        "crop it, or allow more by `data.buckets.max_aspect`"
+    )
+
+
 def bucket_of(width: int, height: int, rules: BucketRules) -> Size | None:
     """Bucket of one image; None if it is longer than `max_aspect`, or too small to be enlarged to step x step."""
     found = buckets_of(np.array([[width, height]]), rules)[0]

@@ -113,10 +113,24 @@ class Store:
         try:
             entry = _read_row(self._map(number), shard, row)
         except (RuntimeError, OSError) as error:
-            raise CacheError(_unusable(shard.file, f"cannot be read ({error})")) from error
+            raise CacheError(_removed(shard.file, f"cannot be read ({error})")) from error
         if _checksum(entry) != shard.checksums[row]:
-            raise CacheError(_unusable(shard.file, f"damaged, entry {key} is not what was written"))
+            raise CacheError(_removed(shard.file, f"damaged, entry {key} is not what was written"))
         return entry
+
+    def check_room(self, num_bytes: int) -> None:
+        """CacheError if so much cannot be written: known before the first entry is computed."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.folder, os.W_OK | os.X_OK):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+            if shutil.disk_usage(self.folder).free < num_bytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise CacheError(
+                f"{self.folder}: {num_bytes:,} bytes cannot be written ({error.strerror}); make room or give another "
+                "folder as `data.cache.dir`"
+            ) from error
 
     def fill(
         self,
@@ -291,8 +305,13 @@ def _read_row(content: "Tensor", shard: _Shard, row: int) -> Entry:
     return entry
 
 
-def _unusable(file: Path, reason: str) -> str:
-    return f"{file}: {reason}; delete it and run `loraloom cache` again, which computes only what it held"
+def _removed(file: Path, reason: str) -> str:
+    """A shard that is no good is taken away, so that the next start computes what it held, and only that."""
+    try:
+        file.unlink(missing_ok=True)
+    except OSError:
+        return f"{file}: {reason}; delete it and start again: only what it held is computed anew"
+    return f"{file}: {reason}; it was removed: start again or resume, and only what it held is computed anew"
 
 
 def _listing(folder: Path) -> list[Path]:

@@ -14,19 +14,19 @@ from PIL.Image import Image
 
 from ..configs.errors import TrainingError
 from ..configs.schema import DataSection, ImageSection, Source
-from .buckets import BucketRules, Size, buckets_of, default_step
+from .buckets import BucketRules, Size, buckets_of, default_step, why_too_long
 from .captions import final_caption, is_dropped, is_random
 from .draws import Stream
+from .findings import sha256
 from .keys import content_key
 from .order import Order
 from .sample import Sample
 from .scan import Scan
-from .source import ImageSource
+from .source import ImageSource, Problems
 from .transforms import BadImage, Geometry, PixelRules, crop, decode, decode_mask, place
 
 CENTER = (0.5, 0.5)
 WIDER = 2**31  # than any image
-SHOWN = 20  # images with a problem that are named
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,7 @@ class Dataset:
 
     def __init__(self, data: DataSection, images: Sequence[Images], multiple: int, seed: int):
         self.data, self.images, self.seed = data, list(images), seed
+        self.names = _names(images)
         self.rules = [data.rules(source.section) for source in images]
         levels = [[buckets_of(source.sizes, rules) for rules in bucket_rules(data, multiple)] for source in self.images]
         self.unusable = [np.flatnonzero(~np.any([level.any(axis=1) for level in found], axis=0)) for found in levels]
@@ -90,17 +91,20 @@ class Dataset:
 
     def problems(self, source: int) -> list[str]:
         """Images of a source that are too long or too small for any bucket."""
-        rows = self.unusable[source]
-        lines = [f"{self.location(source, int(row))}: {self._why_unusable(source, row)}" for row in rows[:SHOWN]]
-        return lines + ([f"and {len(rows) - SHOWN:,} more images that fit no bucket"] if len(rows) > SHOWN else [])
+        problems = Problems(self.names[source])
+        problems.add_rows(
+            "images that fit no bucket",
+            self.unusable[source],
+            lambda row: f"{self.location(source, row)}: {self._why_unusable(source, row)}",
+        )
+        return problems.lines()
 
     def _why_unusable(self, source: int, row: int) -> str:
         buckets = self.data.buckets
         width, height = self.images[source].sizes[row].tolist()
-        if max(width, height) > buckets.max_aspect * min(width, height):
-            limit = f"{buckets.max_aspect:g} to 1; crop it, or allow more by data.buckets.max_aspect"
-            return f"{width} x {height} pixels is longer than {limit}"
-        limit = f"{buckets.max_upscale:g} times; take a larger one, or allow more by data.buckets.max_upscale"
+        if reason := why_too_long(width, height, buckets.max_aspect):
+            return reason
+        limit = f"{buckets.max_upscale:g} times; take a larger one, or allow more by `data.buckets.max_upscale`"
         return f"{width} x {height} pixels would have to be enlarged more than {limit}"
 
     def fingerprint(self, group: int) -> dict[str, Any]:
@@ -114,7 +118,7 @@ class Dataset:
             found = hashlib.sha256(b"".join(column.tobytes() for column in columns if column is not None))
             for row in range(len(images.kept)):
                 found.update(repr(self.captions(source, row)).encode())
-            sources.append({"name": images.source.name, "images": len(images.kept), "sha256": found.hexdigest()})
+            sources.append({"name": self.names[source], "images": len(images.kept), "sha256": found.hexdigest()})
         return {"sources": sources, "micro_batch": group if len(self.buckets) > 1 else None}
 
     def order(self, steps: int, batch_size: int, group: int) -> Order:
@@ -215,7 +219,7 @@ class Dataset:
 
     def geometries(self, source: int, item: int) -> list[Geometry]:
         """Every cut that a sample of an item can have, each once; TypeError where there is no end of them."""
-        if self.data.crop == "random" and self.data.variants is None:
+        if self.data.has_endless_crops:
             raise TypeError("random crops without `data.variants`")
         row = int(self.item_images[source][item])
         corners = [CENTER]
@@ -240,28 +244,37 @@ class Dataset:
         number, rules = int(images.kept[row]), self.pixel_rules(source)
         try:
             content = images.source.read(number)
-            if images.digests is not None and hashlib.sha256(content).hexdigest() != images.digests[row].decode():
-                raise BadImage(
-                    "it was changed since the run has looked at it; start again, so that it is looked at anew"
-                )
+            _check_unchanged("it", content, images.digests, row)
             image, mask = decode(content, rules, geometry.scaled)
             if images.mask == "file":
                 encoded = images.source.read_mask(number)
-                self._check_mask(source, row, encoded)
+                _check_unchanged("its mask", encoded, images.mask_digests, row)
                 mask = None if encoded is None else decode_mask(encoded, geometry.scaled)
         except (OSError, BadImage) as error:
             raise TrainingError(f"{self.location(source, row)}: can no longer be read: {error}") from error
         return crop(image, geometry), mask and crop(mask, geometry)
 
-    def _check_mask(self, source: int, row: int, encoded: bytes | None) -> None:
-        digests = self.images[source].mask_digests
-        found = b"" if encoded is None else hashlib.sha256(encoded).hexdigest().encode()
-        if digests is not None and found != bytes(digests[row]):
-            raise BadImage("its mask was changed since the run looked at it; start again to look at it anew")
-
     def pixel_rules(self, source: int) -> PixelRules:
         """Rules of a source."""
         return PixelRules(self.data.background, self.data.animated, self.images[source].mask == "alpha")
+
+
+def _names(images: Sequence[Images]) -> list[str]:
+    """What curves and messages call each source, no two alike: "photos", "photos 2"."""
+    names: list[str] = []
+    taken = {found.section.name for found in images}
+    for found in images:
+        name, number = found.section.name or found.source.name, 1
+        while found.section.name is None and (name in names or name in taken):
+            number += 1
+            name = f"{found.source.name} {number}"
+        names.append(name)
+    return names
+
+
+def _check_unchanged(what: str, content: bytes | None, digests: np.ndarray | None, row: int) -> None:
+    if digests is not None and sha256(content) != bytes(digests[row]):
+        raise BadImage(f"{what} was changed since the run looked at it; start again, so that it is looked at anew")
 
 
 def _anywhere(draw: Stream) -> tuple[float, float]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from .source import ImageSource
 
-VERSION = 1
+VERSION = 2
 """Of what is kept: another number, and every image is looked at anew."""
 
 _MASKS = 1024  # masks that are read and compared as one piece of work

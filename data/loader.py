@@ -46,7 +46,7 @@ class Samples(torch.utils.data.Dataset):
 
     def __init__(self, dataset: Dataset, order: Order, cached: Cached):
         self.dataset, self.order, self.cached = dataset, order, cached
-        self._names = [images.source.name for images in dataset.images]
+        self._names = dataset.names
         self._weights = [images.section.loss_weight for images in dataset.images]
         self._masked = any(images.mask != "none" for images in dataset.images)
         self._prompt = lru_cache(PROMPTS_AT_HAND)(self._read_prompt)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..configs.machine import cores
 from ..configs.schema import DataSection
+from .buckets import why_too_long
 from .findings import Finding, Findings, remembered, sha256
 from .transforms import BadImage, PixelRules, Size, decode, decode_mask, header
 
@@ -90,8 +91,10 @@ def examine(source: "ImageSource", index: int, rules: PixelRules) -> Finding:
     width, height = found.size
     try:
         with _one_very_large if width * height > VERY_LARGE else nullcontext():
-            decode(data, rules)
+            opacity = decode(data, replace(rules, alpha_mask=True))[1]
         reason = None if mask is None else _problem_of_mask(mask, found.size)
+        if opacity is not None and not opacity.getbbox():
+            reason = "is transparent everywhere, so there is nothing to see; take it out"
     except BadImage as error:
         reason = str(error)
     return Finding(*digests, found.size, found.mode, found.orientation, reason)
@@ -99,11 +102,14 @@ def examine(source: "ImageSource", index: int, rules: PixelRules) -> Finding:
 
 def _problem_of_mask(mask: bytes, size: Size) -> str | None:
     try:
-        width, height = decode_mask(mask).size
+        picture = decode_mask(mask)
     except BadImage as error:
         return f"its mask cannot be used: {error}"
+    width, height = picture.size
     if (width, height) != size:
         return f"its mask has {width} x {height} pixels, the image {size[0]} x {size[1]}; give both one size"
+    if not picture.getbbox():
+        return "its mask is black everywhere, so nothing of it would be trained; correct the mask, or take both out"
     return None
 
 
@@ -152,11 +158,11 @@ def _result(source: "ImageSource", data: DataSection, findings: Findings, notes:
 def _too_long(rows: np.ndarray, max_aspect: float) -> dict[int, str]:
     """Not kept with the other findings, as another `max_aspect` changes nothing else."""
     long, short = np.maximum(rows["width"], rows["height"]), np.minimum(rows["width"], rows["height"])
-    return {
-        int(index): f"{rows['width'][index]} x {rows['height'][index]} pixels is longer than {max_aspect:g}:1; "
-        "crop it, or raise `data.buckets.max_aspect`"
-        for index in np.flatnonzero(long > max_aspect * short)
-    }
+    reasons = {}
+    for index in np.flatnonzero(long > max_aspect * short).tolist():
+        if reason := why_too_long(int(rows["width"][index]), int(rows["height"][index]), max_aspect):
+            reasons[index] = reason
+    return reasons
 
 
 def _warnings(source: "ImageSource", sizes: np.ndarray, modes: np.ndarray) -> list[str]:

@@ -72,7 +72,7 @@ def open_source(section: ImageSection, cache: Path | None = None) -> ImageSource
 class Problems:
     """What is wrong with single images: the first of each kind in full, and how many more there are."""
 
-    def __init__(self, place: str):
+    def __init__(self, place: str = ""):
         self.place = place
         self._lines: defaultdict[str, list[str]] = defaultdict(list)
         self._more: Counter[str] = Counter()
@@ -96,7 +96,7 @@ class Problems:
         for kind, lines in self._lines.items():
             found += lines
             if more := self._more[kind]:
-                found.append(f"{self.place}: and {more:,} more {kind}")
+                found.append(f"{self.place}{self.place and ': '}and {more:,} more {kind}")
         return found
 
 

@@ -46,6 +46,7 @@ _UPRIGHT = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }  # EXIF orientation to what undoes it
+_BITS = 258  # tag of a TIFF: bits of each sample
 _ON_ITS_SIDE = frozenset({5, 6, 7, 8})
 _PNG_TEXT_WITH_EXIF = (b"Raw profile type exif", b"XML:com.adobe.xmp")
 _REDUCING_GAP = 3.0  # a cheap box filter down to three times the size, Lanczos from there
@@ -82,7 +83,7 @@ class Header:
 class Geometry:
     """How an image came to its bucket: scaled, cut out, then mirrored. All sizes are (width, height).
 
-    SDXL's time ids are `original`, `corner` and `target`, each with its height or top first.
+    SDXL's time ids are `original`, `corner_as_seen` and `target`, each with its height or top first.
     """
 
     original: Size  # of the image as shown
@@ -90,6 +91,12 @@ class Geometry:
     corner: tuple[int, int]  # left and top of the cut in pixels of the scaled, unmirrored image
     target: Size  # of the cut
     flip: bool  # mirrored left to right
+
+    @property
+    def corner_as_seen(self) -> tuple[int, int]:
+        """Left and top of the cut in pixels of the scaled image, which was mirrored before if `flip` says so."""
+        left, top = self.corner
+        return (self.scaled[0] - self.target[0] - left if self.flip else left), top
 
 
 def place(size: Size, bucket: Size, at: tuple[float, float] = (0.5, 0.5), flip: bool = False) -> Geometry:
@@ -267,6 +274,9 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     """Grey of 16 bits by 1/257 and of floats in [0, 1] by 255, to the nearest; Pillow clips the one, and blackens
     the other. BadImage for other values, as they have no range."""
     values = np.asarray(image)
+    bits = getattr(image, "tag_v2", {}).get(_BITS, (16,))[0]  # of a TIFF
+    if image.mode.startswith("I;16") and bits < 16:
+        values = (values.astype(np.uint32) * 65_535 // (2**bits - 1)).astype(np.uint16)  # scanners write 12 bits
     low, high = values.min(), values.max()
     limit = 1 if image.mode == "F" else 65_535
     if not (low >= 0 and high <= limit):  # also for NaN

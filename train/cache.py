@@ -1,7 +1,6 @@
 """Latents and prompt embeddings computed before training; loraloom cache CONFIG [key=value …] does only that."""
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,8 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..configs.arguments import add_config
 from ..configs.errors import UserError, run_command
-from ..configs.schema import RunConfig
+from ..configs.loader import load_config
+from ..configs.schema import ImageSection, RunConfig
 from ..data.buckets import Size
 from ..data.cache import Store
 from ..data.dataset import Dataset
@@ -35,7 +36,7 @@ class Wanted:
     """What a run needs of its caches."""
 
     latents: Store | None
-    cuts: dict[str, tuple[int, int, Geometry]]  # key -> source, image, geometry
+    cuts: dict[str, tuple[int, int, int]]  # key -> source, item, which of its geometries
     prompts: Store | None
     captions: dict[str, str]  # key -> caption
     windows: int
@@ -57,7 +58,7 @@ class Wanted:
 
 def want(config: RunConfig, family: ModelFamily, folder: Path, dataset: Dataset) -> Wanted:
     """The caches of a run and all keys that it will read; UserError where one is asked for that cannot be."""
-    cached = why_no_latents(config, family, dataset) is None
+    cached = why_no_latents(config) is None
     latents = latent_store(config, family, folder) if cached else None
     prompts, captions = want_prompts(config, family, folder, dataset)
     return Wanted(latents, _cuts(dataset) if cached else {}, prompts, captions, config.data.token_windows)
@@ -89,12 +90,11 @@ def prompt_store(config: RunConfig, family: ModelFamily, folder: Path) -> Store:
     return _store("prompts", config, folder, family.prompt_encoders, config.data.token_windows)
 
 
-def why_no_latents(config: RunConfig, family: ModelFamily, dataset: Dataset) -> str | None:
+def why_no_latents(config: RunConfig) -> str | None:
     """Why latents are not cached, or None."""
-    data = config.data
-    if not data.cache.latents:
+    if not config.data.cache.latents:
         return "data.cache.latents is false"
-    if data.crop == "random" and data.variants is None:
+    if config.data.has_endless_crops:
         return "crops are random; `data.variants: 8` would give each image eight"
     return None
 
@@ -134,7 +134,7 @@ class CacheOutlook:
 
 def count_latents(config: RunConfig, family: ModelFamily, folder: Path, dataset: Dataset) -> CacheOutlook:
     """What the cache of latents has and lacks; nothing is loaded."""
-    if reason := why_no_latents(config, family, dataset):
+    if reason := why_no_latents(config):
         return CacheOutlook("latents", note=reason)
     store, present, missing = latent_store(config, family, folder), 0, np.zeros(len(dataset.buckets), dtype=int)
     for source, images in enumerate(dataset.images):
@@ -170,15 +170,30 @@ def weigh(found: CacheOutlook, config: RunConfig, family: ModelFamily, load: Loa
     if not found.missing:
         return found
     if found.name == "latents":
-        parts, moments = load(family.image_encoders), 1 if config.data.cache.latent_draw == "once" else 2
-        sizes = {size: 4 * moments * math.prod(family.latent_shape(parts, *size)) for size in found.missing}
+        parts = load(family.image_encoders)
+        sizes = {size: latent_bytes(config, family, parts, size) for size in found.missing}
     else:
-        row = encode_caption(family, load(family.prompt_encoders), "", config.data.token_windows)
-        sizes = {(0, 0): sum(tensor.numel() * tensor.element_size() for tensor in row.values())}
+        sizes = {(0, 0): prompt_bytes(config, family, load(family.prompt_encoders))}
     return replace(found, bytes_to_write=sum(sizes[size] * count for size, count in found.missing.items()))
 
 
-def fill(wanted: Wanted, dataset: Dataset, family: ModelFamily, load: Load, accelerator: "Accelerator") -> None:
+def latent_bytes(config: RunConfig, family: ModelFamily, parts: Parts, size: Size) -> int:
+    """What a picture of this size takes in the cache, with the mask that it may have."""
+    channels, height, width = family.latent_shape(parts, *size)
+    moments = 1 if config.data.cache.latent_draw == "once" else 2
+    masked = any(isinstance(source, ImageSection) and source.mask != "none" for source in config.data.sources)
+    return 4 * (moments * channels + masked) * height * width
+
+
+def prompt_bytes(config: RunConfig, family: ModelFamily, parts: Parts) -> int:
+    """What a caption takes in the cache."""
+    row = encode_caption(family, parts, "", config.data.token_windows)
+    return sum(tensor.numel() * tensor.element_size() for tensor in row.values())
+
+
+def fill(
+    config: RunConfig, wanted: Wanted, dataset: Dataset, family: ModelFamily, load: Load, accelerator: "Accelerator"
+) -> None:
     """Computes what is missing, each process its part; the encoders are loaded for it and let go."""
     rank, world = accelerator.process_index, accelerator.num_processes
     latents, prompts = wanted.missing()
@@ -191,9 +206,12 @@ def fill(wanted: Wanted, dataset: Dataset, family: ModelFamily, load: Load, acce
         title = "latents" if accelerator.is_main_process else None
 
         def latents_of(key: str) -> dict[str, torch.Tensor]:
-            return _latents(dataset, family, parts, wanted.cuts[key], key if once else None)
+            source, item, number = wanted.cuts[key]
+            cut = dataset.geometries(source, item)[number]
+            return _latents(dataset, family, parts, source, item, cut, key if once else None)
 
-        size = 4 * 2 * max(width * height for width, height in dataset.buckets) // 16  # about; only cuts shards
+        size = max(latent_bytes(config, family, parts, bucket) for bucket in dataset.buckets)
+        wanted.latents.check_room(len(latents) * size)
         wanted.latents.fill(list(wanted.cuts), latents_of, entry_bytes=size, rank=rank, world=world, progress=title)
         del parts
     if wanted.prompts is not None and prompts:
@@ -203,7 +221,9 @@ def fill(wanted: Wanted, dataset: Dataset, family: ModelFamily, load: Load, acce
         def prompts_of(key: str) -> dict[str, torch.Tensor]:
             return dict(encode_caption(family, parts, wanted.captions[key], wanted.windows))
 
-        wanted.prompts.fill(list(wanted.captions), prompts_of, rank=rank, world=world, progress=title)
+        size = prompt_bytes(config, family, parts)
+        wanted.prompts.check_room(len(prompts) * size)
+        wanted.prompts.fill(list(wanted.captions), prompts_of, entry_bytes=size, rank=rank, world=world, progress=title)
         del parts
     accelerator.wait_for_everyone()
     for store, keys in ((wanted.latents, wanted.cuts), (wanted.prompts, wanted.captions)):
@@ -213,13 +233,14 @@ def fill(wanted: Wanted, dataset: Dataset, family: ModelFamily, load: Load, acce
 
 
 def _latents(
-    dataset: Dataset, family: ModelFamily, parts: Parts, cut: tuple[int, int, Geometry], draw: str | None
+    dataset: Dataset, family: ModelFamily, parts: Parts, source: int, item: int, cut: Geometry, draw: str | None
 ) -> dict[str, torch.Tensor]:
-    picture, mask = dataset.pixels(*cut)
+    row = int(dataset.item_images[source][item])
+    picture, mask = dataset.pixels(source, row, cut)
     moments = encode_image(family, parts, to_tensor(picture)).cpu()
     if not moments.isfinite().all():
         raise UserError(
-            f"{dataset.location(cut[0], cut[1])}: the VAE makes numbers of it that are not finite; "
+            f"{dataset.location(source, row)}: the VAE makes numbers of it that are not finite; "
             "its weights may not bear model.dtype fp16: try bf16 or fp32"
         )
     if draw is not None:
@@ -238,12 +259,12 @@ def _store(name: str, config: RunConfig, folder: Path, parts: Sequence[str], *re
     return Store(root / name / content_key(hashes, config.model.dtype, rest))
 
 
-def _cuts(dataset: Dataset) -> dict[str, tuple[int, int, Geometry]]:
+def _cuts(dataset: Dataset) -> dict[str, tuple[int, int, int]]:
     return {
-        dataset.latent_key(source, int(row), geometry): (source, int(row), geometry)
+        dataset.latent_key(source, int(row), geometry): (source, item, number)
         for source, rows in enumerate(dataset.item_images)
         for item, row in enumerate(rows)
-        for geometry in dataset.geometries(source, item)
+        for number, geometry in enumerate(dataset.geometries(source, item))
     }
 
 
@@ -255,29 +276,27 @@ def _captions(dataset: Dataset) -> Iterable[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Fills the caches of a config."""
-    from .build import build_caches, make_accelerator
+    from .build import make_accelerator, prepare
     from .preflight import preflight
 
     parser = argparse.ArgumentParser(
         prog="loraloom cache", description="Compute latents and prompt embeddings of a config ahead of its training."
     )
-    parser.add_argument("config", help="YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings such as data.variants=8")
+    add_config(parser, example="data.variants=8")
     options = parser.parse_intermixed_args(list(arguments))
-    from ..configs.loader import load_config
-
     config = load_config(options.config, options.overrides)
     images, accelerator = preflight(config), make_accelerator(config)
-    wanted = build_caches(config, accelerator, images)
-    if accelerator.is_main_process:
-        for name, store, keys in (
-            ("latents", wanted.latents, wanted.cuts),
-            ("prompts", wanted.prompts, wanted.captions),
-        ):
-            if store is not None:
-                print(
-                    f"{name}: {len(keys):,} entries in {store.folder} ({store.size_bytes / 2**20:.1f} MiB with others)"
-                )
+    ready = prepare(config, accelerator, images)
+    wanted, family, dataset = ready.wanted, ready.base.family, ready.dataset
+    for name, store, keys, reason in (
+        ("latents", wanted.latents, wanted.cuts, why_no_latents(config)),
+        ("prompt embeddings", wanted.prompts, wanted.captions, why_no_prompts(config, family, dataset)),
+    ):
+        if store is None:
+            accelerator.print(f"{name} are not cached: {reason}")
+        else:
+            size = f"{store.size_bytes / 2**20:.1f} MiB with others"
+            accelerator.print(f"{name}: {len(keys):,} entries in {store.folder} ({size})")
     accelerator.end_training()
     return 0
 

@@ -8,10 +8,10 @@ from ..configs.errors import UserError
 from ..configs.schema import RunConfig
 from ..data.captions import longest_caption
 from ..data.dataset import Dataset
+from ..data.source import Problems
 from ..models.family import ModelFamily, Parts
 
 AT_ONCE = 500  # captions that are tokenized together
-NAMED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,11 @@ def find_long_captions(
     if not found:
         return []
     room = room_for_tokens(family, config.data.token_windows)
-    lines = [
-        f"{long.where}: {long.caption[:60]!r}… has {long.tokens} tokens, only the first {room} are seen"
-        for long in found[:NAMED]
-    ]
-    if len(found) > NAMED:
-        lines.append(f"and {len(found) - NAMED:,} more captions of over {room} tokens")
+    problems = Problems()
+    for long in found:
+        seen = f"has {long.tokens} tokens, only the first {room} are seen"
+        problems.add(f"captions of over {room} tokens", f"{long.where}: {long.caption[:60]!r}… {seen}")
+    lines = problems.lines()
     needed = -(-max(long.tokens for long in found) // (family.token_window - 2))
     advice = f"`data.token_windows: {needed}` would hold every caption"
     if config.data.long_captions == "error":

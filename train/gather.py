@@ -1,9 +1,11 @@
 """From the sources of a config to its images: opened, looked at, and all problems at once. Imports no torch."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 
 from ..configs.errors import UserError
@@ -12,17 +14,19 @@ from ..data.captions import check_caption, check_rules
 from ..data.dataset import Dataset, Images
 from ..data.keys import cache_folder
 from ..data.scan import apply_policy, scan
-from ..data.source import ImageSource, open_source
+from ..data.source import ImageSource, Problems, first_line, open_source
 from ..data.sources.prior import PriorImages
+from ..data.transforms import PixelRules, header
 
-CHECKED_CAPTIONS = 20  # problems with captions that are written out
+SPOTS = 50  # images that a plan opens of those whose sizes are known
 
 Say = Callable[[str], None]  # what becomes of a note, such as which images are left out
 
 
 def warn(note: str) -> None:
-    """A note for the person who started the command."""
-    print(f"warning: {note}", file=sys.stderr)
+    """A note for the person who started the command, who reads it once however many processes there are."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"warning: {note}", file=sys.stderr)
 
 
 def gather(data: DataSection, *, progress: bool, trust_sizes: bool = False, say: Say = warn) -> list[Images | None]:
@@ -62,6 +66,8 @@ def look_at(
 ) -> tuple[Images, list[str]]:
     """The sound images of an open source, and what is wrong with the others."""
     if trust_sizes and source.declared_sizes is not None and source.declared_sizes.all():
+        for note in spot_check(source, data):
+            say(note)
         return Images.declared(section, source), []
     found = scan(source, data, progress=progress, cache=_folder(data))
     kept, problems, notes = apply_policy(found, data)
@@ -71,6 +77,29 @@ def look_at(
     if not problems and not len(kept):
         problems = [f"{source.name}: no image is left to train on"]
     return images, problems + _problems_of_captions(data, images)
+
+
+def spot_check(source: ImageSource, data: DataSection) -> list[str]:
+    """What is wrong with some images whose sizes the metadata gives: those that cannot be opened, or have others."""
+    assert source.declared_sizes is not None
+    chosen = np.unique(np.linspace(0, len(source) - 1, SPOTS).round().astype(int))
+    wrong = [problem for index in chosen if (problem := _problem_of_size(source, int(index), data))]
+    if not wrong:
+        return []
+    what = f"{len(wrong)} of {len(chosen)} images that were opened are not as its metadata says"
+    return [f"{source.name}: {what}: {wrong[0]}; training will look at every image"]
+
+
+def _problem_of_size(source: ImageSource, index: int, data: DataSection) -> str | None:
+    assert source.declared_sizes is not None
+    try:
+        found = header(source.read(index), PixelRules(data.background, data.animated, alpha_mask=False)).size
+    except (OSError, ValueError) as error:
+        return f"{source.location(index)}: {getattr(error, 'strerror', None) or first_line(error)}"
+    declared = tuple(source.declared_sizes[index].tolist())
+    if found == declared:
+        return None
+    return f"{source.location(index)} has {found[0]} x {found[1]} pixels, not {declared[0]} x {declared[1]}"
 
 
 def class_images(data: DataSection, section: PriorSource, files: Sequence[Path], say: Say = warn) -> Images:
@@ -107,16 +136,16 @@ def _problems_of_rules(data: DataSection) -> list[str]:
 
 def _problems_of_captions(data: DataSection, images: Images) -> list[str]:
     """Placeholders that no rule fills."""
-    rules, problems = data.rules(images.section), []
+    rules, problems = data.rules(images.section), Problems()
     if rules.template is not None and "[caption]" not in rules.template:
         return []
     for number in images.kept:
         for caption in images.source.captions(int(number)):
             if "[" in caption:
                 where = images.source.location(int(number))
-                problems += [f"{where}: {problem}" for problem in check_caption(caption, rules)]
-    more = len(problems) - CHECKED_CAPTIONS
-    return problems[:CHECKED_CAPTIONS] + ([f"and {more:,} more captions like these"] if more > 0 else [])
+                for problem in check_caption(caption, rules):
+                    problems.add("captions like these", f"{where}: {problem}")
+    return problems.lines()
 
 
 def _folder(data: DataSection) -> Path:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,13 +10,15 @@ import numpy as np
 from ..configs.schema import PriorSource, RunConfig
 from ..data.dataset import Dataset, Images
 from ..data.sources.prior import PriorImages
-from ..models.base import EMBEDDED
-from .gather import Say, make_dataset, warn
+from ..models.base import find_base
+from .gather import Say, class_images, make_dataset, warn
+from .prior import class_image_paths
 
 if TYPE_CHECKING:
     from ..models.load import Base
 
 WORST = 10  # images that are named
+MISSED = 0.1  # of a share: as much more or less is worth a word
 UNKNOWN_MULTIPLE = 8  # of a base that is not here yet: buckets are shown as for the common families
 
 
@@ -29,7 +31,8 @@ class SourceOutlook:
     images: int
     counts: dict[str, int]  # where captions come from, what was ignored
     samples: int  # of the whole run
-    share: float
+    share: float  # of all samples
+    asked: float | None  # the share that its section gives, over the steps in which it takes part
     passes: float  # how often each image is seen, on average
     loss_weight: float
     first_step: int
@@ -70,17 +73,23 @@ class Outlook:
     most_enlarged: list[Changed]
 
 
-def with_class_images(config: RunConfig, images: Sequence[Images | None]) -> list[Images]:
-    """Class images that are not made yet are as large as they will be."""
+def with_class_images(config: RunConfig, images: Sequence[Images | None], say: Say) -> list[Images]:
+    """Class images too: as they are, or as large as they will be where they are not made yet."""
     found: list[Images] = []
     for section, known in zip(config.data.sources, images, strict=True):
         if known is None:
             assert isinstance(section, PriorSource)
-            side = max(config.data.resolutions)
-            sizes = np.full((section.count, 2), side, dtype=np.int32)
-            known = Images(section, PriorImages.planned(section), np.arange(section.count), sizes, None)
+            known = _class_images(config, section, say)
         found.append(known)
     return found
+
+
+def _class_images(config: RunConfig, section: PriorSource, say: Say) -> Images:
+    files = class_image_paths(section, config)
+    if all(file.is_file() for file in files):
+        return class_images(config.data, section, files, say)
+    sizes = np.full((section.count, 2), max(config.data.resolutions), dtype=np.int32)
+    return Images(section, PriorImages(section, files), np.arange(section.count), sizes, None)
 
 
 def dataset_ahead(config: RunConfig, images: Sequence[Images | None], say: Say = warn) -> "tuple[Dataset, Base | None]":
@@ -88,8 +97,8 @@ def dataset_ahead(config: RunConfig, images: Sequence[Images | None], say: Say =
 
     UserError where base, buckets and adapter do not fit together.
     """
-    found = with_class_images(config, images)
-    if config.model.base not in EMBEDDED and not Path(config.model.base).is_dir():
+    found = with_class_images(config, images, say)
+    if find_base(config.model.base, config.model.revision) is None:
         return make_dataset(config.data, found, UNKNOWN_MULTIPLE, config.loop.seed, say), None
     from ..models.load import Base
     from .fits import check_base_fits
@@ -99,15 +108,16 @@ def dataset_ahead(config: RunConfig, images: Sequence[Images | None], say: Say =
     return make_dataset(config.data, found, base.family.size_multiple, config.loop.seed, say), base
 
 
-def look_ahead(config: RunConfig, dataset: Dataset) -> Outlook:
-    """Counts what the run will do."""
+def look_ahead(config: RunConfig, dataset: Dataset, processes: int = 1) -> Outlook:
+    """Counts what the run will do with so many processes."""
     loop = config.loop
-    micro_batch = loop.micro_batch or loop.batch_size
     total = loop.steps * loop.batch_size
-    order = dataset.order(loop.steps, loop.batch_size, micro_batch)
+    order = dataset.order(loop.steps, loop.batch_size, loop.samples_at_once(processes))
     counts = order.counts(total)
     cropped, scale = _changes(dataset)
-    images = sum(len(found.kept) * found.section.repeats for found in dataset.images)
+    images = sum(
+        len(items) * found.section.repeats for items, found in zip(dataset.item_images, dataset.images, strict=True)
+    )
     return Outlook(
         sources=[_source(config, dataset, number, counts, total) for number in range(len(dataset.images))],
         buckets=_buckets(dataset, counts),
@@ -125,12 +135,13 @@ def _source(
     found = dataset.images[number]
     section, samples = found.section, sum(n for (source, _), n in counts.items() if source == number)
     return SourceOutlook(
-        name=found.source.name,
+        name=dataset.names[number],
         kind=type(section).__name__.removesuffix("Source").lower(),
         images=len(found.kept),
         counts=found.source.counts,
         samples=samples,
         share=samples / total,
+        asked=_asked(config, number),
         passes=samples / len(found.kept),
         loss_weight=section.loss_weight,
         first_step=section.start_step,
@@ -138,13 +149,39 @@ def _source(
     )
 
 
+def _asked(config: RunConfig, number: int) -> float | None:
+    """The part of all samples that a section's share makes: shares are of the sources that take part at a step."""
+    steps, sections = config.loop.steps, config.data.sources
+    if sections[number].share is None:
+        return None
+    spans = [(section.start_step, min(section.end_step or steps, steps)) for section in sections]
+    edges, total = sorted({edge for span in spans for edge in span}), 0.0
+    for first, until in pairwise(edges):
+        there = [begin <= first < end for begin, end in spans]
+        if there[number]:
+            shares = sum(section.share or 0.0 for section, here in zip(sections, there, strict=True) if here)
+            total += (sections[number].share or 0.0) / shares * (until - first) / steps
+    return total
+
+
+def missed_shares(outlook: Outlook) -> list[str]:
+    """Sources whose part of the samples is not what was asked for: the run is too short for its buckets."""
+    return [
+        f"{source.name}: {source.samples:,} of {outlook.samples:,} samples are {source.share:.0%}, its share is "
+        f"{source.asked:.0%}; each bucket comes early in a run, and this one has {len(outlook.buckets)} of them in "
+        f"{outlook.steps:,} steps: more steps or fewer buckets bring it nearer"
+        for source in outlook.sources
+        if source.asked is not None and abs(source.share - source.asked) > MISSED * source.asked
+    ]
+
+
 def _buckets(dataset: Dataset, counts: dict[tuple[int, int], int]) -> list[BucketOutlook]:
     outlooks = []
     for bucket, (width, height) in enumerate(dataset.buckets):
         images: dict[str, int] = {}
-        for number, found in enumerate(dataset.images):
+        for number in range(len(dataset.images)):
             if count := int((dataset.item_buckets[number] == bucket).sum()):
-                images[found.source.name] = images.get(found.source.name, 0) + count
+                images[dataset.names[number]] = count
         samples = sum(n for (_, at), n in counts.items() if at == bucket)
         outlooks.append(BucketOutlook(width, height, images, samples))
     return outlooks

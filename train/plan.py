@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow
 
 from ..adapters.format import file_name
+from ..configs.arguments import add_config, positive
 from ..configs.errors import run_command
 from ..configs.loader import load_config, marked_yaml
 from ..configs.schema import RunConfig
 from ..data.dataset import Images
-from .outlook import Changed, Outlook, dataset_ahead, look_ahead
+from .gather import warn
+from .outlook import Changed, Outlook, dataset_ahead, look_ahead, missed_shares
+from .page import counted
 from .preflight import preflight
 
 if TYPE_CHECKING:
@@ -54,20 +57,22 @@ def main(arguments: Sequence[str]) -> int:
         description="Show what a run would do, train nothing.",
         epilog="Images whose sizes stand in the metadata (columns width and height) are not opened; training does.",
     )
-    parser.add_argument("config", help="YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings such as adapter.rank=16")
+    add_config(parser)
+    parser.add_argument("--processes", metavar="N", type=positive, default=1, help="that the run will have (1)")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_intermixed_args(list(arguments))
     config = load_config(options.config, options.overrides)
-    plan = make_plan(config, preflight(config, trust_sizes=True))
+    plan = make_plan(config, preflight(config, trust_sizes=True), options.processes)
     print(json.dumps(plan.as_json(), indent=1) if options.json else "\n".join(describe(plan)))
     return 0
 
 
-def make_plan(config: RunConfig, images: Sequence[Images | None]) -> Plan:
+def make_plan(config: RunConfig, images: Sequence[Images | None], processes: int = 1) -> Plan:
     """The plan of a config whose images were looked at."""
     dataset, base = dataset_ahead(config, images)
-    outlook = look_ahead(config, dataset)
+    outlook = look_ahead(config, dataset, processes)
+    for line in missed_shares(outlook):
+        warn(line)
     if base is None:
         later = "(the base is on the hub: modules, captions and caches are counted once it is downloaded)"
         return Plan(config, outlook, [], [], [later])
@@ -168,8 +173,10 @@ def _describe_adapter(config: RunConfig, base: "Base") -> Iterator[str]:
 
 def _describe_steps(config: RunConfig, data: Outlook) -> Iterator[str]:
     loop = config.loop
-    yield f"  {loop.steps} optimiser steps of {loop.batch_size} samples = {data.samples:,} samples"
-    yield f"  {data.steps_per_epoch:,.1f} steps for as many samples as there are images (an epoch)"
+    steps, batch = counted(loop.steps, "optimiser step"), counted(loop.batch_size, "sample")
+    yield f"  {steps} of {batch} = {counted(data.samples, 'sample')}"
+    each = "every image once" if len(config.data.resolutions) == 1 else "every image once at each resolution"
+    yield f"  {data.steps_per_epoch:,.1f} steps for an epoch ({each})"
     checkpoint = config.checkpoint
     yield f"  a checkpoint every {checkpoint.every} steps and at the end, the newest {checkpoint.keep} kept"
     if images := len(config.validation.prompts) * config.validation.num_images:

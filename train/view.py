@@ -75,7 +75,7 @@ def look(config: RunConfig, dataset: Dataset, place: Place, uses: Sequence[int])
         name=dataset.location(source, row),
         cuts=cuts,
         captions=list(examples)[:FEW] if endless else dataset.caption_variants(source, row),
-        random_cuts=has_random_cuts(dataset),
+        random_cuts=dataset.data.has_endless_crops,
         random_captions=endless,
         steps=sorted({position // config.loop.batch_size + 1 for position in uses[:FEW] if position < total}),
         dropout=rules.dropout,
@@ -90,14 +90,9 @@ def look(config: RunConfig, dataset: Dataset, place: Place, uses: Sequence[int])
 
 def cuts_of(dataset: Dataset, place: Place, uses: Sequence[int]) -> list[Geometry]:
     """Every cut of an item, or those of its first samples where there is no end of them."""
-    if has_random_cuts(dataset):
+    if dataset.data.has_endless_crops:
         return [dataset.sample(position, *place).geometry for position in uses[:FEW]]
     return dataset.geometries(*place)
-
-
-def has_random_cuts(dataset: Dataset) -> bool:
-    """Whether each sample has a cut of its own."""
-    return dataset.data.crop == "random" and dataset.data.variants is None
 
 
 def changed(cut: Geometry) -> tuple[float, float]:
@@ -136,7 +131,7 @@ def find_uses(config: RunConfig, dataset: Dataset, places: Collection[Place]) ->
     behind the end of the run, so that no two items share their draws."""
     loop = config.loop
     total = loop.steps * loop.batch_size
-    order = dataset.order(loop.steps, loop.batch_size, loop.micro_batch or loop.batch_size)
+    order = dataset.order(loop.steps, loop.batch_size, loop.samples_at_once())
     uses: dict[Place, list[int]] = {place: [] for place in places}
     for position in range(min(total, SEARCHED)):
         found = uses.get(order[position])

@@ -119,6 +119,8 @@ def _open(section: DatasetSource) -> "Dataset":
 
     if any((Path(section.dataset) / name).is_file() for name in SAVED):
         return _open_saved(section)
+    if not Path(section.dataset).exists() and "/" not in section.dataset:
+        raise UserError(f"{section.dataset}: there is no such folder here, and ids of the hub have the form owner/name")
     try:
         return load_dataset(section.dataset, section.subset, split=section.split, revision=section.revision)
     # what it raises for an unknown id, subset, split or file format, for bad files, and for the network

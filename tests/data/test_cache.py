@@ -370,7 +370,11 @@ def test_a_flipped_byte_of_an_entry_is_found_when_it_is_read(copied):
             unreadable.append(str(error))
     assert len(unreadable) == 1
     assert str(file) in unreadable[0]
-    assert "delete it and run `loraloom cache` again" in unreadable[0]
+    assert "it was removed" in unreadable[0]
+    assert not file.exists()
+    store = Store(copied, shard_entries=7)
+    assert store.fill(KEYS, entry_of) == 7  # by itself, and nothing else
+    assert all(same(store.get(key), entry_of(key)) for key in KEYS)
 
 
 @given(st.data())
@@ -389,13 +393,25 @@ def test_no_byte_of_a_shard_can_change_what_is_read(whole, data):
 
 
 def test_a_shard_that_is_cut_or_goes_away_is_named(copied):
-    store = Store(copied)
-    file = shard_with(copied, KEYS[0])
-    for change in (lambda: os.truncate(file, 100), file.unlink):
-        change()
+    for change in (lambda file: os.truncate(file, 100), Path.unlink):
+        store, file = Store(copied, shard_entries=7), shard_with(copied, KEYS[0])
+        change(file)
         with pytest.raises(CacheError, match=f"{file.name}: cannot be read") as raised:
             store.get(KEYS[0])
         assert "\n" not in str(raised.value)
+        assert not file.exists()
+        assert Store(copied, shard_entries=7).fill(KEYS, entry_of) == 7
+
+
+def test_what_has_no_room_is_said_before_anything_is_computed(tmp_path):
+    store = Store(tmp_path / "cache")
+    store.check_room(1000)
+    with pytest.raises(CacheError, match=r"1,000,000,000,000,000,000 bytes cannot be written \(No space left"):
+        store.check_room(10**18)
+    (tmp_path / "cache").rmdir()
+    (tmp_path / "cache").write_bytes(b"")
+    with pytest.raises(CacheError, match=r"1,000 bytes cannot be written \("):
+        store.check_room(1000)
 
 
 def test_leftovers_are_removed_if_nobody_can_be_writing_them(tmp_path):

@@ -101,8 +101,8 @@ def bad_images() -> dict[str, tuple[bytes, str]]:
         "cut.png": (png[: len(png) // 2], "cannot be decoded"),
         "empty.png": (b"", "empty"),
         "float.tif": (encoded(Image.new("F", (30, 30), 7.5), "TIFF"), "float"),
-        "long.png": (encoded(Image.new("RGB", (2000, 3))), "2000 x 3 pixels is longer than 4:1"),
-        "longer.png": (encoded(Image.new("RGB", (20, 81))), "20 x 81 pixels is longer than 4:1"),
+        "long.png": (encoded(Image.new("RGB", (2000, 3))), "2000 x 3 pixels is longer than 4 to 1"),
+        "longer.png": (encoded(Image.new("RGB", (20, 81))), "20 x 81 pixels is longer than 4 to 1"),
         "page.jpg": (b"<!doctype html><title>Not found</title>", "HTML"),
         "small.png": (encoded(Image.new("RGB", (1, 1))), "too small"),
         "words.jpg": (b"just words", "is text"),
@@ -159,7 +159,7 @@ def test_all_problems_are_found_at_once_each_with_its_file(folder):
 def test_the_longest_aspect_is_the_configured_one(folder):
     (folder / "long.png").write_bytes(encoded(Image.new("RGB", (20, 80))))
     assert look(Pictures(folder)).problems == {}
-    assert "longer than 3.9:1" in look(Pictures(folder), buckets={"max_aspect": 3.9}).problems[10]
+    assert "longer than 3.9 to 1" in look(Pictures(folder), buckets={"max_aspect": 3.9}).problems[10]
 
 
 def test_the_first_frame_is_taken_if_it_is_wanted(folder):
@@ -170,15 +170,25 @@ def test_the_first_frame_is_taken_if_it_is_wanted(folder):
 def test_masks_have_the_size_of_their_image(folder, tmp_path):
     masks = tmp_path / "masks"
     masks.mkdir()
-    Image.new("L", (40, 30)).save(masks / "0.png")
-    Image.new("L", (30, 40)).save(masks / "1.png")
+    Image.new("L", (40, 30), 1).save(masks / "0.png")
+    Image.new("L", (30, 40), 1).save(masks / "1.png")
     (masks / "2.png").write_bytes(b"")
+    Image.new("L", (40, 30)).save(masks / "4.png")
     found = look(Pictures(folder, masks))
-    assert list(found.problems) == [1, 2]
+    assert list(found.problems) == [1, 2, 4]
+    assert "its mask is black everywhere" in found.problems[4]
     assert "its mask has 30 x 40 pixels, the image 40 x 30" in found.problems[1]
     assert "its mask cannot be used: the file is empty" in found.problems[2]
     assert found.mask_digests[0] == hashlib.sha256((masks / "0.png").read_bytes()).hexdigest().encode()
     assert found.mask_digests[3] == b""
+
+
+def test_an_image_without_anything_to_see_is_a_problem(folder):
+    Image.new("RGBA", (40, 30), (255, 0, 0, 0)).save(folder / "0.png")
+    Image.new("RGBA", (40, 30), (255, 0, 0, 1)).save(folder / "1.png")
+    found = look(Pictures(folder))
+    assert list(found.problems) == [0]
+    assert "is transparent everywhere" in found.problems[0]
 
 
 def test_cmyk_and_very_large_images_are_told_once(folder, monkeypatch):
@@ -272,7 +282,7 @@ def test_a_mended_mask_is_looked_at_again(folder, tmp_path):
     masks = tmp_path / "masks"
     masks.mkdir()
     for size, problems in [((30, 40), 1), ((40, 30), 0), ((41, 30), 1)]:
-        Image.new("L", size).save(masks / "3.png")
+        Image.new("L", size, 255).save(masks / "3.png")
         source = Pictures(folder, masks)
         assert len(look(source, tmp_path / "cache").problems) == problems
         assert 3 in source.reads

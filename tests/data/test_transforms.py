@@ -1,6 +1,7 @@
 """Pixels as a viewer shows them, bad files refused with a reason, and cuts that land where Geometry says."""
 
 import io
+import struct
 import subprocess
 import sys
 import warnings
@@ -210,6 +211,22 @@ def test_sixteen_bits_are_scaled(kind):
     assert abs(found.mean() - 127) <= 1
     assert found[0, :4, 0].tolist() == [0, 255, 0, 1]  # 128 / 257 < 0.5 < 129 / 257
     assert (found[1:] == 127).all()
+
+
+def test_twelve_bits_are_scaled():
+    """As scanners write them: two pixels in three bytes, which Pillow unpacks and leaves below 4,096."""
+    values = np.full((20, 20), 2048)
+    values[0, :3] = (0, 4095, 1)
+    bits = "".join(f"{value:012b}" for value in values.ravel())
+    packed = int(bits, 2).to_bytes(len(bits) // 8, "big")
+    tags = [(256, 3, 20), (257, 3, 20), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 0), (277, 3, 1), (278, 3, 20)]
+    tags.append((279, 4, len(packed)))
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries = [struct.pack("<HHII", tag, kind, 1, start if tag == 273 else value) for tag, kind, value in tags]
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + bytes(4) + packed
+    found = pixels(data)[..., 0]
+    assert found[0, :3].tolist() == [0, 255, 0]
+    assert (found[1:] == 128).all()  # 2048 / 4095 * 255 = 127.5
 
 
 def test_thirty_two_bits_are_sixteen_or_refused():
@@ -423,7 +440,11 @@ def test_a_cut_is_that_of_the_whole_image_scaled(size, bucket, at):
     expected = whole.crop((left, top, left + wide, top + high))
     assert cut.size == bucket
     assert np.asarray(cut) == pytest.approx(np.asarray(expected), abs=0.01)
-    flipped = crop(image, place(size, bucket, at, flip=True))
+    mirrored = place(size, bucket, at, flip=True)
+    flipped = crop(image, mirrored)
+    left, top = mirrored.corner_as_seen
+    assert (left + mirrored.corner[0], top) == (mirrored.scaled[0] - bucket[0], mirrored.corner[1])
+    assert place(size, bucket, at).corner_as_seen == place(size, bucket, at).corner
     assert flipped.tobytes() == ImageOps.mirror(cut).tobytes()
 
 

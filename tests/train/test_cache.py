@@ -224,6 +224,41 @@ def test_a_resumed_run_must_find_the_same_images(write, shapes, capsys):
     assert run_command(main, ["--resume", folder, "loop.steps=8"]) == 0
 
 
+def test_a_resumed_run_says_where_its_relative_paths_begin(write, shapes, tmp_path, monkeypatch, capsys):
+    from loraloom.train.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    config = write(sources=[{"path": shapes.name, "mask": "file"}])
+    assert main([str(config), "loop.steps=1"]) == 0
+    monkeypatch.chdir(tmp_path.parent)
+    assert run_command(main, ["--resume", str(tmp_path / "run"), "loop.steps=2"]) == 2
+    gone, hint = capsys.readouterr().err.splitlines()[-2:]
+    assert "shapes: there is no such folder" in gone
+    assert "resume it from where it was started" in hint
+
+
+def test_a_shard_that_was_damaged_is_computed_anew(write, tmp_path, capsys):
+    from loraloom.train.__main__ import main
+
+    def cached() -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in (tmp_path / "cache" / "latents").rglob("*.safetensors")}
+
+    assert main([str(write())]) == 0
+    sound = cached()
+    (shard,) = (tmp_path / "cache" / "latents").rglob("*.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[-8:] = bytes(8 - len(content[-8:])) + bytes(value ^ 1 for value in content[-8:])
+    shard.write_bytes(content)
+    for name in ("again", "and again"):  # a run may not meet the damaged entry
+        if run_command(main, [str(write(name))]) != 0:
+            break
+    else:
+        pytest.fail("no run met the damaged entry")
+    assert "was removed: start again or resume" in capsys.readouterr().err
+    assert main([str(write("mended"))]) == 0
+    assert cached() == sound
+
+
 @pytest.mark.slow
 def test_a_killed_build_goes_on_and_two_processes_write_what_one_writes(write, tmp_path):
     config, command = write(), [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -219,7 +219,7 @@ def test_the_index_is_kept_until_a_shard_changes(tmp_path, encode, monkeypatch):
     pack(tmp_path / "a.tar", {"a.png": red, "a.txt": "red\nsquare", "a.mask.png": white, "b.png": b""})
     cache = tmp_path / "cache" / "scans"
     first = opened(tmp_path / "*.tar", cache, caption="x", mask="file")
-    (index,) = cache.iterdir()
+    (index,) = cache.rglob("*.parquet")
     with monkeypatch.context() as patch:
         patch.setattr(tar_index, "_read_members", forbidden)
         again = opened(tmp_path / "*.tar", cache, caption="x", mask="file")
@@ -236,7 +236,7 @@ def test_the_index_is_kept_until_a_shard_changes(tmp_path, encode, monkeypatch):
     assert (changed.read(0), changed.captions(0)) == (encode("blue"), ["blue"])
     pack(tmp_path / "b.tar", {"a.png": encode("green"), "a.txt": "green"})
     assert len(opened(tmp_path / "*.tar", cache)) == 2
-    assert not [file for file in cache.iterdir() if file.suffix != ".parquet"]
+    assert not [file for file in cache.rglob("*.*") if file.suffix != ".parquet"]
 
 
 def test_an_index_with_problems_is_not_kept(tmp_path, encode):
@@ -249,7 +249,7 @@ def test_an_index_with_problems_is_not_kept(tmp_path, encode):
 def test_a_cache_that_cannot_be_written_is_told(tmp_path, encode):
     pack(tmp_path / "a.tar", {"a.png": encode()})
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(UserError, match="cache: the index of the shards cannot be kept there"):
+    with pytest.raises(UserError, match="indexes: the index of the shards cannot be kept there"):
         opened(tmp_path / "a.tar", tmp_path / "cache", caption="x")
 
 
