@@ -73,6 +73,7 @@ def test_resume_asks_for_a_run_that_exists() -> None:
 def test_interrupt_is_one_line() -> None:
     code = (
         "import sys, signal; from loraloom.launch import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job of a shell ignores it
         "sys.argv = ['loraloom', '--help']\n"
         "class Pipe:\n"
         "    def write(self, text): signal.raise_signal(signal.SIGINT)\n"
