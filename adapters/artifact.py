@@ -1,55 +1,84 @@
-"""A trained LoRA in memory: which modules of the base it changes, and by how much. No files and no model family here.
+"""A trained adapter in memory: which modules of the base it changes, and by how much. No files and no family here.
 
-For each adapted module `h = W x + scale * up (down x)`; the change of the weight is `delta = scale * up @ down`.
+For each adapted module there are the tensors of its method, and a scale; the method knows the change that they make of
+the weight. For a LoRA h = W x + scale * up (down x), so delta = scale * up @ down.
 """
 
 import math
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..configs.choices import did_you_mean
+from ..configs.choices import did_you_mean, find
 from ..configs.errors import UserError
 
 Key = tuple[str, str]
 """(pipeline component, canonical module path), such as ("unet", "down_blocks.0.attentions.0.proj_in")."""
 
+Tensors = dict[str, Tensor]
+
+Base = Callable[[Key], Tensor]
+"""Gives the base weight of a module."""
+
+FOLDED = ("up", "hada_w1_a", "lokr_w1", "lokr_w1_a")
+"""Tensors that a change is linear in, one for each method."""
+
+_INSIDE = frozenset({"base_layer", "lora_A", "lora_B", "oft_R"})
 _CLIP_CHILDREN = ("embeddings.", "encoder.layers.", "final_layer_norm")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LoraWeights:
-    """The two factors of one module's change."""
+class Weights:
+    """What was trained for one module. A plain LoRA has `down` (r, in) or (r, in, k, k) and `up` (out, r[, 1, 1])."""
 
-    down: Tensor  # (r, in) or (r, in, k, k)
-    up: Tensor  # (out, r) or (out, r, 1, 1)
-    scale: float  # alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA
+    method: str  # a file name in `methods/`
+    tensors: Tensors  # under the method's own names
+    scale: float = 1.0  # factor on the change of the weight: alpha / r, or alpha / sqrt(r)
+
+    @property
+    def is_plain_lora(self) -> bool:
+        """Whether it is two factors and nothing else."""
+        return self.tensors.keys() == {"down", "up"}
 
     @property
     def rank(self) -> int:
-        return self.down.shape[0]
+        """Of a LoRA."""
+        return self.tensors["down"].shape[0]
 
-    def delta(self) -> Tensor:
-        """Change of the base weight, (out, in) or (out, in, k, k), float32, computed in float64."""
-        product = self.up.double().flatten(1) @ self.down.double().flatten(1)
-        return (self.scale * product).float().reshape(-1, *self.down.shape[1:])
+    def delta(self, base: Tensor | None = None) -> Tensor:
+        """Change of the base weight, float32, computed in float64; some methods need that weight."""
+        return find("adapters.methods", self.method).delta(self.tensors, self.scale, base)
 
-    def folded(self) -> "LoraWeights":
-        """The same change with `scale` multiplied into `up`; exact when the scale is a power of two."""
+    def needs_base(self) -> bool:
+        """Whether the change depends on the base weight."""
+        return "magnitude" in self.tensors or self.method == "oft"
+
+    def folded(self) -> "Weights":
+        """The same change with `scale` multiplied into one of the tensors; exact when it is a power of two."""
         if self.scale == 1.0:
             return self
-        return LoraWeights(self.down, (self.up.double() * self.scale).float(), 1.0)
+        name = next(name for name in FOLDED if name in self.tensors)
+        return Weights(self.method, self.tensors | {name: (self.tensors[name].double() * self.scale).float()})
 
     def agree(self) -> bool:
-        """Whether the two factors have shapes that multiply."""
-        shapes = (self.down.ndim, self.up.ndim) in ((2, 2), (4, 4)) and self.up.shape[1] == self.rank > 0
-        return shapes and self.up.shape[2:].numel() == 1
+        """Whether the two factors of a LoRA have shapes that multiply."""
+        if self.method != "lora":
+            return bool(self.tensors)
+        down, up = self.tensors["down"], self.tensors["up"]
+        shapes = (down.ndim, up.ndim) in ((2, 2), (4, 4)) and up.shape[1] == self.rank > 0
+        return shapes and up.shape[2:].numel() == 1
 
     def finite(self) -> bool:
-        tensors_finite = torch.isfinite(self.down).all() and torch.isfinite(self.up).all()
-        return bool(tensors_finite) and math.isfinite(self.scale)
+        return math.isfinite(self.scale) and all(bool(t.isfinite().all()) for t in self.tensors.values())
+
+    def cast(self, dtype: torch.dtype) -> "Weights":
+        """Tensors as `dtype`, contiguous on the CPU."""
+        tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in self.tensors.items()}
+        return Weights(self.method, tensors, self.scale)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,8 +88,7 @@ class AdapterArtifact:
     Raises UserError when it has no modules, or names those whose factors do not fit or hold NaN or Inf.
     """
 
-    modules: dict[Key, LoraWeights]
-    method: str = "lora"
+    modules: dict[Key, Weights]
     metadata: dict[str, str] = field(default_factory=dict)
     """Header entries that travel with the weights into every file, such as `modelspec.title`."""
 
@@ -68,10 +96,17 @@ class AdapterArtifact:
         if not self.modules:
             raise UserError("the adapter has no modules")
         if misfits := [key for key, weights in self.modules.items() if not weights.agree()]:
-            down, up = (tuple(tensor.shape) for tensor in (self.modules[misfits[0]].down, self.modules[misfits[0]].up))
+            first = self.modules[misfits[0]].tensors
+            down, up = (tuple(first[name].shape) for name in ("down", "up"))
             raise UserError(f"down and up do not fit in {listed(misfits)}; the first has shapes {down} and {up}")
         if broken := [key for key, weights in self.modules.items() if not weights.finite()]:
             raise UserError(f"{len(broken)} of {len(self.modules)} modules hold NaN or Inf: {listed(broken)}")
+
+    @property
+    def method(self) -> str:
+        """Of all modules, or "mixed"."""
+        methods = {weights.method for weights in self.modules.values()}
+        return methods.pop() if len(methods) == 1 else "mixed"
 
     def folded(self) -> "AdapterArtifact":
         """The same adapter with every scale multiplied into `up`."""
@@ -79,16 +114,11 @@ class AdapterArtifact:
 
     def cast(self, dtype: torch.dtype) -> "AdapterArtifact":
         """Factors as `dtype`, contiguous on the CPU; UserError names the modules whose values are too large for it."""
-        modules = {key: _cast(weights, dtype) for key, weights in self.modules.items()}
+        modules = {key: weights.cast(dtype) for key, weights in self.modules.items()}
         overflown = [key for key in modules if self.modules[key].finite() and not modules[key].finite()]
         if overflown:
             raise UserError(f"values too large for {dtype} in {listed(overflown)}; write fp32 or bf16 instead")
         return replace(self, modules=modules)
-
-
-def _cast(weights: LoraWeights, dtype: torch.dtype) -> LoraWeights:
-    down, up = (tensor.detach().to("cpu", dtype).contiguous() for tensor in (weights.down, weights.up))
-    return LoraWeights(down, up, weights.scale)
 
 
 def listed(keys: Iterable[Key], most: int = 5) -> str:
@@ -97,8 +127,10 @@ def listed(keys: Iterable[Key], most: int = 5) -> str:
     return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
-def largest_difference(a: AdapterArtifact, b: AdapterArtifact) -> tuple[float, Key]:
+def largest_difference(a: AdapterArtifact, b: AdapterArtifact, base: Base | None = None) -> tuple[float, Key]:
     """The largest |delta_a - delta_b| over all weights of all modules, and the module that has it.
+
+    `base` gives the weight of a module to the methods whose change depends on it.
 
     Raises UserError when the adapters change different modules, or differ in the shape of one.
     """
@@ -109,11 +141,12 @@ def largest_difference(a: AdapterArtifact, b: AdapterArtifact) -> tuple[float, K
     ]
     if problems:
         raise UserError(problems)
-    return max((_difference(key, a.modules[key], b.modules[key]), key) for key in a.modules)
+    return max((_difference(key, a.modules[key], b.modules[key], base), key) for key in a.modules)
 
 
-def _difference(key: Key, a: LoraWeights, b: LoraWeights) -> float:
-    delta_a, delta_b = a.delta(), b.delta()
+def _difference(key: Key, a: Weights, b: Weights, base: Base | None) -> float:
+    weight = base(key) if base is not None else None
+    delta_a, delta_b = (weights.delta(weight).flatten(1) for weights in (a, b))
     if delta_a.shape != delta_b.shape:
         raise UserError(
             f"{' '.join(key)} is {tuple(delta_a.shape)} in one adapter, {tuple(delta_b.shape)} in the other"
@@ -148,41 +181,41 @@ def base_modules(component: str, model: nn.Module) -> frozenset[str]:
     return frozenset(canonical_path(component, name) for name in bases)
 
 
+def base_weights(parts: Mapping[str, nn.Module]) -> Base:
+    """Looks up the weights of a base's modules, whether or not they carry adapters."""
+
+    def weight(key: Key) -> Tensor:
+        component, path = key
+        model = parts[component]
+        module = model.get_submodule(module_path(component, path, {name for name, _ in model.named_modules()}))
+        found: Any = getattr(module, "base_layer", module)
+        return found.weight.detach().float().cpu()
+
+    return weight
+
+
 def _is_base(module: nn.Module) -> bool:
     return isinstance(getattr(module, "base_layer", module), nn.Linear | nn.Conv2d)
 
 
 def _is_inside_adapter(name: str) -> bool:
-    return any(part in ("base_layer", "lora_A", "lora_B") for part in name.split("."))
+    return any(part in _INSIDE for part in name.split("."))
 
 
-def from_peft(component: str, model: nn.Module, adapter_name: str) -> dict[Key, LoraWeights]:
-    """What PEFT trained under `adapter_name` in this component: detached float32 copies on the CPU.
-
-    Raises UserError when there is no such adapter, or when it is more than a plain LoRA (DoRA, a bias).
-    """
-    layers = {name: module for name, module in model.named_modules() if adapter_name in getattr(module, "lora_A", {})}
-    if not layers:
-        raise UserError(f"{component} carries no LoRA named {adapter_name!r}")
-    if special := [(component, name) for name, layer in layers.items() if _is_more_than_lora(layer, adapter_name)]:
-        raise UserError(f"only plain LoRA can be exported; DoRA or a LoRA bias is in {listed(special)}")
-    return {(component, canonical_path(component, name)): _weights(layers[name], adapter_name) for name in layers}
+def copied(tensor: Tensor) -> Tensor:
+    """In float32, in memory of its own."""
+    return tensor.detach().to("cpu", torch.float32, copy=True)
 
 
-def _is_more_than_lora(layer: nn.Module, adapter_name: str) -> bool:
-    has_magnitude = adapter_name in getattr(layer, "lora_magnitude_vector", {})
-    return has_magnitude or _factor(layer, "lora_B", adapter_name).bias is not None
-
-
-def _weights(layer: nn.Module, adapter_name: str) -> LoraWeights:
-    down, up = (_factor(layer, name, adapter_name).weight.detach() for name in ("lora_A", "lora_B"))
-    scale = float(getattr(layer, "scaling")[adapter_name])  # noqa: B009 - a plain attribute is a Tensor to pyright
-    return LoraWeights(_copied(down), _copied(up), scale)
-
-
-def _factor(layer: nn.Module, name: str, adapter_name: str) -> nn.Linear | nn.Conv2d:
-    return getattr(layer, name)[adapter_name]
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    return tensor.to("cpu", torch.float32, copy=True)
+def rank_and_alpha(weights: Mapping[str, Weights]) -> dict[str, Any]:
+    """Arguments of PEFT's LoRA config that give each module, by its name, the rank and the scale that it has."""
+    ranks = {name: each.rank for name, each in weights.items()}
+    alphas = {name: each.scale * each.rank for name, each in weights.items()}
+    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
+    return {
+        "r": rank,
+        "alpha": alpha,
+        "target_modules": list(weights),
+        "rank_pattern": {re.escape(name): each for name, each in ranks.items() if each != rank},
+        "alpha_pattern": {re.escape(name): each for name, each in alphas.items() if each != alpha},
+    }

@@ -18,14 +18,21 @@ from ..configs.choices import did_you_mean, find
 from ..configs.choices import names as choices
 from ..configs.errors import UserError
 from ..configs.files import replace_file
-from .artifact import AdapterArtifact, Key, LoraWeights, listed
+from .artifact import AdapterArtifact, Key, Tensors, Weights, listed
 
-Tensors = dict[str, Tensor]
 Header = dict[str, str]
 KeyTable = dict[str, tuple[Key, str]]
-"""Tensor name in a file -> (module, "down", "up" or "alpha")."""
+"""Tensor name in a file -> (module, name of the tensor in `Weights`, or "alpha")."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_METHODS = {"loha": "hada_", "lokr": "lokr_"}
+_TOGETHER = {
+    "lora": [{"down", "up"}],
+    "loha": [{"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, {"hada_t1", "hada_t2"}],
+    "lokr": [{"lokr_w1_a", "lokr_w1_b"}, {"lokr_w2_a", "lokr_w2_b"}],
+}
+"""Tensors that a module has all of, or none."""
 
 _KOHYA_MINIMUM = ("v2", "base_model_version", "network_module", "network_dim", "network_alpha", "network_args")
 _DERIVED = frozenset(
@@ -56,6 +63,7 @@ class Format(Protocol):
     """What each module in `formats/` has."""
 
     SUFFIX: str
+    FOLDS: bool
 
     def matches(self, keys: Iterable[str]) -> bool: ...
     def to_tensors(self, artifact: AdapterArtifact, names: FormatNames) -> tuple[Tensors, Header]: ...
@@ -80,7 +88,8 @@ def write(
     strangers = [key for key in artifact.modules if key[1] not in names.module_paths.get(key[0], ())]
     if strangers:
         raise UserError(f"the base has no such modules: {listed(strangers)}")
-    tensors, header = _format(format_name).to_tensors(artifact.folded().cast(DTYPES[dtype]), names)
+    form = _format(format_name)
+    tensors, header = form.to_tensors((artifact.folded() if form.FOLDS else artifact).cast(DTYPES[dtype]), names)
     file = Path(file)
     if not file.parent.is_dir():
         raise UserError(f"cannot write {file}: there is no folder {file.parent}")
@@ -112,26 +121,50 @@ def header_of(artifact: AdapterArtifact, names: FormatNames) -> Header:
     }
 
 
+def check_carried(name: str, artifact: AdapterArtifact, can: Callable[[Key, Weights], bool]) -> None:
+    """UserError that names the modules which a format cannot hold."""
+    if other := [key for key, weights in artifact.modules.items() if not can(key, weights)]:
+        kinds = {_words(artifact.modules[key]) for key in other}
+        raise UserError(
+            f"the format {name} cannot hold {' and '.join(sorted(kinds))} ({listed(other, 2)}); "
+            "`output.formats: [loraloom]` holds every method"
+        )
+
+
+def _words(weights: Weights) -> str:
+    return "DoRA" if "magnitude" in weights.tensors else weights.method
+
+
 def carried(header: Mapping[str, str]) -> Header:
     """The entries of a header that stay true when the adapter is written again."""
     return {name: value for name, value in header.items() if name not in _DERIVED}
 
 
 def artifact_of(
-    tensors: Tensors, header: Header, table: KeyTable, scale_of: Callable[[Key, dict[str, Tensor]], float]
+    tensors: Tensors, header: Header, table: KeyTable, scale_of: Callable[[Key, Tensors], float]
 ) -> AdapterArtifact:
     """The artifact in a file's tensors: `table` says whose they are, `scale_of(module, its tensors)` its scale.
 
     Raises UserError for a key that is not in `table` (with the nearest that is) and for half a module.
     """
     modules = _by_module(tensors, table)
-    if halves := [key for key, parts in modules.items() if not {"down", "up"} <= parts.keys()]:
-        raise UserError(f"down or up is missing from {listed(halves)}")
-    weights = {
-        key: LoraWeights(parts["down"].float(), parts["up"].float(), scale_of(key, parts))
-        for key, parts in modules.items()
-    }
-    return AdapterArtifact(weights, header.get("loraloom.method", "lora"), carried(header))
+    weights = {key: _weights(key, parts, scale_of(key, parts)) for key, parts in modules.items()}
+    return AdapterArtifact(weights, carried(header))
+
+
+def _weights(key: Key, parts: Tensors, scale: float) -> Weights:
+    """The method is told by the names of the tensors."""
+    found = {name: tensor.float() for name, tensor in parts.items() if name != "alpha"}
+    method = next(
+        (method for method, start in _METHODS.items() if any(name.startswith(start) for name in found)), "lora"
+    )
+    for group in _TOGETHER[method]:
+        if group & found.keys() and not group <= found.keys():
+            missing = ", ".join(sorted(group - found.keys()))
+            raise UserError(f"{missing} is missing from {listed([key])}")
+    if method == "lora" and "down" not in found:
+        raise UserError(f"down or up is missing from {listed([key])}")
+    return Weights(method, found, scale)
 
 
 def _by_module(tensors: Tensors, table: KeyTable) -> dict[Key, dict[str, Tensor]]:

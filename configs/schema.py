@@ -32,6 +32,8 @@ class ModelSection(Section):
     """Commit hash of a hub id; recorded in the run."""
     dtype: DType = "fp32"
     """Type of the frozen weights. Adapter weights always train in fp32."""
+    clip_skip: int = Field(default=0, ge=0, le=11)
+    """Layers at the text encoder's end that are left out, counted as diffusers does; web UIs call 1 "clip skip 2"."""
 
 
 class CaptionRules(Section):
@@ -72,6 +74,8 @@ class SourceSection(Section):
     """How often each image counts in an epoch; for sources without `share`."""
     loss_weight: float = Field(default=1.0, ge=0)
     """Factor on the loss of these samples."""
+    target: Literal["image", "base"] = "image"
+    """What is learnt: the image, or what the base says of it without the adapter, so that nothing changes there."""
     start_step: int = Field(default=0, ge=0)
     """First optimiser step, counted from 0, that takes samples from this source."""
     end_step: int | None = Field(default=None, ge=1)
@@ -286,8 +290,13 @@ class AdapterSection(Section):
     """Rank of each adapted module."""
     alpha: float = Field(default=8.0, gt=0)
     """Scale numerator: the update of a weight is alpha / rank * B A."""
-    parts: dict[str, str] = Field(default={"unet": "attention"}, min_length=1)
-    """Model part to preset of target modules, such as `unet: attention, text_encoder: attention`."""
+    parts: dict[str, str | list[str]] = Field(default={"unet": "attention"}, min_length=1)
+    """Model part to target modules: presets joined by `+` (`attention+ff+conv`, `all-linear`), or a list of presets and
+    of `re:` with a regular expression for module names."""
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """Another rank for modules in whose name (`unet.mid_block…`) the first matching regular expression is found."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Another alpha for modules, in the same way."""
     options: dict[str, Any] = {}
     """Options of the method."""
 
@@ -295,18 +304,49 @@ class AdapterSection(Section):
 class NoiseSection(Section):
     """Noise and the weight of each noise level."""
 
+    prediction: Literal["auto", "epsilon", "v_prediction"] = "auto"
+    """What the base predicts, if you want to be sure of it: refused where its scheduler says something else."""
+    zero_terminal_snr: bool = False
+    """Noise schedule that ends in pure noise (Lin et al. 2023), for bases that predict v."""
+    min_timestep: int = Field(default=0, ge=0)
+    """First timestep that is trained; 0 is the least noise."""
+    max_timestep: int | None = Field(default=None, ge=0)
+    """Last timestep that is trained; the schedule's last one when not given (999)."""
+    density: Literal["uniform", "logit_normal", "cosmap"] = "uniform"
+    """How often each timestep is trained: all alike, or the middle ones more often (Esser et al. 2024)."""
     min_snr_gamma: float | None = Field(default=None, gt=0)
     """Weight losses by min(SNR, gamma) / SNR (Hang et al. 2023); 5 is usual."""
     debiased: bool = False
     """Weight losses by 1 / sqrt(SNR) (Yu et al. 2023): more for high noise, where colours and layout are decided."""
     offset: float = Field(default=0.0, ge=0)
     """Strength of one extra noise value for each channel of an image; 0.1 is usual where it is used."""
+    multires_octaves: int = Field(default=0, ge=0, le=10)
+    """Octaves of coarser noise that are added (multi-resolution or pyramid noise); 6 is usual where it is used."""
+    multires_discount: float = Field(default=0.3, gt=0, lt=1)
+    """Strength of each octave as part of the finer one."""
+    input_perturbation: float = Field(default=0.0, ge=0)
+    """Extra noise that enters the model and is not in the target (Ning et al. 2023); 0.1 is usual where it is used."""
 
     @model_validator(mode="after")
     def _check_weights(self) -> "NoiseSection":
         if self.debiased and self.min_snr_gamma is not None:
             raise ValueError("`min_snr_gamma` and `debiased` are two weights of the same thing: give one of them")
         return self
+
+
+class LossSection(Section):
+    """How far a prediction is from its target."""
+
+    kind: Literal["mse", "huber", "smooth_l1"] = "mse"
+    """Squared error, or one that grows more slowly for outliers: 2 d (sqrt(e^2 + d^2) - d), or that divided by d."""
+    delta: float = Field(default=0.1, gt=0)
+    """Error d from which on `huber` and `smooth_l1` grow more slowly."""
+    delta_schedule: Literal["constant", "snr"] = "constant"
+    """The same d at each noise level, or from 1 for clean images to `delta` for noise."""
+    unmasked_weight: float = Field(default=0.0, ge=0, le=1)
+    """Weight of what a mask leaves out, beside 1 for what it shows."""
+    unmasked_probability: float = Field(default=0.0, ge=0, le=1)
+    """Chance of a sample to be trained without its mask, so that the surroundings are not forgotten."""
 
 
 class OptimizerSection(Section):
@@ -384,8 +424,8 @@ class OutputSection(Section):
     """Run folder."""
     name: str = Field(default="adapter", pattern=r"^[\w.-]+$")
     """File name of the adapter, without ending."""
-    formats: list[str] = Field(default=["diffusers", "kohya"], min_length=1)
-    """File formats: file names in `adapters/formats/`."""
+    formats: list[str] = []
+    """File formats: file names in `adapters/formats/`; those that suit the method when not given."""
     dtype: DType = "fp32"
     """Type of the saved tensors."""
 
@@ -401,6 +441,8 @@ class RunConfig(Section):
     """What is trained."""
     noise: NoiseSection = NoiseSection()
     """Noise and the weight of each noise level."""
+    loss: LossSection = LossSection()
+    """How far a prediction is from its target."""
     optimizer: OptimizerSection = OptimizerSection()
     """Optimiser and learning-rate schedule."""
     loop: LoopSection

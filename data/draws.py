@@ -76,13 +76,19 @@ class Draws:
         """(B, *shape) of standard normal numbers, fp32 on the CPU."""
         import torch
 
-        return torch.stack([torch.randn(*shape, generator=generator) for generator in self._generators(purpose)])
+        return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in self._generators(purpose)])
 
     def integers(self, purpose: str, low: int, high: int) -> "Tensor":
         """(B,) of whole numbers in [low, high)."""
         import torch
 
         return torch.cat([torch.randint(low, high, (1,), generator=g) for g in self._generators(purpose)])
+
+    def uniform(self, purpose: str) -> "Tensor":
+        """(B,) of numbers in [0, 1)."""
+        import torch
+
+        return torch.cat([torch.rand(1, generator=generator) for generator in self._generators(purpose)])
 
     def _generators(self, purpose: str) -> list["torch.Generator"]:
         return [keyed_generator(self.seed, purpose, position) for position in self.positions]

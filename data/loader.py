@@ -48,6 +48,7 @@ class Samples(torch.utils.data.Dataset):
         self.dataset, self.order, self.cached = dataset, order, cached
         self._names = dataset.names
         self._weights = [images.section.loss_weight for images in dataset.images]
+        self._keeps_base = [images.section.target == "base" for images in dataset.images]
         self._masked = any(images.mask != "none" for images in dataset.images)
         self._prompt = lru_cache(PROMPTS_AT_HAND)(self._read_prompt)
 
@@ -82,6 +83,7 @@ class Samples(torch.utils.data.Dataset):
             prompts=[item.prompt for item in items if item.prompt is not None] or None,
             masks=self._masks(items) if self._masked else None,
             loss_weights=torch.tensor([self._weights[sample.source] for sample in samples]),
+            keeps_base=[self._keeps_base[sample.source] for sample in samples],
             sources=[self._names[sample.source] for sample in samples],
             files=[self.dataset.location(sample.source, sample.image) for sample in samples],
         )

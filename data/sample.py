@@ -30,6 +30,7 @@ class Batch:
     prompts: "list[dict[str, Tensor]] | None"  # tensors of a Conditioning for each sample
     masks: "Tensor | None"  # (B, 1, height, width) in [0, 1], of the pixels' or the latents' size
     loss_weights: "Tensor"  # (B,)
+    keeps_base: list[bool]  # whether what the base says is the target, of each sample
     sources: list[str]  # names under which losses are logged
     files: list[str]  # what messages call the images
 

@@ -23,6 +23,7 @@ def main(arguments: Sequence[str]) -> int:
 
     import torch
 
+    from ..models.family import PromptOptions
     from .engine import Engine, Request, image_grid, png_info
     from .mixing import AdapterFile, attach
 
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         guidance=options.guidance,
         negative_prompt=options.negative_prompt,
         resolution=options.resolution,
-        token_windows=options.token_windows,
+        prompt_options=PromptOptions(options.token_windows, options.clip_skip),
     )
     images = engine.generate(request, progress="sampling")
     for index, (image, prompt, seed) in enumerate(zip(images, request.prompts, request.seeds, strict=True)):
@@ -87,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
         type=positive,
         default=1,
         help="of 75 tokens, as data.token_windows in training (1)",
+    )
+    parser.add_argument(
+        "--clip-skip", type=int, default=0, help="layers left out at the text encoder's end, as model.clip_skip (0)"
     )
     parser.add_argument("--threads", type=positive, help="CPU threads; other numbers give other bits (all cores)")
     parser.add_argument("--out", default="runs/samples", help="folder for the images (runs/samples)")

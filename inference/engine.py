@@ -19,7 +19,7 @@ from ..configs.choices import did_you_mean
 from ..configs.errors import UserError
 from ..configs.schema import ModelSection
 from ..models.encode import Encode, encoder_of
-from ..models.family import ModelFamily, Parts
+from ..models.family import ONE_WINDOW, ModelFamily, Parts, PromptOptions
 from ..models.load import Base
 
 SCHEDULERS = {
@@ -44,7 +44,7 @@ class Request:
     guidance: float = 4.0  # classifier-free guidance scale; 1 and below: none
     negative_prompt: str = ""
     resolution: int | None = None  # pixels each way; the base's own when None
-    token_windows: int = 1  # windows of the text encoder that a prompt may fill
+    prompt_options: PromptOptions = ONE_WINDOW
 
     def __post_init__(self) -> None:
         if len(self.prompts) != len(self.seeds):
@@ -64,17 +64,27 @@ class Engine:
     """A base that is ready to sample."""
 
     def __init__(
-        self, family: ModelFamily, parts: Parts, scheduler: str = DEFAULT_SCHEDULER, encode: Encode | None = None
+        self,
+        family: ModelFamily,
+        parts: Parts,
+        scheduler: str | None = DEFAULT_SCHEDULER,
+        encode: Encode | None = None,
     ):
-        """`encode` gives the embeddings of prompts where the text encoders are not loaded."""
+        """`encode` gives the embeddings of prompts where the text encoders are not loaded.
+
+        Without a `scheduler` it samples with the base's own.
+        """
         self.family, self.parts, self.encode = family, parts, encode
-        pipeline_class = _import_quietly(family.pipeline)
+        pipeline_class: Any = family.pipeline
+        if isinstance(pipeline_class, str):
+            pipeline_class = _import_quietly(pipeline_class)
         wanted = inspect.signature(pipeline_class.__init__).parameters
         optional = ("safety_checker", "feature_extractor", *family.prompt_encoders)
         absent = {name: None for name in optional if name in wanted and name not in parts}
-        extra = {"requires_safety_checker": False} if "requires_safety_checker" in wanted else {}
+        off = ("requires_safety_checker", "add_watermarker")  # the watermark changes pixels where its library is there
+        extra = {name: False for name in off if name in wanted}
         self.pipeline: Any = pipeline_class(
-            **parts | {"scheduler": make_scheduler(scheduler, parts)}, **absent, **extra
+            **parts | ({} if scheduler is None else {"scheduler": make_scheduler(scheduler, parts)}), **absent, **extra
         )
         self.pipeline.set_progress_bar_config(disable=True)
 
@@ -102,7 +112,7 @@ class Engine:
         """One image for each prompt, in order; `progress` is the title of a progress bar."""
         if request.resolution is not None and request.resolution % self.family.size_multiple:
             raise UserError(f"resolution {request.resolution} is no multiple of {self.family.size_multiple}")
-        encode = self.encode or encoder_of(self.family, self.parts, request.token_windows)
+        encode = self.encode or encoder_of(self.family, self.parts, request.prompt_options)
         indices = range(len(request.prompts))
         starts = range(0, len(indices), MICRO_BATCH)
         images: list[Image.Image] = []

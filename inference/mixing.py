@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..adapters.artifact import AdapterArtifact, base_modules
 from ..adapters.format import FormatNames, read
-from ..adapters.formats import diffusers as diffusers_format
+from ..adapters.peft_adapters import install
 from ..configs.errors import UserError
 from ..models.family import ModelFamily, Parts
 from .engine import Engine
@@ -40,20 +40,19 @@ def format_names(family: ModelFamily, parts: Parts) -> FormatNames:
     return FormatNames(
         module_paths={part: base_modules(part, parts[part]) for part in family.kohya_prefixes if part in parts},
         kohya_prefixes=family.kohya_prefixes,
-        architecture=family.architecture,
+        architecture=family.architecture(parts),
         kohya_version=family.kohya_version,
     )
 
 
 def attach(engine: Engine, adapters: Sequence[AdapterFile]) -> list[AdapterArtifact]:
-    """Loads adapters of any readable format and activates them together, by diffusers' own loader."""
+    """Loads adapters of any readable format and activates them together."""
     names = format_names(engine.family, engine.parts)
     artifacts = [read(adapter.file, names) for adapter in adapters]
     titles = [adapter_title(index) for index in range(len(adapters))]
     for artifact, title, adapter in zip(artifacts, titles, adapters, strict=True):
-        tensors, _ = diffusers_format.to_tensors(artifact, names)
         try:
-            engine.pipeline.load_lora_weights(tensors, adapter_name=title)
+            install(artifact, engine.parts, title)
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{adapter.file}: does not fit this base ({str(error).splitlines()[0]})") from error
     if titles:

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..adapters.artifact import AdapterArtifact, from_peft, largest_difference
+from ..adapters.artifact import AdapterArtifact, base_weights, largest_difference
+from ..adapters.peft_adapters import read_peft
 from ..configs.errors import AfterTrainingError, UserError
 from ..configs.schema import ModelSection
 from ..models.encode import PROBE_PROMPT, Encode, encoder_of
-from ..models.family import ModelFamily, Parts
+from ..models.family import ONE_WINDOW, ModelFamily, Parts, PromptOptions
 from ..models.noise.process import Noised
 from .engine import Engine
 from .mixing import AdapterFile, adapter_title, attach
@@ -37,27 +38,28 @@ def verify_file(
     *,
     dtypes: Collection[str] = ("fp32",),
     device: str = "cpu",
-    token_windows: int = 1,
+    prompts: PromptOptions = ONE_WINDOW,
 ) -> Verification:
     """Compares every delta-W and one prediction of the file, as the engine loads it, with what was trained.
 
     `dtypes` are all types that take part (of the file, the base, the forward pass): the coarsest decides how much
-    rounding is allowed. `token_windows` are those of the trained prediction. AfterTrainingError if a module is missing
+    rounding is allowed. `prompts` are the options of the trained prediction. AfterTrainingError if a module is missing
     or a difference is more than that.
     """
     try:
         engine = Engine.load(model.base, revision=model.revision, dtype=model.dtype, device=device)
         attach(engine, [AdapterFile(file)])
+        base = base_weights(engine.parts)
         loaded = {
             key: weights
             for part in sorted({part for part, _ in artifact.modules})
-            for key, weights in from_peft(part, engine.parts[part], adapter_title(0)).items()
+            for key, weights in read_peft(part, engine.parts[part], adapter_title(0)).items()
         }
-        difference, _ = largest_difference(artifact, AdapterArtifact(loaded))
+        difference, _ = largest_difference(artifact, AdapterArtifact(loaded), base)
     except UserError as error:
         raise AfterTrainingError([f"{file}: does not verify: {problem}" for problem in error.problems]) from error
-    largest = max(weights.delta().abs().max().item() for weights in artifact.modules.values())
-    encode = encoder_of(engine.family, engine.parts, token_windows)
+    largest = max(weights.delta(base(key)).abs().max().item() for key, weights in artifact.modules.items())
+    encode = encoder_of(engine.family, engine.parts, prompts)
     prediction = probe(engine.family, engine.parts, encode)
     verification = Verification(
         modules=len(loaded),
@@ -82,11 +84,13 @@ def probe(family: ModelFamily, parts: Parts, encode: Encode | None = None) -> Te
     for module in carriers:
         module.eval()
     denoiser = parts[family.denoiser]
-    shape = (1, denoiser.config.in_channels, denoiser.config.sample_size, denoiser.config.sample_size)
+    shape = (1, *family.native_latents(parts))
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(denoiser.device, denoiser.dtype)
     timesteps = torch.tensor([500], device=denoiser.device)
-    noised = Noised(latents, timesteps, target=latents, weight=torch.ones(1, device=denoiser.device))
-    prediction = family.predict(parts, noised, (encode or encoder_of(family, parts))([PROBE_PROMPT]))
+    one = torch.ones(1, device=denoiser.device)
+    noised = Noised(latents, timesteps, target=latents, weight=one, snr=one)
+    conditioning = (encode or encoder_of(family, parts))([PROBE_PROMPT])
+    prediction = family.predict(parts, noised, conditioning, torch.full((1, 6), 64.0, device=denoiser.device))
     for module, training in zip(carriers, modes, strict=True):
         module.train(training)
     return prediction.float().cpu()

@@ -50,17 +50,44 @@ def pin_revision(base: str, revision: str | None) -> str | None:
     return revision if local else locate_base(base, revision).name
 
 
+class PipelineFiles:
+    """What a pipeline folder says of itself: its index, and the configs of its parts."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.index = folder, _read_json(folder / INDEX)
+
+    @property
+    def kind(self) -> str:
+        """Name of the pipeline class in diffusers."""
+        return str(self.index.get("_class_name"))
+
+    def has(self, part: str) -> bool:
+        """Whether the pipeline has this part; an index says [null, null] for one that it does without."""
+        return bool((self.index.get(part) or [None])[0])
+
+    def config(self, part: str) -> dict[str, Any]:
+        """The config of a part; {} where there is none."""
+        for name in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
+            if (self.folder / part / name).is_file():
+                return _read_json(self.folder / part / name)
+        return {}
+
+
 def detect_family(folder: Path) -> str:
     """The name of the family whose pipeline the folder holds."""
-    try:
-        index: dict[str, Any] = dict(json.loads((folder / INDEX).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder / INDEX}: cannot be read ({error})") from error
+    files = PipelineFiles(folder)
     for name in names("models.families"):
-        if find("models.families", name).FAMILY.detect(index):
+        if find("models.families", name).FAMILY.detect(files):
             return name
     kinds = ", ".join(names("models.families"))
-    raise UserError(f"{folder}: a {index.get('_class_name')} belongs to no family that is supported yet ({kinds})")
+    raise UserError(f"{folder}: a {files.kind} belongs to no family that is supported yet ({kinds})")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file}: cannot be read ({error})") from error
 
 
 def _is_hub_id(base: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .family import Conditioning, ModelFamily, Parts
+from .family import ONE_WINDOW, Conditioning, ModelFamily, Parts, PromptOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,17 +32,19 @@ def encode_image(family: ModelFamily, parts: Parts, pixels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encode_caption(family: ModelFamily, parts: Parts, caption: str, windows: int = 1) -> "Mapping[str, Tensor]":
+def encode_caption(
+    family: ModelFamily, parts: Parts, caption: str, options: PromptOptions = ONE_WINDOW
+) -> "Mapping[str, Tensor]":
     """The tensors of a `Conditioning` for one caption, without the batch."""
     with torch.autocast(_device(parts, family.text_encoders).type, enabled=False):
-        return family.encode_prompts(parts, [caption], windows).row(0)
+        return family.encode_prompts(parts, [caption], options).row(0)
 
 
-def encoder_of(family: ModelFamily, parts: Parts, windows: int = 1) -> Encode:
+def encoder_of(family: ModelFamily, parts: Parts, options: PromptOptions = ONE_WINDOW) -> Encode:
     """Encodes captions with the text encoders as they are at that moment, each different one once a call."""
 
     def encode(captions: Sequence[str]) -> Conditioning:
-        rows = {caption: encode_caption(family, parts, caption, windows) for caption in dict.fromkeys(captions)}
+        rows = {caption: encode_caption(family, parts, caption, options) for caption in dict.fromkeys(captions)}
         return Conditioning.stack([rows[caption] for caption in captions])
 
     return encode

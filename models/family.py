@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import dtype as DType
 
     from ..configs.schema import NoiseSection
+    from .base import PipelineFiles
     from .noise.process import Noised, NoiseProcess
 
 Parts = dict[str, Any]
@@ -17,14 +18,27 @@ Parts = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class PromptOptions:
+    """What decides the embeddings of a caption beside the text encoders."""
+
+    windows: int = 1  # of the text encoder that a caption may fill; the rest is cut
+    clip_skip: int = 0  # layers at the encoder's end that are left out, counted as diffusers does
+
+
+ONE_WINDOW = PromptOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class Conditioning:
-    """What the denoiser is told beside the noisy latents."""
+    """What the words of a caption tell the denoiser."""
 
     prompt_embeds: "Tensor"  # (B, tokens, width)
+    pooled_prompt_embeds: "Tensor | None" = None  # (B, width), of families that have it
 
     def row(self, index: int) -> "dict[str, Tensor]":
         """The tensors of one sample, without the batch."""
-        return {field.name: getattr(self, field.name)[index] for field in fields(self)}
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor[index] for name, tensor in tensors.items() if tensor is not None}
 
     @classmethod
     def stack(cls, rows: "Sequence[Mapping[str, Tensor]]", device: Any = None) -> "Conditioning":
@@ -38,20 +52,28 @@ class ModelFamily(Protocol):
     """One file in `families/`, with an instance named FAMILY. Knows its parts and how they fit together."""
 
     name: str
-    pipeline: str  # class name in diffusers
+    pipeline: "str | type"  # class, or its name in diffusers
     denoiser: str  # part
     text_encoders: Sequence[str]  # parts
     image_encoders: Sequence[str]  # parts that decide what latents an image has
     prompt_encoders: Sequence[str]  # parts that decide what embeddings a caption has
     targets: Mapping[str, Mapping[str, Sequence[str]]]  # part -> preset -> endings of module names
+    repeated_blocks: Sequence[str]  # class names of the denoiser's blocks that are many and alike
     size_multiple: int  # height and width must be multiples of this many pixels
     token_window: int
-    architecture: str  # ModelSpec's name, the stem of `<architecture>/lora`
     kohya_version: str  # kohya's `ss_base_model_version`
     kohya_prefixes: Mapping[str, str]  # part -> first word of a module's key
 
-    def detect(self, index: Mapping[str, Any]) -> bool:
-        """Whether a pipeline folder with this model_index.json belongs to the family."""
+    def detect(self, files: "PipelineFiles") -> bool:
+        """Whether a pipeline folder belongs to the family."""
+        ...
+
+    def problems(self, files: "PipelineFiles") -> list[str]:
+        """Why a base of the family cannot be trained: it is for inpainting, a refiner, ..."""
+        ...
+
+    def architecture(self, parts: Parts) -> str:
+        """ModelSpec's name of the base, the stem of `<architecture>/lora`."""
         ...
 
     def load(self, folder: Path, dtype: "DType", only: Collection[str] | None = None) -> Parts:
@@ -70,21 +92,28 @@ class ModelFamily(Protocol):
         """(C, h, w) of a picture's latents."""
         ...
 
+    def native_latents(self, parts: Parts) -> tuple[int, int, int]:
+        """(C, h, w) of latents that suit the denoiser."""
+        ...
+
     def count_tokens(self, parts: Parts, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption, without begin and end, before anything is cut."""
         ...
 
-    def encode_prompts(self, parts: Parts, captions: Sequence[str], windows: int = 1) -> Conditioning:
-        """Embeddings of captions, with gradient where a text encoder trains.
-
-        A caption fills up to `windows` windows of `token_window` tokens, begin and end counted; the rest is cut.
-        """
+    def encode_prompts(
+        self, parts: Parts, captions: Sequence[str], options: PromptOptions = ONE_WINDOW
+    ) -> Conditioning:
+        """Embeddings of captions, with gradient where a text encoder trains."""
         ...
 
     def pipeline_prompts(self, positive: Conditioning, negative: Conditioning) -> dict[str, Any]:
         """The arguments that diffusers' pipeline takes instead of words."""
         ...
 
-    def predict(self, parts: Parts, noised: "Noised", conditioning: Conditioning) -> "Tensor":
-        """The denoiser's output, of the target's shape."""
+    def predict(self, parts: Parts, noised: "Noised", conditioning: Conditioning, geometry: "Tensor") -> "Tensor":
+        """The denoiser's output, of the target's shape.
+
+        `geometry` (B, 6) holds height and width of the original image, top and left of its cut, height and width of
+        the target, in pixels: the size conditions of SDXL (Podell et al. 2023, section 2.2).
+        """
         ...

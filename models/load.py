@@ -8,7 +8,7 @@ import torch
 from ..configs.choices import find
 from ..configs.errors import UserError
 from ..configs.schema import ModelSection
-from .base import detect_family, locate_base
+from .base import PipelineFiles, detect_family, locate_base
 from .family import ModelFamily, Parts
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -20,6 +20,8 @@ class Base:
     def __init__(self, model: ModelSection, device: torch.device | str = "cpu"):
         self.folder, self.dtype, self.device = locate_base(model.base, model.revision), model.dtype, device
         self.family = _family_of(self.folder, model)
+        if problems := self.family.problems(PipelineFiles(self.folder)):
+            raise UserError([f"base {model.base!r}: {problem}" for problem in problems])
 
     def load(self, only: Collection[str] | None = None) -> Parts:
         """All parts or some, frozen, in evaluation mode, on the device, with weights in memory of torch's own."""

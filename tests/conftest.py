@@ -1,5 +1,6 @@
 """A tiny base with the real block topology of Stable Diffusion 1.x, and six small pictures."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -7,9 +8,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from loraloom.models.pocket.tokenizer import build_tokenizer
 
@@ -33,21 +40,73 @@ def cache_of_the_tests(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory) -> Path:
-    """A pipeline folder: four UNet blocks of two layers, width 32, an 8-times VAE, 32 px."""
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    cross, plain = "CrossAttn{}Block2D", "{}Block2D"
-    unet = UNet2DConditionModel(
-        sample_size=4,
-        block_out_channels=(32, 32, 32, 32),
-        down_block_types=(*[cross.format("Down")] * 3, plain.format("Down")),
-        up_block_types=(plain.format("Up"), *[cross.format("Up")] * 3),
-        layers_per_block=2,
-        cross_attention_dim=32,
-        attention_head_dim=2,
-        norm_num_groups=8,
+def tiny_base(base_of) -> Path:
+    """The tiny base of Stable Diffusion 1.x."""
+    return base_of("sd1")
+
+
+@pytest.fixture(scope="session")
+def base_of(tmp_path_factory):
+    """A pipeline folder for a family, random and tiny, with the blocks of the real one; 32 px, an 8-times VAE."""
+
+    @functools.cache
+    def base_of(family: str) -> Path:
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp("tiny") / family
+        {"sd1": _sd1, "sd2": _sd2, "sdxl": _sdxl}[family](folder)
+        return folder
+
+    return base_of
+
+
+CROSS = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def _sd1(folder: Path) -> None:
+    pipeline = StableDiffusionPipeline(
+        unet=_unet(CROSS, width=32), text_encoder=CLIPTextModel(_clip()), **_shared(), **NO_SAFETY
     )
+    pipeline.save_pretrained(folder)
+
+
+def _sd2(folder: Path) -> None:
+    """Linear projections, heads of one size, OpenCLIP's activation, v."""
+    pipeline = StableDiffusionPipeline(
+        unet=_unet(CROSS, width=48, use_linear_projection=True, attention_head_dim=(2, 4, 4, 4)),
+        text_encoder=CLIPTextModel(_clip(hidden_size=48, hidden_act="gelu")),
+        **_shared(prediction_type="v_prediction"),
+        **NO_SAFETY,
+    )
+    pipeline.save_pretrained(folder)
+
+
+def _sdxl(folder: Path) -> None:
+    """Three blocks with 0, 2 and 10 transformer layers, two text encoders, size conditions."""
+    blocks = ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2, ("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",)
+    sizes = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    pipeline = StableDiffusionXLPipeline(
+        unet=_unet(
+            blocks,
+            width=32 + 48,
+            use_linear_projection=True,
+            transformer_layers_per_block=[1, 2, 10],
+            attention_head_dim=(2, 4, 4),
+            projection_class_embeddings_input_dim=40 + 6 * 8,
+            **sizes,
+        ),
+        text_encoder=CLIPTextModel(_clip()),
+        text_encoder_2=CLIPTextModelWithProjection(_clip(hidden_size=48, hidden_act="gelu", projection_dim=40)),
+        tokenizer_2=build_tokenizer(),
+        **_shared(scaling_factor=0.13025),
+    )
+    pipeline.save_pretrained(folder)
+
+
+NO_SAFETY = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+def _shared(scaling_factor: float = 0.18215, **scheduler) -> dict:
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -55,34 +114,31 @@ def tiny_base(tmp_path_factory) -> Path:
         norm_num_groups=4,
         latent_channels=4,
         sample_size=32,
+        scaling_factor=scaling_factor,
     )
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    noise = DDPMScheduler(clip_sample=False, **BETAS, **scheduler)
+    return {"vae": vae, "tokenizer": build_tokenizer(), "scheduler": noise}
+
+
+def _unet(blocks, width: int, **options) -> UNet2DConditionModel:
+    down, up = blocks
+    return UNet2DConditionModel(
+        sample_size=4,
+        block_out_channels=(16, 32, 48, 48)[: len(down)],
+        down_block_types=down,
+        up_block_types=up,
+        layers_per_block=2,
+        cross_attention_dim=width,
+        norm_num_groups=8,
+        **{"attention_head_dim": 2} | options,
     )
-    scheduler = DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
-    )
-    folder = tmp_path_factory.mktemp("tiny") / "base"
-    StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return folder
+
+
+def _clip(**options) -> CLIPTextConfig:
+    tokenizer = build_tokenizer()
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    return CLIPTextConfig(vocab_size=len(tokenizer), **tokens, **sizes | options)
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from ..models.base import pin_revision
 from ..models.encode import Encode, encoder_of
 from ..models.family import Conditioning, ModelFamily, Parts
 from ..models.load import Base
+from ..models.noise.ddpm import training_scheduler
 from .cache import Wanted, fill, want
 from .callback import Callback
 from .callbacks.checkpoint import Checkpoints
@@ -34,8 +35,8 @@ from .callbacks.report import Report
 from .callbacks.signals import StopOnSignal
 from .callbacks.tracking import Tracking
 from .callbacks.validation import Validation
-from .captions import find_long_captions
-from .fits import check_base_fits, target_names
+from .captions import find_long_captions, prompt_options
+from .fits import check_base_fits, targets_of
 from .gather import class_images, gather, make_dataset
 from .objective import Objective
 from .optim import make_optimizer, make_schedule
@@ -66,8 +67,9 @@ def build_trainer(
     folder, loop = Path(config.output.dir), config.loop
     assert loop.micro_batch is not None
     parts = base.load(_resident(config, base.family, wanted))
-    objective = make_objective(config, base.family, parts)
+    parts["scheduler"] = training_scheduler(parts["scheduler"], config.noise)
     adapters = make_adapters(config, base.family, parts)
+    objective = make_objective(config, base.family, parts, adapters)
     if accelerator.is_main_process and checkpoint is None:
         prepare_folder(folder, config.output.name, overwrite=overwrite)
     encode = _make_encode(config, base.family, parts, wanted, accelerator)
@@ -173,17 +175,19 @@ def make_adapters(config: RunConfig, family: ModelFamily, parts: Parts) -> Adapt
     """Injects the adapter of the config into the parts."""
     method = find("adapters.methods", config.adapter.method)
     seed = key_seed(config.loop.seed, "adapter")
-    return method.inject(parts, config.adapter, target_names(config, family), seed)
+    return method.inject(parts, config.adapter, targets_of(config, family, parts), seed)
 
 
-def make_objective(config: RunConfig, family: ModelFamily, parts: Parts) -> Objective:
+def make_objective(config: RunConfig, family: ModelFamily, parts: Parts, adapters: AdapterSet) -> Objective:
     """The loss of the config."""
     return Objective(
         family,
         family.noise(parts, config.noise),
+        adapters,
+        config.loss,
         config.loop.seed,
         config.loop.batch_size,
-        windows=config.data.token_windows,
+        prompts=prompt_options(config),
         trains_text=any(part in family.text_encoders for part in config.adapter.parts),
     )
 
@@ -203,7 +207,7 @@ def _make_encode(
 ) -> Encode:
     """Embeddings for sampling: from the text encoders as they are in training, or from the cache."""
     if wanted.prompts is None:
-        return encoder_of(family, parts, config.data.token_windows)
+        return encoder_of(family, parts, prompt_options(config))
     prompts = wanted.prompts
 
     def encode(captions: Sequence[str]) -> Conditioning:

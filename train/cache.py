@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,8 @@ from ..data.keys import cache_folder, content_key, weights_hash
 from ..data.loader import Cached
 from ..data.transforms import Geometry, mask_to_tensor, to_tensor
 from ..models.encode import PROBE_PROMPT, draw_latents, encode_caption, encode_image, pool_masks
-from ..models.family import ModelFamily, Parts
+from ..models.family import ModelFamily, Parts, PromptOptions
+from .captions import prompt_options
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -39,11 +40,11 @@ class Wanted:
     cuts: dict[str, tuple[int, int, int]]  # key -> source, item, which of its geometries
     prompts: Store | None
     captions: dict[str, str]  # key -> caption
-    windows: int
+    options: PromptOptions
 
     def prompt_key(self, caption: str) -> str:
         """Key of a caption."""
-        return prompt_key(caption, self.windows)
+        return prompt_key(caption, self.options)
 
     @property
     def cached(self) -> Cached:
@@ -61,7 +62,7 @@ def want(config: RunConfig, family: ModelFamily, folder: Path, dataset: Dataset)
     cached = why_no_latents(config) is None
     latents = latent_store(config, family, folder) if cached else None
     prompts, captions = want_prompts(config, family, folder, dataset)
-    return Wanted(latents, _cuts(dataset) if cached else {}, prompts, captions, config.data.token_windows)
+    return Wanted(latents, _cuts(dataset) if cached else {}, prompts, captions, prompt_options(config))
 
 
 def want_prompts(
@@ -71,13 +72,13 @@ def want_prompts(
     if why_no_prompts(config, family, dataset):
         return None, {}
     spoken = [*_captions(dataset), *config.validation.prompts, "", PROBE_PROMPT]
-    windows = config.data.token_windows
-    return prompt_store(config, family, folder), {prompt_key(caption, windows): caption for caption in spoken}
+    options = prompt_options(config)
+    return prompt_store(config, family, folder), {prompt_key(caption, options): caption for caption in spoken}
 
 
-def prompt_key(caption: str, windows: int) -> str:
+def prompt_key(caption: str, options: PromptOptions) -> str:
     """Key of a caption's embeddings."""
-    return content_key("prompt", caption, windows)
+    return content_key("prompt", caption, options.windows, options.clip_skip)
 
 
 def latent_store(config: RunConfig, family: ModelFamily, folder: Path) -> Store:
@@ -87,7 +88,7 @@ def latent_store(config: RunConfig, family: ModelFamily, folder: Path) -> Store:
 
 def prompt_store(config: RunConfig, family: ModelFamily, folder: Path) -> Store:
     """Where the embeddings of these text encoders lie."""
-    return _store("prompts", config, folder, family.prompt_encoders, config.data.token_windows)
+    return _store("prompts", config, folder, family.prompt_encoders, *astuple(prompt_options(config)))
 
 
 def why_no_latents(config: RunConfig) -> str | None:
@@ -187,7 +188,7 @@ def latent_bytes(config: RunConfig, family: ModelFamily, parts: Parts, size: Siz
 
 def prompt_bytes(config: RunConfig, family: ModelFamily, parts: Parts) -> int:
     """What a caption takes in the cache."""
-    row = encode_caption(family, parts, "", config.data.token_windows)
+    row = encode_caption(family, parts, "", prompt_options(config))
     return sum(tensor.numel() * tensor.element_size() for tensor in row.values())
 
 
@@ -219,7 +220,7 @@ def fill(
         title = "prompt embeddings" if accelerator.is_main_process else None
 
         def prompts_of(key: str) -> dict[str, torch.Tensor]:
-            return dict(encode_caption(family, parts, wanted.captions[key], wanted.windows))
+            return dict(encode_caption(family, parts, wanted.captions[key], wanted.options))
 
         size = prompt_bytes(config, family, parts)
         wanted.prompts.check_room(len(prompts) * size)

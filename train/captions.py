@@ -9,7 +9,7 @@ from ..configs.schema import RunConfig
 from ..data.captions import longest_caption
 from ..data.dataset import Dataset
 from ..data.source import Problems
-from ..models.family import ModelFamily, Parts
+from ..models.family import ModelFamily, Parts, PromptOptions
 
 AT_ONCE = 500  # captions that are tokenized together
 
@@ -21,6 +21,11 @@ class Long:
     where: str
     caption: str
     tokens: int
+
+
+def prompt_options(config: RunConfig) -> PromptOptions:
+    """How captions are read."""
+    return PromptOptions(config.data.token_windows, config.model.clip_skip)
 
 
 def room_for_tokens(family: ModelFamily, windows: int) -> int:

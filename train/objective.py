@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..adapters.adapter import AdapterSet
+from ..configs.schema import LossSection
 from ..data.draws import Draws
 from ..data.sample import Batch
 from ..models.encode import draw_latents, encode_image, encoder_of, pool_masks
-from ..models.family import Conditioning, ModelFamily, Parts
-from ..models.noise.process import NoiseProcess
+from ..models.family import ONE_WINDOW, Conditioning, ModelFamily, Parts, PromptOptions
+from ..models.noise.process import Noised, NoiseProcess
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Losses:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """Denoising: mean over the samples of a step of weight * loss_weight * |prediction - target|^2.
+    """Denoising: mean over the samples of a step of weight * loss_weight * error(prediction, target).
 
     The mean is over all samples of the step, class images included. The example script of diffusers takes
     mean(instance) + lambda * mean(prior) instead: at one class image for each instance image that is twice this,
@@ -32,39 +33,99 @@ class Objective:
 
     family: ModelFamily
     noise: NoiseProcess
+    adapters: AdapterSet
+    loss: LossSection
     seed: int
     batch_size: int  # samples of the whole step
-    windows: int = 1  # of the text encoder, for each caption
+    prompts: PromptOptions = ONE_WINDOW
     trains_text: bool = False  # whether gradients go through the text encoders
 
     def __call__(self, parts: Parts, batch: Batch, device: torch.device) -> Losses:
         """Losses of a micro-batch; its random numbers are keyed by the samples' positions."""
         draws = Draws(self.seed, batch.positions)
-        latents = self._latents(parts, batch, draws, device)
-        conditioning = self._conditioning(parts, batch, device)
-        noised = self.noise.sample(latents, draws)
-        predicted = self.family.predict(parts, noised, conditioning)
-        errors = F.mse_loss(predicted.float(), noised.target.float(), reduction="none")
-        per_sample = errors.mean((1, 2, 3)) if batch.masks is None else masked_mean(errors, batch.masks.to(device))
+        noised = self.noise.sample(self.latents(parts, batch, draws, device), draws)
+        per_sample = self.errors(parts, batch, noised, self._masks(batch, draws))
         weighted = per_sample * noised.weight * batch.loss_weights.to(device)
         return Losses(weighted.sum() / self.batch_size, per_sample.detach())
 
-    def _latents(self, parts: Parts, batch: Batch, draws: Draws, device: torch.device) -> Tensor:
+    def latents(self, parts: Parts, batch: Batch, draws: Draws, device: torch.device) -> Tensor:
+        """(B, C, h, w), drawn from what the VAE makes of the images."""
         moments = batch.moments
         if moments is None:
             assert batch.pixels is not None
             moments = torch.stack([encode_image(self.family, parts, pixels) for pixels in batch.pixels])
         return draw_latents(moments.to(device), draws.normal("vae", moments.shape[2:]))
 
+    def errors(self, parts: Parts, batch: Batch, noised: Noised, masks: Tensor | None) -> Tensor:
+        """(B,), before any weight."""
+        target = noised.target
+        if any(batch.keeps_base):
+            target = self._kept(parts, batch, noised)
+        predicted = self._predict(parts, batch, noised)
+        errors = error(predicted.float(), target.float(), self.loss, noised.snr)
+        if masks is None:
+            return errors.mean((1, 2, 3))
+        return masked_mean(errors, masks.to(errors.device), self.loss.unmasked_weight)
+
+    def _predict(self, parts: Parts, batch: Batch, noised: Noised) -> Tensor:
+        device = noised.latents.device
+        return self.family.predict(
+            parts, noised, self._conditioning(parts, batch, device), size_conditions(batch).to(device)
+        )
+
+    @torch.no_grad()
+    def _kept(self, parts: Parts, batch: Batch, noised: Noised) -> Tensor:
+        """Targets, of which those of sources with `target: base` are what the base says without the adapter."""
+        with self.adapters.disabled():
+            base = self._predict(parts, batch, noised)
+        keeps = torch.tensor(batch.keeps_base, device=base.device)[:, None, None, None]
+        return torch.where(keeps, base.to(noised.target), noised.target)
+
     def _conditioning(self, parts: Parts, batch: Batch, device: torch.device) -> Conditioning:
         if batch.prompts is not None:
             return Conditioning.stack(batch.prompts, device)
         if self.trains_text:
-            return self.family.encode_prompts(parts, batch.captions, self.windows)
-        return encoder_of(self.family, parts, self.windows)(batch.captions)
+            return self.family.encode_prompts(parts, batch.captions, self.prompts)
+        return encoder_of(self.family, parts, self.prompts)(batch.captions)
+
+    def _masks(self, batch: Batch, draws: Draws) -> Tensor | None:
+        """(B, 1, height, width); all is looked at where a draw says so."""
+        if batch.masks is None or self.loss.unmasked_probability == 0:
+            return batch.masks
+        without = draws.uniform("unmasked") < self.loss.unmasked_probability
+        return torch.where(without[:, None, None, None], torch.ones_like(batch.masks), batch.masks)
 
 
-def masked_mean(errors: Tensor, masks: Tensor) -> Tensor:
-    """(B,) means of (B, C, h, w) over where masks (B, 1, height, width) are 1: small subjects count as large ones."""
+def error(predicted: Tensor, target: Tensor, loss: LossSection, snr: Tensor) -> Tensor:
+    """Of each value: e^2, 2 d (sqrt(e^2 + d^2) - d) for `huber`, or 2 (sqrt(e^2 + d^2) - d) for `smooth_l1`.
+
+    For small e, `huber` is e^2 (Charbonnier et al. 1994). With the schedule "snr", d = (1 - delta) / (1 + sigma)^2
+    + delta with sigma = 1 / sqrt(SNR), as sd-scripts has it.
+    """
+    squared = (predicted - target).square()
+    if loss.kind == "mse":
+        return squared
+    delta = torch.full_like(snr, loss.delta)
+    if loss.delta_schedule == "snr":
+        delta = (1 - loss.delta) / (1 + snr.rsqrt()).square() + loss.delta
+    delta = delta[:, None, None, None]
+    robust = 2 * ((squared + delta.square()).sqrt() - delta)
+    return robust * delta if loss.kind == "huber" else robust
+
+
+def size_conditions(batch: Batch) -> Tensor:
+    """(B, 6), as `ModelFamily.predict` takes them."""
+    rows = []
+    for place in (sample.geometry for sample in batch.samples):
+        rows.append([size for pair in (place.original, place.corner_as_seen, place.target) for size in reversed(pair)])
+    return torch.tensor(rows)
+
+
+def masked_mean(errors: Tensor, masks: Tensor, unmasked_weight: float = 0.0) -> Tensor:
+    """(B,) means of (B, C, h, w) over where masks (B, 1, height, width) are 1: small subjects count as large ones.
+
+    The rest takes part with `unmasked_weight`; both are divided by the sum of all weights.
+    """
     weights = pool_masks(masks, errors)
+    weights = unmasked_weight + (1 - unmasked_weight) * weights
     return (errors * weights).sum((1, 2, 3)) / (weights.sum((1, 2, 3)) * errors.shape[1]).clamp(min=1e-6)

@@ -16,6 +16,7 @@ from ..configs.errors import run_command
 from ..configs.loader import load_config, marked_yaml
 from ..configs.schema import RunConfig
 from ..data.dataset import Images
+from .fits import formats_of
 from .gather import warn
 from .outlook import Changed, Outlook, dataset_ahead, look_ahead, missed_shares
 from .page import counted
@@ -187,7 +188,7 @@ def _describe_steps(config: RunConfig, data: Outlook) -> Iterator[str]:
 
 def _describe_files(config: RunConfig) -> Iterator[str]:
     folder, output = Path(config.output.dir), config.output
-    for name in output.formats:
+    for name in formats_of(config):
         yield f"  {folder / file_name(output.name, name)}"
     for name in ("report.html", "config.yaml", "run.json", "checkpoints/", "samples/", "logs/"):
         yield f"  {folder / name}"

@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from ...configs.errors import UserError
-from ..artifact import AdapterArtifact, Key
-from ..format import FormatNames, Header, KeyTable, Tensors, artifact_of, header_of
+from ..artifact import AdapterArtifact, Key, Tensors
+from ..format import FormatNames, Header, KeyTable, artifact_of, check_carried, header_of
 
 SUFFIX = ""
+FOLDS = True
 
 _PARTS = {
     "lora_A.weight": "down",
@@ -35,9 +36,10 @@ def matches(keys: Iterable[str]) -> bool:
 def to_tensors(artifact: AdapterArtifact, names: FormatNames) -> tuple[Tensors, Header]:
     """Raw PEFT names; see `adapters.formats`."""
     tensors: Tensors = {}
-    for (component, path), weights in artifact.folded().modules.items():
-        tensors[f"{component}.{path}.lora_A.weight"] = weights.down
-        tensors[f"{component}.{path}.lora_B.weight"] = weights.up
+    check_carried("diffusers", artifact, lambda key, weights: weights.is_plain_lora)
+    for (component, path), weights in artifact.modules.items():
+        tensors[f"{component}.{path}.lora_A.weight"] = weights.tensors["down"]
+        tensors[f"{component}.{path}.lora_B.weight"] = weights.tensors["up"]
     return tensors, header_of(artifact, names)
 
 

@@ -1,8 +1,9 @@
-"""kohya's format (sd-scripts, web UIs): `lora_unet_down_blocks_0_....lora_down.weight`, `.lora_up.weight`, `.alpha`.
+"""kohya's format (sd-scripts, LyCORIS, web UIs): `lora_unet_down_blocks_0_....lora_down.weight`, `.alpha`, ...
 
-The scale is folded into `lora_up`, all modules are padded with zeros to the largest rank, and alpha is that rank:
-readers that take one alpha for the whole file, or none, then agree with those that take one for each module.
+For LoRA the scale is folded into `lora_up`, all modules are padded with zeros to the largest rank, and alpha is that
+rank: readers that take one alpha for the whole file, or none, then agree with those that take one for each module.
 sd-scripts passes over modules outside of its own blocks (`conv_in`, `conv_out`, `time_embedding`); web UIs read them.
+LoHa, LoKr and DoRA have the names of LyCORIS (https://github.com/KohakuBlueleaf/LyCORIS), which web UIs read too.
 """
 
 import hashlib
@@ -13,28 +14,35 @@ import torch
 from torch import Tensor
 
 from ...configs.errors import UserError
-from ..artifact import AdapterArtifact, Key, LoraWeights
-from ..format import FormatNames, Header, KeyTable, Tensors, artifact_of, header_of, serialised
+from ..artifact import AdapterArtifact, Key, Tensors, Weights
+from ..format import FormatNames, Header, KeyTable, artifact_of, check_carried, header_of, serialised
 
 SUFFIX = ".kohya"
+FOLDS = True
 
-_PARTS = {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha"}
+_LORA = {"lora_down.weight": "down", "lora_up.weight": "up", "dora_scale": "magnitude"}
+_SIDES = [f"w{number}_{side}" for number in "12" for side in "ab"]
+_SAME = [*(f"hada_{name}" for name in (*_SIDES, "t1", "t2")), *(f"lokr_{name}" for name in (*_SIDES, "w1", "w2", "t2"))]
+_NAMES = _LORA | {"alpha": "alpha"} | {name: name for name in _SAME}
 
 
 def matches(keys: Iterable[str]) -> bool:
-    return any(key.endswith((".lora_down.weight", ".lora_up.weight")) for key in keys)
+    endings = tuple(f".{name}" for name in _NAMES if name != "alpha")
+    return any(key.endswith(endings) for key in keys)
 
 
 def to_tensors(artifact: AdapterArtifact, names: FormatNames) -> tuple[Tensors, Header]:
     """One rank, alpha = rank; see `adapters.formats`."""
-    rank = max(weights.rank for weights in artifact.modules.values())
+    check_carried("kohya", artifact, lambda key, weights: weights.method in ("lora", "loha", "lokr"))
+    rank = max(weights.rank if weights.method == "lora" else 1 for weights in artifact.modules.values())
+    spelled = {ours: theirs for theirs, ours in _NAMES.items()}
     tensors: Tensors = {}
-    for key, weights in artifact.folded().modules.items():
+    for key, weights in artifact.modules.items():
         name = _kohya_name(key, names)
-        padded = _padded(weights, rank)
-        tensors[f"{name}.lora_down.weight"] = padded.down
-        tensors[f"{name}.lora_up.weight"] = padded.up
-        tensors[f"{name}.alpha"] = torch.tensor(float(rank))
+        held = _padded(weights, rank) if weights.method == "lora" else weights
+        for kind, tensor in held.tensors.items():
+            tensors[f"{name}.{spelled[kind]}"] = _magnitude(tensor, held) if kind == "magnitude" else tensor
+        tensors[f"{name}.alpha"] = torch.tensor(float(_file_rank(held.tensors)))
     header = {**header_of(artifact, names), **_training_entries(artifact, rank, names)}
     return tensors, {**header, **_hashes(tensors, header)}
 
@@ -44,12 +52,26 @@ def from_tensors(tensors: Tensors, header: Header, names: FormatNames) -> Adapte
     return artifact_of(tensors, header, _key_table(names), _scale)
 
 
-def _scale(key: Key, parts: dict[str, Tensor]) -> float:
-    rank = parts["down"].shape[0]
+def _scale(key: Key, parts: Tensors) -> float:
+    """LyCORIS pays no regard to the alpha of a LoKr whose factors are both whole."""
+    rank = _file_rank(parts)
     alpha = parts.get("alpha", torch.tensor(float(rank)))
     if alpha.numel() != 1:
         raise UserError(f"alpha of {' '.join(key)} has {alpha.numel()} values instead of one")
-    return float(alpha) / rank
+    return 1.0 if "lokr_w1" in parts and "lokr_w2" in parts else float(alpha) / rank
+
+
+def _file_rank(tensors: Tensors) -> int:
+    """The r of alpha / r, as readers find it in the shapes."""
+    for name in ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"):
+        if name in tensors:
+            return tensors[name].shape[0]
+    return 1
+
+
+def _magnitude(tensor: Tensor, weights: Weights) -> Tensor:
+    """(out, 1) or (out, 1, 1, 1), as LyCORIS has `dora_scale`."""
+    return tensor.reshape(-1, *[1] * (weights.tensors["down"].ndim - 1))
 
 
 def _kohya_name(key: Key, names: FormatNames) -> str:
@@ -64,29 +86,33 @@ def _key_table(names: FormatNames) -> KeyTable:
     modules = [
         (component, path) for component in names.kohya_prefixes for path in names.module_paths.get(component, ())
     ]
-    table = {f"{_kohya_name(key, names)}.{ending}": (key, part) for key in modules for ending, part in _PARTS.items()}
-    assert len(table) == len(modules) * len(_PARTS), "two modules of the base have one kohya name"
+    table = {f"{_kohya_name(key, names)}.{ending}": (key, part) for key in modules for ending, part in _NAMES.items()}
+    assert len(table) == len(modules) * len(_NAMES), "two modules of the base have one kohya name"
     return table
 
 
-def _padded(weights: LoraWeights, rank: int) -> LoraWeights:
+def _padded(weights: Weights, rank: int) -> Weights:
     """The same change of the weight at a larger rank: zero rows in `down`, zero columns in `up`."""
-    missing = rank - weights.rank
-    down = weights.down.new_zeros(missing, *weights.down.shape[1:])
-    up = weights.up.new_zeros(weights.up.shape[0], missing, *weights.up.shape[2:])
-    return LoraWeights(torch.cat([weights.down, down], 0), torch.cat([weights.up, up], 1), weights.scale)
+    down, up, missing = weights.tensors["down"], weights.tensors["up"], rank - weights.rank
+    rows = down.new_zeros(missing, *down.shape[1:])
+    columns = up.new_zeros(up.shape[0], missing, *up.shape[2:])
+    padded = {"down": torch.cat([down, rows], 0), "up": torch.cat([up, columns], 1)}
+    return Weights(weights.method, weights.tensors | padded, weights.scale)
 
 
 def _training_entries(artifact: AdapterArtifact, rank: int, names: FormatNames) -> Header:
     """The `ss_` entries that sd-scripts writes even with --no_metadata."""
-    has_conv = any(weights.down.shape[2:].numel() > 1 for weights in artifact.modules.values())
+    downs = [weights.tensors["down"] for weights in artifact.modules.values() if weights.method == "lora"]
+    arguments = {"conv_dim": str(rank), "conv_alpha": str(float(rank))} if any(d.ndim > 2 for d in downs) else {}
+    if artifact.method != "lora":
+        arguments["algo"] = artifact.method
     return {
         "ss_v2": str(names.kohya_version.startswith("sd_v2")),
         "ss_base_model_version": names.kohya_version,
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "networks.lora" if artifact.method == "lora" else "lycoris.kohya",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank)),
-        "ss_network_args": json.dumps({"conv_dim": str(rank), "conv_alpha": str(float(rank))} if has_conv else {}),
+        "ss_network_args": json.dumps(arguments),
     }
 
 

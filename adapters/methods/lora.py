@@ -1,14 +1,23 @@
-"""LoRA: h = W x + (alpha / r) B A x   (Hu et al. 2021, equation 3)."""
+"""LoRA: h = W x + (alpha / r) B A x   (Hu et al. 2021, equation 3), and its variants as options."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from ...configs.errors import UserError
 from ...configs.schema import AdapterSection, Section
 
 if TYPE_CHECKING:
-    from ..adapter import AdapterSet, Targets
+    from peft import LoraConfig
+    from torch import Tensor
+
+    from ..adapter import Targets
+    from ..artifact import Tensors, Weights
+    from ..peft_adapters import PeftAdapters
+
+FORMATS = ("diffusers", "kohya")
 
 
 class Options(Section):
@@ -16,22 +25,93 @@ class Options(Section):
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability of dropping an input of A during training."""
+    dora: bool = False
+    """Train the length of each output's weights apart from their direction (DoRA, Liu et al. 2024)."""
+    rslora: bool = False
+    """Scale alpha / sqrt(r) instead of alpha / r (rsLoRA, Kalajdzievski 2023)."""
+    init: Literal["kaiming", "gaussian", "pissa"] = "kaiming"
+    """Start of A: noise, with B zero; or both from the largest singular values of W (PiSSA, Meng et al. 2024)."""
 
 
-def inject(parts: Mapping[str, Any], section: AdapterSection, targets: "Targets", seed: int) -> "AdapterSet":
-    """A starts as Kaiming-uniform noise and B as zero, so that training begins at the base."""
+def inject(parts: Mapping[str, Any], section: AdapterSection, targets: "Targets", seed: int) -> "PeftAdapters":
+    """Training begins at the base: B A is zero at first, or was taken out of W."""
     from peft import LoraConfig
 
-    from ..adapter import inject_peft
+    from ..peft_adapters import NAME, inject_peft, peft_options, read_peft
 
     options = Options.model_validate(section.options)
     configs = {
         part: LoraConfig(
-            r=section.rank,
             lora_alpha=section.alpha,  # type: ignore[arg-type]  # PEFT's annotation says int, any number works
             lora_dropout=options.dropout,
-            target_modules=list(targets[part]),
+            use_dora=options.dora,
+            use_rslora=options.rslora,
+            init_lora_weights=True if options.init == "kaiming" else options.init,
+            **own,
         )
-        for part in section.parts
+        for part, own in peft_options(section, targets).items()
     }
-    return inject_peft(parts, configs, targets, {part: seed + index for index, part in enumerate(sorted(configs))})
+    adapters = inject_peft("lora", parts, configs, targets, seed)
+    if options.init != "pissa":
+        return adapters
+    initial = {k: w for part, module in adapters.carriers.items() for k, w in read_peft(part, module, NAME).items()}
+    return replace(adapters, initial=initial)
+
+
+def delta(tensors: "Tensors", scale: float, base: "Tensor | None") -> "Tensor":
+    """scale * up @ down; with a magnitude m, m * V / |V| - W for V = W + scale * up @ down, |V| of each output."""
+    down, up = tensors["down"], tensors["up"]
+    change = (scale * (up.double().flatten(1) @ down.double().flatten(1))).reshape(-1, *down.shape[1:])
+    if "magnitude" not in tensors:
+        return change.float()
+    assert base is not None, "the change of DoRA depends on the base"
+    moved = base.double() + change
+    lengths = moved.flatten(1).norm(dim=1)
+    factors = (tensors["magnitude"].double().flatten() / lengths).reshape(-1, *[1] * (moved.ndim - 1))
+    return (factors * moved - base.double()).float()
+
+
+def without(trained: "Weights", initial: "Weights") -> "Weights":
+    """The difference of two LoRAs as one of twice the rank: (B, -B0) (A; A0)."""
+    import torch
+
+    from ..artifact import Weights
+
+    assert trained.scale == initial.scale
+    down = torch.cat([trained.tensors["down"], initial.tensors["down"]], 0)
+    up = torch.cat([trained.tensors["up"], -initial.tensors["up"]], 1)
+    return Weights("lora", {"down": down, "up": up}, trained.scale)
+
+
+def read(layer: Any, name: str) -> "Weights":
+    """From a layer of PEFT."""
+    from ..artifact import Weights, copied
+
+    if layer.lora_B[name].bias is not None:
+        raise UserError("a LoRA with a bias of its own cannot be exported: no file format holds it")
+    tensors = {"down": copied(layer.lora_A[name].weight), "up": copied(layer.lora_B[name].weight)}
+    if name in layer.lora_magnitude_vector:
+        tensors["magnitude"] = copied(layer.lora_magnitude_vector[name].weight).flatten()
+    return Weights("lora", tensors, float(layer.scaling[name]))
+
+
+def write(layer: Any, name: str, weights: "Weights") -> None:
+    """Into a layer of PEFT that `config_of` has made."""
+    layer.lora_A[name].weight.data.copy_(weights.tensors["down"])
+    layer.lora_B[name].weight.data.copy_(weights.tensors["up"])
+    if "magnitude" in weights.tensors:
+        vector = layer.lora_magnitude_vector[name].weight
+        vector.data.copy_(weights.tensors["magnitude"].reshape(vector.shape))
+
+
+def config_of(weights: "Mapping[str, Weights]") -> "LoraConfig":
+    """PEFT's config for trained weights, by module names."""
+    from peft import LoraConfig
+
+    from ..artifact import rank_and_alpha
+
+    dora = {"magnitude" in each.tensors for each in weights.values()}
+    assert len(dora) == 1, "all modules of a part have a magnitude, or none"
+    common = rank_and_alpha(weights)
+    alpha = common.pop("alpha")
+    return LoraConfig(lora_alpha=alpha, use_dora=dora.pop(), init_lora_weights=False, **common)

@@ -12,6 +12,7 @@ class KeyedDraws(Protocol):
 
     def normal(self, purpose: str, shape: Sequence[int]) -> Tensor: ...
     def integers(self, purpose: str, low: int, high: int) -> Tensor: ...
+    def uniform(self, purpose: str) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +23,16 @@ class Noised:
     timesteps: Tensor  # (B,), whole numbers of the training schedule
     target: Tensor  # (B, C, h, w)
     weight: Tensor  # (B,), factor on each sample's loss
+    snr: Tensor  # (B,), signal-to-noise ratio
 
 
 class NoiseProcess(Protocol):
     """From clean latents (B, C, h, w) to a Noised."""
 
-    def sample(self, latents: Tensor, draws: KeyedDraws) -> Noised: ...
+    def sample(self, latents: Tensor, draws: KeyedDraws) -> Noised:
+        """As training has it: all random numbers from the draws."""
+        ...
+
+    def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Noised:
+        """With a given noise, at given timesteps."""
+        ...

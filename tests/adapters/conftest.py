@@ -12,8 +12,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from loraloom.adapters.artifact import AdapterArtifact, base_modules, from_peft
+from loraloom.adapters.artifact import AdapterArtifact, base_modules
 from loraloom.adapters.format import FormatNames
+from loraloom.adapters.peft_adapters import read_peft
 from loraloom.models.pocket.tokenizer import build_tokenizer
 
 UNET_TARGETS = [
@@ -112,7 +113,7 @@ def train(
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 nn.init.normal_(parameter, std=0.1)
-    modules = {key: weights for part in models for key, weights in from_peft(part, models[part], "mine").items()}
+    modules = {key: weights for part in models for key, weights in read_peft(part, models[part], "mine").items()}
     return Trained(models, outputs(**models), AdapterArtifact(modules, metadata={"modelspec.title": "mine"}))
 
 

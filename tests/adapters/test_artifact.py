@@ -7,33 +7,37 @@ from torch import nn
 
 from loraloom.adapters.artifact import (
     AdapterArtifact,
-    LoraWeights,
+    Weights,
     base_modules,
     canonical_path,
-    from_peft,
     largest_difference,
     module_path,
 )
+from loraloom.adapters.peft_adapters import read_peft
 from loraloom.configs.errors import UserError
 
 KEY = ("unet", "mid_block.attentions.0.proj_in")
 
 
-def weights(fill: float = 1.0, scale: float = 1.0) -> LoraWeights:
-    return LoraWeights(torch.full((2, 3), fill), torch.ones(4, 2), scale)
+def lora(down: torch.Tensor, up: torch.Tensor, scale: float) -> Weights:
+    return Weights("lora", {"down": down, "up": up}, scale)
+
+
+def weights(fill: float = 1.0, scale: float = 1.0) -> Weights:
+    return lora(torch.full((2, 3), fill), torch.ones(4, 2), scale)
 
 
 def test_delta_of_a_linear_layer():
     down, up = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.0], [1.0, -1.0], [0.0, 2.0]])
     expected = torch.tensor([[0.5, 1.0], [-1.0, -1.0], [3.0, 4.0]])
-    assert torch.equal(LoraWeights(down, up, 0.5).delta(), expected)
+    assert torch.equal(lora(down, up, 0.5).delta(), expected)
 
 
 def test_delta_of_a_convolution_is_the_two_convolutions_after_each_other():
     torch.manual_seed(0)
-    conv = LoraWeights(torch.randn(2, 3, 3, 3), torch.randn(5, 2, 1, 1), 0.5)
+    conv = lora(torch.randn(2, 3, 3, 3), torch.randn(5, 2, 1, 1), 0.5)
     pixels = torch.randn(1, 3, 6, 6)
-    two_steps = 0.5 * nn.functional.conv2d(nn.functional.conv2d(pixels, conv.down), conv.up)
+    two_steps = 0.5 * nn.functional.conv2d(nn.functional.conv2d(pixels, conv.tensors["down"]), conv.tensors["up"])
     torch.testing.assert_close(nn.functional.conv2d(pixels, conv.delta()), two_steps, rtol=1e-4, atol=1e-4)
 
 
@@ -41,7 +45,7 @@ def test_folding_moves_the_scale_into_up():
     artifact = AdapterArtifact({KEY: weights(scale=0.25)}, metadata={"a": "b"})
     folded = artifact.folded()
     assert folded.modules[KEY].scale == 1.0
-    assert torch.equal(folded.modules[KEY].up, torch.full((4, 2), 0.25))
+    assert torch.equal(folded.modules[KEY].tensors["up"], torch.full((4, 2), 0.25))
     assert folded.metadata == {"a": "b"}
     assert largest_difference(artifact, folded) == (0.0, KEY)
 
@@ -62,7 +66,7 @@ def test_largest_difference_names_what_is_missing():
 
 
 def test_different_shapes_of_one_module_are_an_error():
-    wide = LoraWeights(torch.ones(2, 5), torch.ones(4, 2), 1.0)
+    wide = lora(torch.ones(2, 5), torch.ones(4, 2), 1.0)
     with pytest.raises(UserError, match=r"proj_in is \(4, 3\) in one adapter, \(4, 5\) in the other"):
         largest_difference(AdapterArtifact({KEY: weights()}), AdapterArtifact({KEY: wide}))
 
@@ -91,7 +95,7 @@ def test_values_that_are_not_finite_are_named(value: float):
 )
 def test_factors_must_fit(down: tuple[int, ...], up: tuple[int, ...]):
     with pytest.raises(UserError, match="do not fit in unet mid_block"):
-        AdapterArtifact({KEY: LoraWeights(torch.ones(down), torch.ones(up), 1.0)})
+        AdapterArtifact({KEY: lora(torch.ones(down), torch.ones(up), 1.0)})
 
 
 @pytest.mark.parametrize(
@@ -124,32 +128,31 @@ def inject(model: nn.Module, **settings) -> nn.Module:
     return inject_adapter_in_model(LoraConfig(target_modules=["first", "second"], **settings), model, "mine")
 
 
-def test_from_peft_copies_the_weights():
+def test_read_peft_copies_the_weights():
     model = inject(Small(), r=2, lora_alpha=3)
-    modules = from_peft("unet", model, "mine")
+    modules = read_peft("unet", model, "mine")
     assert set(modules) == {("unet", "first"), ("unet", "second")}
     first, second = modules["unet", "first"], modules["unet", "second"]
-    assert (first.rank, first.scale, first.down.requires_grad) == (2, 1.5, False)
-    assert (second.down.shape, second.up.shape) == ((2, 4, 3, 3), (5, 2, 1, 1))
+    assert (first.rank, first.scale, first.tensors["down"].requires_grad) == (2, 1.5, False)
+    assert (second.tensors["down"].shape, second.tensors["up"].shape) == ((2, 4, 3, 3), (5, 2, 1, 1))
     down = model.get_parameter("first.lora_A.mine.weight")
-    assert torch.equal(first.down, down)
+    assert torch.equal(first.tensors["down"], down)
     with torch.no_grad():
         down.zero_()
-    assert first.down.abs().sum() > 0
+    assert first.tensors["down"].abs().sum() > 0
 
 
 def test_base_modules_are_the_same_with_and_without_an_adapter():
     assert base_modules("unet", Small()) == base_modules("unet", inject(Small(), r=2)) == {"first", "second"}
 
 
-def test_from_peft_refuses_what_it_would_lose():
-    with pytest.raises(UserError, match="no LoRA named 'yours'"):
-        from_peft("unet", inject(Small(), r=2), "yours")
-    for settings in ({"use_dora": True}, {"lora_bias": True}):
-        with pytest.raises(UserError, match="DoRA or a LoRA bias is in unet first, unet second"):
-            from_peft("unet", inject(Small(), r=2, **settings), "mine")
+def test_read_peft_refuses_what_it_would_lose():
+    with pytest.raises(UserError, match="no adapter named 'yours'"):
+        read_peft("unet", inject(Small(), r=2), "yours")
+    with pytest.raises(UserError, match="a bias of its own"):
+        read_peft("unet", inject(Small(), r=2, lora_bias=True), "mine")
 
 
-def test_from_peft_spells_clip_as_other_tools_do(artifact: AdapterArtifact):
+def test_read_peft_spells_clip_as_other_tools_do(artifact: AdapterArtifact):
     paths = [path for component, path in artifact.modules if component == "text_encoder"]
     assert paths and all(path.startswith("text_model.encoder.layers.") for path in paths)

@@ -1,18 +1,20 @@
 """Writes the trained adapter in every wanted format and verifies the files; run.json says how the run stands."""
 
-from dataclasses import asdict
+from collections import Counter
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
 from tqdm import tqdm
 
 from ...adapters import format as adapter_format
-from ...adapters.adapter import ADAPTER_NAME
-from ...adapters.artifact import AdapterArtifact, from_peft
+from ...adapters.artifact import AdapterArtifact
 from ...configs.errors import AfterTrainingError, UserError
 from ...inference.mixing import format_names
 from ...inference.verify import probe, verify_file
 from ..callback import Callback
+from ..captions import prompt_options
+from ..fits import formats_of
 from ..run import Run
 from ..run_folder import write_run_file
 
@@ -23,9 +25,7 @@ class Export(Callback):
     def on_start(self, run: Run) -> None:
         counts = {part: sum(map(_numel, parameters)) for part, parameters in run.adapters.parameters().items()}
         run.facts["trainable_parameters"] = sum(counts.values())
-        run.facts["modules"] = {
-            part: len(from_peft(part, module, ADAPTER_NAME)) for part, module in run.adapters.carriers.items()
-        }
+        run.facts["modules"] = dict(Counter(part for part, _ in run.adapters.artifact().modules))
         run.facts["started"] = datetime.now().astimezone().isoformat(timespec="seconds")
         write_run_file(run, state="running")
 
@@ -50,15 +50,15 @@ def write_and_verify(run: Run) -> tuple[list[str], dict[str, Any]]:
     """The names of the files, one for each format, and what the verification of each found."""
     artifact, output, model = make_artifact(run), run.config.output, run.config.model
     parts = run.parts | run.adapters.carriers
-    files = {kind: run.folder / adapter_format.file_name(output.name, kind) for kind in output.formats}
+    files = {kind: run.folder / adapter_format.file_name(output.name, kind) for kind in formats_of(run.config)}
     for kind, file in files.items():
         adapter_format.write(artifact, file, kind, format_names(run.family, parts), output.dtype)
     precision = run.config.loop.precision
     dtypes, device = {output.dtype, model.dtype, "fp32" if precision == "no" else precision}, run.accelerator.device
     trained, results = probe(run.family, parts, run.encode), {}
     for kind, file in files.items():
-        windows = run.config.data.token_windows
-        found = verify_file(file, artifact, model, trained, dtypes=dtypes, device=str(device), token_windows=windows)
+        prompts = prompt_options(run.config)
+        found = verify_file(file, artifact, model, trained, dtypes=dtypes, device=str(device), prompts=prompts)
         results[kind] = asdict(found)
         tqdm.write(f"wrote and verified {file}")
     return [file.name for file in files.values()], results
@@ -66,12 +66,7 @@ def write_and_verify(run: Run) -> tuple[list[str], dict[str, Any]]:
 
 def make_artifact(run: Run) -> AdapterArtifact:
     """The adapter as it is now."""
-    modules = {
-        key: weights
-        for part, module in run.adapters.carriers.items()
-        for key, weights in from_peft(part, module, ADAPTER_NAME).items()
-    }
-    return AdapterArtifact(modules, method=run.config.adapter.method, metadata=_header(run))
+    return replace(run.adapters.artifact(), metadata=_header(run))
 
 
 def _header(run: Run) -> dict[str, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ...inference.engine import Engine, Request, image_grid, png_info
 from ..callback import Callback
+from ..captions import prompt_options
 from ..run import Run, StepResult
 
 
@@ -29,7 +30,7 @@ def sample_prompts(run: Run, folder: Path) -> None:
         steps=section.steps,
         guidance=section.guidance,
         resolution=max(run.config.data.resolutions),
-        token_windows=run.config.data.token_windows,
+        prompt_options=prompt_options(run.config),
     )
     absent = [part for part in run.family.image_encoders if part not in run.parts]
     parts = run.parts | run.adapters.carriers | run.load(absent)  # the decoder is here only while it is needed

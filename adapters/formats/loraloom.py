@@ -1,0 +1,58 @@
+"""Our own format, which holds every method without loss: `<component>.<path>:<tensor>`, scales in the header.
+
+For methods that no other tool's files can hold, and as a master copy that the other formats can be written from.
+"""
+
+import json
+from collections.abc import Iterable
+
+from ...configs.choices import names as choices
+from ...configs.errors import UserError
+from ..artifact import AdapterArtifact, Key, Tensors, Weights
+from ..format import FormatNames, Header, carried, header_of
+
+SUFFIX = ".loraloom"
+FOLDS = False
+
+_MODULES = "loraloom.modules"
+
+
+def matches(keys: Iterable[str]) -> bool:
+    return any(":" in key for key in keys)
+
+
+def to_tensors(artifact: AdapterArtifact, names: FormatNames) -> tuple[Tensors, Header]:
+    """Tensors as they are; the header has method and scale of each module."""
+    tensors = {
+        f"{component}.{path}:{name}": tensor
+        for (component, path), weights in artifact.modules.items()
+        for name, tensor in weights.tensors.items()
+    }
+    modules = {f"{key[0]}.{key[1]}": [weights.method, weights.scale] for key, weights in artifact.modules.items()}
+    return tensors, {**header_of(artifact, names), _MODULES: json.dumps(modules, sort_keys=True)}
+
+
+def from_tensors(tensors: Tensors, header: Header, names: FormatNames) -> AdapterArtifact:
+    """See `adapters.formats`. UserError for a module that the base does not have, or one without its entry."""
+    try:
+        entries = {module: (str(method), float(scale)) for module, (method, scale) in _entries(header).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{_MODULES} in the header is damaged ({error})") from None
+    modules: dict[Key, Tensors] = {}
+    for name, tensor in tensors.items():
+        module, _, part = name.partition(":")
+        component, _, path = module.partition(".")
+        if path not in names.module_paths.get(component, ()) or module not in entries:
+            raise UserError(f"{name} belongs to no module of this base")
+        modules.setdefault((component, path), {})[part] = tensor.float()
+    known = choices("adapters.methods")
+    if strange := {method for method, _ in entries.values()} - {*known}:
+        raise UserError(f"the method {sorted(strange)[0]!r} is unknown; there are: {', '.join(known)}")
+    return AdapterArtifact(
+        {(c, p): Weights(entries[f"{c}.{p}"][0], held, entries[f"{c}.{p}"][1]) for (c, p), held in modules.items()},
+        carried(header),
+    )
+
+
+def _entries(header: Header) -> dict:
+    return json.loads(header.get(_MODULES, "{}"))

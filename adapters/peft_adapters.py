@@ -1,0 +1,180 @@
+"""Adapters that PEFT injects: what LoRA, LoHa, LoKr and OFT have in common."""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ..configs.choices import find
+from ..configs.errors import UserError
+from ..configs.schema import AdapterSection
+from .adapter import Targets, seeded
+from .artifact import AdapterArtifact, Key, Weights, canonical_path, copied, module_path
+from .targets import by_pattern
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+NAME = "default"
+"""Of the adapter that trains, in PEFT."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeftAdapters:
+    """An `AdapterSet` of tuner layers."""
+
+    method: str  # file name in `methods/`
+    carriers: dict[str, nn.Module]
+    initial: dict[Key, Weights] = field(
+        default_factory=dict
+    )  # what was taken out of the base at the start, if anything
+
+    def parameters(self) -> dict[str, list[nn.Parameter]]:
+        return {part: [p for p in module.parameters() if p.requires_grad] for part, module in self.carriers.items()}
+
+    def states(self) -> dict[str, dict[str, Tensor]]:
+        from peft import get_peft_model_state_dict
+
+        return {part: get_peft_model_state_dict(module, adapter_name=NAME) for part, module in self.carriers.items()}
+
+    def load(self, part: str, state: Mapping[str, Tensor]) -> None:
+        from peft import set_peft_model_state_dict
+
+        shapes, expected = ({name: t.shape for name, t in s.items()} for s in (state, self.states()[part]))
+        if odd := sorted({name for name, _ in shapes.items() ^ expected.items()}):
+            raise UserError(f"adapter state of {part}: {len(odd)} tensors do not fit this adapter, first {odd[0]!r}")
+        set_peft_model_state_dict(self.carriers[part], dict(state), adapter_name=NAME)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        if self.initial:
+            raise UserError(f"{self.method} has changed the base in memory, so that the base alone is not at hand")
+        layers = [layer for carrier in self.carriers.values() for _, layer in tuner_layers(carrier)]
+        before = [layer._disable_adapters for layer in layers]
+        for layer in layers:
+            layer._disable_adapters = True  # `enable_adapters` would also change what requires a gradient
+        try:
+            yield
+        finally:
+            for layer, was in zip(layers, before, strict=True):
+                layer._disable_adapters = was
+
+    def artifact(self) -> AdapterArtifact:
+        modules = {k: w for part, carrier in self.carriers.items() for k, w in read_peft(part, carrier, NAME).items()}
+        method = find("adapters.methods", self.method)
+        return AdapterArtifact(
+            {key: method.without(w, self.initial[key]) if key in self.initial else w for key, w in modules.items()}
+        )
+
+
+def inject_peft(
+    method: str, parts: Mapping[str, Any], configs: "Mapping[str, PeftConfig]", targets: Targets, seed: int
+) -> PeftAdapters:
+    """Injects one PEFT config into each part. Adapter weights are fp32; the base below them is frozen."""
+    from peft import inject_adapter_in_model
+
+    for number, part in enumerate(sorted(configs)):
+        with seeded(seed + number):
+            inject_adapter_in_model(configs[part], parts[part], adapter_name=NAME)
+        injected = {name for name, _ in tuner_layers(parts[part])}
+        assert injected == set(targets[part]), f"PEFT adapts other modules of {part}: {injected ^ set(targets[part])}"
+        for parameter in parts[part].parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    return PeftAdapters(method, {part: parts[part] for part in configs})
+
+
+def peft_options(section: AdapterSection, targets: Targets) -> dict[str, dict[str, Any]]:
+    """Arguments of PEFT's configs for each part: the modules, and the ranks and alphas that differ."""
+    ranks = by_pattern("adapter.rank_pattern", targets, section.rank_pattern)
+    alphas = by_pattern("adapter.alpha_pattern", targets, section.alpha_pattern)
+    return {
+        part: {
+            "r": section.rank,
+            "target_modules": list(names),
+            # PEFT looks for these as regular expressions at the end of the module's name
+            "rank_pattern": {re.escape(name): rank for name, rank in ranks[part].items()},
+            "alpha_pattern": {re.escape(name): alpha for name, alpha in alphas[part].items()},
+        }
+        for part, names in targets.items()
+    }
+
+
+def install(artifact: AdapterArtifact, parts: Mapping[str, Any], name: str) -> None:
+    """Puts a trained adapter into the parts of a base under a name of PEFT's, with its weights as they are."""
+    from peft import inject_adapter_in_model
+
+    for part in sorted({part for part, _ in artifact.modules}):
+        model = parts[part]
+        has = {path for path, _ in model.named_modules()}
+        own = {module_path(part, path, has): w for (owner, path), w in artifact.modules.items() if owner == part}
+        method = _method_of(own)
+        inject_adapter_in_model(method.config_of(own), model, adapter_name=name)
+        for path, layer in tuner_layers(model):
+            if path in own and name in _names(layer):
+                method.write(layer, name, own[path])
+        model._hf_peft_config_loaded = True  # diffusers and transformers ask for it before they switch adapters
+
+
+def read_peft(part: str, model: nn.Module, name: str) -> dict[Key, Weights]:
+    """What PEFT holds under a name in this part: detached float32 copies on the CPU.
+
+    UserError when there is no such adapter.
+    """
+    found = {}
+    for path, layer in tuner_layers(model):
+        if name in _names(layer):
+            found[part, canonical_path(part, path)] = find("adapters.methods", _kind(layer)).read(layer, name)
+    if not found:
+        raise UserError(f"{part} carries no adapter named {name!r}")
+    return found
+
+
+def tuner_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """All modules of a model that carry an adapter, with their names."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+
+
+def _names(layer: Any) -> set[str]:
+    """The adapters that a layer carries."""
+    return {name for kind in layer.adapter_layer_names for name in getattr(layer, kind, {})}
+
+
+def _kind(layer: Any) -> str:
+    """The method of a tuner layer; PEFT has a module for each."""
+    return type(layer).__module__.split(".")[2]
+
+
+def _method_of(weights: Mapping[str, Weights]) -> ModuleType:
+    methods = {each.method for each in weights.values()}
+    if len(methods) > 1:
+        raise UserError(
+            f"one part of an adapter mixes {' and '.join(sorted(methods))}, which cannot be loaded together"
+        )
+    return find("adapters.methods", methods.pop())
+
+
+def read_parameters(method: str, layer: Any, name: str) -> Weights:
+    """Of a layer whose weights are plain parameters under the names of files."""
+    tensors = {
+        kind: copied(getattr(layer, kind)[name]) for kind in layer.adapter_layer_names if name in getattr(layer, kind)
+    }
+    return Weights(method, tensors, float(layer.scaling[name]))
+
+
+def write_parameters(layer: Any, name: str, weights: Weights) -> None:
+    """Puts weights of any rank and shape into such a layer."""
+    device = layer.get_base_layer().weight.device
+    for kind in layer.adapter_layer_names:
+        held = getattr(layer, kind)
+        if name in held:
+            del held[name]
+        if kind in weights.tensors:
+            held[name] = nn.Parameter(weights.tensors[kind].to(device), requires_grad=False)
+    layer.r[name], layer.alpha[name], layer.scaling[name] = 1, weights.scale, weights.scale

@@ -1,0 +1,46 @@
+"""CLIP text encoders as diffusion models read them: captions to windows of tokens, and one of the hidden layers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def window_tokens(tokenizer: Any, captions: Sequence[str], windows: int) -> Tensor:
+    """(B, windows, 77): each window is begin, up to 75 tokens, end, padding; what fills more windows is cut."""
+    room = tokenizer.model_max_length - 2
+    begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    rows = []
+    for words in tokenizer(list(captions), add_special_tokens=False, verbose=False).input_ids:
+        pieces = [words[room * k : room * (k + 1)] for k in range(windows)]
+        rows.append([[begin, *piece, end, *[pad] * (room - len(piece))] for piece in pieces])
+    return torch.tensor(rows)
+
+
+def join_windows(hidden: Tensor) -> Tensor:
+    """(B, windows, 77, width) to (B, 75 * windows + 2, width): begin of the first, end of the last, as kohya does."""
+    first, last = hidden[:, 0, :1], hidden[:, -1, -1:]
+    return torch.cat([first, hidden[:, :, 1:-1].flatten(1, 2), last], dim=1)
+
+
+def encode_tokens(encoder: Any, tokens: Tensor, skip: int, *, norm: bool) -> tuple[Tensor, Any]:
+    """(B, windows, 77, width) and the encoder's whole output for (B, windows, 77) tokens.
+
+    `skip` is the number of layers at the end that are left out, as diffusers counts `clip_skip`; `norm` says whether
+    the final layer norm follows.
+    """
+    tokens = tokens.to(next(encoder.parameters()).device)
+    output = encoder(tokens.flatten(0, 1), output_hidden_states=skip > 0 or not norm)
+    if skip == 0 and norm:
+        hidden = output.last_hidden_state
+    else:
+        # [0] are the embeddings, [-1] is what the last layer makes, before the norm
+        hidden = output.hidden_states[-1 - skip]
+        hidden = _final_norm(encoder)(hidden) if norm else hidden
+    return hidden.unflatten(0, tokens.shape[:2]), output
+
+
+def _final_norm(encoder: Any) -> Any:
+    model = getattr(encoder, "module", encoder)  # without DDP around it
+    return getattr(model, "text_model", model).final_layer_norm

@@ -1,0 +1,79 @@
+"""Stable Diffusion XL: two text encoders, a pooled embedding, and the image's size and crop as conditions."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base import PipelineFiles
+from ..clip import encode_tokens, join_windows, window_tokens
+from ..family import ONE_WINDOW, Conditioning, Parts, PromptOptions
+from ..noise.process import Noised
+from ..stable_diffusion import CLIP, UNET, Kind, StableDiffusion
+
+
+class SDXL(StableDiffusion):
+    """Podell et al. 2023: CLIP ViT-L and OpenCLIP ViT-bigG, each without its last layer and without the norm."""
+
+    name = "sdxl"
+    pipeline = "StableDiffusionXLPipeline"
+    text_encoders = ("text_encoder", "text_encoder_2")
+    prompt_encoders = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    targets = {"unet": UNET, "text_encoder": CLIP, "text_encoder_2": CLIP}
+    kohya_version = "sdxl_base_v1-0"
+    kohya_prefixes = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
+    kinds = {
+        **StableDiffusion.kinds,
+        "text_encoder_2": Kind("transformers", "CLIPTextModelWithProjection"),
+        "tokenizer_2": Kind("transformers", "CLIPTokenizer"),
+    }
+
+    def detect(self, files: PipelineFiles) -> bool:
+        return files.kind in (self.pipeline, "StableDiffusionXLImg2ImgPipeline")
+
+    def problems(self, files: PipelineFiles) -> list[str]:
+        found = super().problems(files)
+        if not files.has("text_encoder") or files.index.get("requires_aesthetics_score"):
+            found.append("it is the refiner of SDXL, which the family sdxl does not train; give the base model")
+        return found
+
+    def architecture(self, parts: Parts) -> str:
+        return "stable-diffusion-xl-v1-base"
+
+    def load(self, folder: Path, dtype: torch.dtype, only: Collection[str] | None = None) -> Parts:
+        parts = super().load(folder, dtype, only)
+        if dtype == torch.float16 and "vae" in parts and parts["vae"].config.force_upcast:
+            parts["vae"].float()  # it overflows in fp16; the config of a VAE that does not says so
+        return parts
+
+    def encode_prompts(
+        self, parts: Parts, captions: Sequence[str], options: PromptOptions = ONE_WINDOW
+    ) -> Conditioning:
+        """Both encoders side by side; the pooled embedding is of the first window."""
+        hidden, pooled = [], None
+        for encoder, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
+            tokens = window_tokens(parts[tokenizer], captions, options.windows)
+            states, output = encode_tokens(parts[encoder], tokens, 1 + options.clip_skip, norm=False)
+            hidden.append(join_windows(states))
+            pooled = getattr(output, "text_embeds", pooled)
+        assert pooled is not None
+        return Conditioning(torch.cat(hidden, dim=-1), pooled.unflatten(0, (-1, options.windows))[:, 0])
+
+    def pipeline_prompts(self, positive: Conditioning, negative: Conditioning) -> dict[str, Any]:
+        return {
+            "prompt_embeds": positive.prompt_embeds,
+            "pooled_prompt_embeds": positive.pooled_prompt_embeds,
+            "negative_prompt_embeds": negative.prompt_embeds,
+            "negative_pooled_prompt_embeds": negative.pooled_prompt_embeds,
+        }
+
+    def predict(self, parts: Parts, noised: Noised, conditioning: Conditioning, geometry: Tensor) -> Tensor:
+        embeds, pooled = conditioning.prompt_embeds, conditioning.pooled_prompt_embeds
+        added = {"text_embeds": pooled, "time_ids": geometry.to(embeds)}
+        unet = parts["unet"]
+        return unet(noised.latents.to(embeds.dtype), noised.timesteps, embeds, added_cond_kwargs=added).sample
+
+
+FAMILY = SDXL()

@@ -1,0 +1,125 @@
+"""What the Stable Diffusion families have in common: a UNet with cross-attention, CLIP, and a VAE of 4 channels."""
+
+from collections.abc import Collection, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..configs.errors import UserError
+from ..configs.schema import NoiseSection
+from .base import PipelineFiles
+from .family import ONE_WINDOW, Conditioning, Parts, PromptOptions
+from .noise.ddpm import DDPMNoise
+from .noise.process import Noised
+
+
+class Kind(NamedTuple):
+    """What loads a part."""
+
+    library: str
+    name: str
+
+
+UNET = {
+    "attention": ("to_q", "to_k", "to_v", "to_out.0"),
+    "ff": ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
+    "conv": ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"),
+}
+"""Presets of target modules: endings of their names, as diffusers calls them."""
+CLIP = {"attention": ("q_proj", "k_proj", "v_proj", "out_proj"), "ff": ("fc1", "fc2")}
+
+
+class StableDiffusion:
+    """Latent diffusion with classifier-free guidance (Rombach et al. 2022); a family says how its parts differ."""
+
+    denoiser = "unet"
+    image_encoders = ("vae",)
+    size_multiple = 8
+    token_window = 77
+
+    name: str
+    pipeline: str
+    text_encoders: Sequence[str]
+    prompt_encoders: Sequence[str]
+    targets: Mapping[str, Mapping[str, Sequence[str]]]
+    repeated_blocks = ("BasicTransformerBlock", "ResnetBlock2D")
+    kinds: Mapping[str, Kind] = {
+        "unet": Kind("diffusers", "UNet2DConditionModel"),
+        "vae": Kind("diffusers", "AutoencoderKL"),
+        "text_encoder": Kind("transformers", "CLIPTextModel"),
+        "tokenizer": Kind("transformers", "CLIPTokenizer"),
+        "scheduler": Kind("diffusers", "DDPMScheduler"),
+    }
+
+    def problems(self, files: PipelineFiles) -> list[str]:
+        unet, scheduler = files.config("unet"), files.config("scheduler")
+        problems = []
+        if (channels := unet.get("in_channels", 4)) != unet.get("out_channels", 4):
+            problems.append(
+                f"its UNet takes {channels} channels, which is an inpainting or other conditioned model; "
+                f"the family {self.name} trains text-to-image models of 4 channels"
+            )
+        if (prediction := scheduler.get("prediction_type", "epsilon")) not in ("epsilon", "v_prediction"):
+            problems.append(f"its scheduler predicts {prediction!r}: only epsilon and v_prediction can be trained")
+        return problems
+
+    def load(self, folder: Path, dtype: torch.dtype, only: Collection[str] | None = None) -> Parts:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # one bar for each part of the base is noise between ours
+        parts: Parts = {}
+        for name, kind in self.kinds.items():
+            if only is None or name in only:  # a library is imported when a part needs it
+                parts[name] = _load_part(folder, name, kind, dtype)
+        return parts
+
+    def noise(self, parts: Parts, section: NoiseSection) -> DDPMNoise:
+        return DDPMNoise(parts["scheduler"], section)
+
+    def encode_images(self, parts: Parts, pixels: Tensor) -> Tensor:
+        vae = parts["vae"]
+        posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
+        return torch.stack([posterior.mean, posterior.std], dim=1).float() * vae.config.scaling_factor
+
+    def latent_shape(self, parts: Parts, width: int, height: int) -> tuple[int, int, int]:
+        config = parts["vae"].config
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        return config.latent_channels, height // factor, width // factor
+
+    def native_latents(self, parts: Parts) -> tuple[int, int, int]:
+        config = parts["unet"].config
+        return config.in_channels, config.sample_size, config.sample_size
+
+    def count_tokens(self, parts: Parts, captions: Sequence[str]) -> list[int]:
+        encoded = parts["tokenizer"](list(captions), add_special_tokens=False, verbose=False)
+        return [len(tokens) for tokens in encoded.input_ids]
+
+    def encode_prompts(
+        self, parts: Parts, captions: Sequence[str], options: PromptOptions = ONE_WINDOW
+    ) -> Conditioning:
+        from .clip import encode_tokens, join_windows, window_tokens
+
+        tokens = window_tokens(parts["tokenizer"], captions, options.windows)
+        hidden, _ = encode_tokens(parts["text_encoder"], tokens, options.clip_skip, norm=True)
+        return Conditioning(prompt_embeds=join_windows(hidden))
+
+    def pipeline_prompts(self, positive: Conditioning, negative: Conditioning) -> dict[str, Any]:
+        return {"prompt_embeds": positive.prompt_embeds, "negative_prompt_embeds": negative.prompt_embeds}
+
+    def predict(self, parts: Parts, noised: Noised, conditioning: Conditioning, geometry: Tensor) -> Tensor:
+        embeds = conditioning.prompt_embeds
+        return parts["unet"](noised.latents.to(embeds.dtype), noised.timesteps, embeds).sample
+
+
+def _load_part(folder: Path, name: str, kind: Kind, dtype: torch.dtype) -> Any:
+    loader = getattr(import_module(kind.library), kind.name)
+    weights = {"diffusers": "torch_dtype", "transformers": "dtype"}[kind.library]
+    options = {} if kind.name.endswith(("Tokenizer", "Scheduler")) else {weights: dtype, "use_safetensors": True}
+    try:
+        part = loader.from_pretrained(folder, subfolder=name, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"base {folder}: its {name} cannot be loaded ({str(error).splitlines()[0]})") from error
+    return part.requires_grad_(False).eval() if isinstance(part, torch.nn.Module) else part
