@@ -43,6 +43,10 @@ class AdapterSet(Protocol):
         """Trainable parameters of each part, in the order of its modules."""
         ...
 
+    def named_parameters(self) -> dict[str, dict[str, nn.Parameter]]:
+        """The same by their names."""
+        ...
+
     def states(self) -> dict[str, dict[str, Tensor]]:
         """The trained weights of each part, for a checkpoint; nothing of the frozen base."""
         ...

@@ -34,7 +34,13 @@ class PeftAdapters:
     )  # what was taken out of the base at the start, if anything
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
-        return {part: [p for p in module.parameters() if p.requires_grad] for part, module in self.carriers.items()}
+        return {part: [*named.values()] for part, named in self.named_parameters().items()}
+
+    def named_parameters(self) -> dict[str, dict[str, nn.Parameter]]:
+        return {
+            part: {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+            for part, module in self.carriers.items()
+        }
 
     def states(self) -> dict[str, dict[str, Tensor]]:
         from peft import get_peft_model_state_dict

@@ -15,7 +15,7 @@ from . import choices
 from .document import Document, KeyPath, add_core_scalars, dotted, overlay, parse_document, read_document, resolve
 from .errors import UserError
 from .problems import explain, keys_of, known_keys, sections_of, shown
-from .schema import AdapterSection, LoopSection, RunConfig
+from .schema import AdapterSection, LoopSection, OptimizerSection, RunConfig
 
 SHIPPED = Path(__file__).parent
 """Folder of the recipes that come with the package: `extends: pocket/dreambooth`."""
@@ -23,9 +23,15 @@ COMMAND_LINE = "command line"
 NAMED_FILES = {
     ("model", "family"): "models.families",
     ("adapter", "method"): "adapters.methods",
+    ("optimizer", "name"): "train.optimizers",
     ("output", "formats"): "adapters.formats",
 }
 """Keys whose values are file names in a package."""
+WITH_OPTIONS = (
+    ("adapter", "method", "adapters.methods", AdapterSection().method),
+    ("optimizer", "name", "train.optimizers", OptimizerSection().name),
+)
+"""Sections whose `options` are those of a file in a package."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -138,24 +144,28 @@ def _check_names(values: Any) -> Iterator[tuple[KeyPath, str]]:
         known = choices.names(package)
         entries = [((*path, k), name) for k, name in enumerate(given)] if isinstance(given, list) else [(path, given)]
         for where, name in entries:
-            if isinstance(name, str) and name not in known:
+            if isinstance(name, str) and name not in known and not _is_import_path(path, name):
                 near = choices.did_you_mean(name, known)
                 yield where, f"{json.dumps(name)} is unknown{near}; there are: {', '.join(known)}"
 
 
-def _check_options(values: Any) -> list[tuple[KeyPath, str]]:
-    """The method's own options, by the method's own schema."""
-    method = _get(values, "adapter", "method", default=AdapterSection().method)
-    given = _get(values, "adapter", "options", default={})
-    if method not in choices.names("adapters.methods") or not isinstance(given, dict):
-        return []
-    options: type[BaseModel] = choices.find("adapters.methods", method).Options
-    try:
-        options.model_validate(given)
-    except ValidationError as error:
-        known = dict(keys_of(options, ()))
-        return [explain(details, known, ("adapter", "options")) for details in error.errors(include_url=False)]
-    return []
+def _is_import_path(path: KeyPath, name: str) -> bool:
+    return path == ("optimizer", "name") and "." in name
+
+
+def _check_options(values: Any) -> Iterator[tuple[KeyPath, str]]:
+    """Options of the adapter method and of the optimiser, each by its own schema."""
+    for section, key, package, default in WITH_OPTIONS:
+        name, given = _get(values, section, key, default=default), _get(values, section, "options", default={})
+        if name not in choices.names(package) or not isinstance(given, dict):
+            continue
+        options: type[BaseModel] = choices.find(package, name).Options
+        try:
+            options.model_validate(given)
+        except ValidationError as error:
+            known = dict(keys_of(options, ()))
+            for details in error.errors(include_url=False):
+                yield explain(details, known, (section, "options"))
 
 
 def _check_across(values: Any) -> Iterator[tuple[KeyPath, str]]:
@@ -169,12 +179,12 @@ def _check_across(values: Any) -> Iterator[tuple[KeyPath, str]]:
         words = f"should be divisible by loop.micro_batch = {loop.micro_batch}, found {loop.batch_size}"
         yield ("loop", "batch_size"), words
     parts = _get(values, "adapter", "parts", default=AdapterSection().parts)
-    rates = _get(values, "optimizer", "part_learning_rates", default={})
-    for part in rates if isinstance(parts, dict) and isinstance(rates, dict) else ():
+    own = _get(values, "optimizer", "parts", default={})
+    for part in own if isinstance(parts, dict) and isinstance(own, dict) else ():
         if part not in parts:
             near = choices.did_you_mean(part, parts)
             words = f"is not trained{near}; adapter.parts has: {', '.join(parts)}"
-            yield ("optimizer", "part_learning_rates", part), words
+            yield ("optimizer", "parts", part), words
 
 
 class _InlineDumper(yaml.SafeDumper):
@@ -222,6 +232,10 @@ def _lines(section: BaseModel, mark: bool) -> Iterator[str]:
                 yield f"  - {first}"
                 yield from (f"    {line}" for line in rest)
         else:
+            if isinstance(value, dict):
+                value = {
+                    k: v.model_dump(exclude_none=True) if isinstance(v, BaseModel) else v for k, v in value.items()
+                }
             yield f"{key}: {inline_yaml(value)}{'  # default' if mark and key not in section.model_fields_set else ''}"
 
 
@@ -248,16 +262,18 @@ def json_schema() -> dict[str, Any]:
 
 def _describe_choices(sections: dict[str, Any]) -> None:
     adapter, output = sections["AdapterSection"], sections["OutputSection"]
-    methods = choices.names("adapters.methods")
-    adapter["properties"]["method"]["enum"] = methods
+    adapter["properties"]["method"]["enum"] = choices.names("adapters.methods")
+    sections["OptimizerSection"]["properties"]["name"]["examples"] = choices.names("train.optimizers")
     output["properties"]["formats"]["items"]["enum"] = choices.names("adapters.formats")
-    adapter["allOf"] = [_options_of_method(method) for method in methods]
+    for section, key, package, default in WITH_OPTIONS:
+        kinds = [_options_of(package, key, name, default) for name in choices.names(package)]
+        sections[f"{section.title()}Section"]["allOf"] = kinds
 
 
-def _options_of_method(method: str) -> dict[str, Any]:
-    options: type[BaseModel] = choices.find("adapters.methods", method).Options
-    required = [] if method == AdapterSection().method else ["method"]  # no method given means the default one
+def _options_of(package: str, key: str, name: str, default: str) -> dict[str, Any]:
+    options: type[BaseModel] = choices.find(package, name).Options
+    required = [] if name == default else [key]  # no name given means the default one
     return {
-        "if": {"properties": {"method": {"const": method}}, "required": required},
+        "if": {"properties": {key: {"const": name}}, "required": required},
         "then": {"properties": {"options": options.model_json_schema()}},
     }

@@ -17,7 +17,7 @@ from .schema import RunConfig, Section
 
 @functools.cache
 def known_keys() -> dict[KeyPath, FieldInfo]:
-    """Every key of the schema, as a path with `*` for any index of a list."""
+    """Every key of the schema, as a path with `*` for any index of a list and any name of the user's."""
     return dict(keys_of(RunConfig, ()))
 
 
@@ -25,7 +25,7 @@ def keys_of(section: type[BaseModel], path: KeyPath) -> Iterator[tuple[KeyPath, 
     for name, field in section.model_fields.items():
         here = (*path, name)
         yield here, field
-        inside = (*here, "*") if get_origin(field.annotation) is list else here
+        inside = (*here, "*") if get_origin(field.annotation) in (list, dict) else here
         for inner in sections_of(field.annotation):
             yield from keys_of(inner, inside)
 
@@ -42,9 +42,9 @@ def explain(details: ErrorDetails, known: Mapping[KeyPath, FieldInfo], prefix: K
     path = _path(details["loc"])
     match details["type"]:
         case "extra_forbidden":
-            words = f"unknown key{_suggestion(_pattern(path), known)}"
+            words = f"unknown key{_suggestion(_pattern(path, known), known)}"
         case "missing":
-            words = f"is missing; it has no default ({_meaning(known.get(_pattern(path)))})"
+            words = f"is missing; it has no default ({_meaning(known.get(_pattern(path, known)))})"
         case kind:
             words = _complaint(kind, details)
     return (*prefix, *path), words
@@ -56,8 +56,12 @@ def _path(loc: tuple[int | str, ...]) -> KeyPath:
     return tuple(step for before, step in pairwise(("", *steps)) if not isinstance(before, int))
 
 
-def _pattern(path: KeyPath) -> KeyPath:
-    return tuple("*" if isinstance(step, int) else step for step in path)
+def _pattern(path: KeyPath, known: Mapping[KeyPath, FieldInfo]) -> KeyPath:
+    pattern: KeyPath = ()
+    for step in path:
+        any_step = (*pattern, "*")
+        pattern = any_step if any(key[: len(any_step)] == any_step for key in known) else (*pattern, step)
+    return pattern
 
 
 def _meaning(field: FieldInfo | None) -> str:
@@ -73,8 +77,8 @@ def _suggestion(path: KeyPath, known: Mapping[KeyPath, FieldInfo]) -> str:
         return f" beside another kind of source: an entry has one of {', '.join(kinds)}"
     if path in known:
         return f" in an entry without `{_mark_of_kind(path, known)}`"
-    if same := [dotted(other) for other in known if other[-1] == word]:
-        return _or(same)
+    if same := [other for other in known if other[-1] == word]:
+        return _or([dotted(other) for other in same if "*" not in other] or [dotted(other) for other in same])
     if near := did_you_mean(word, beside):
         return near
     if near := did_you_mean(word, {str(other[-1]) for other in known}):

@@ -349,23 +349,48 @@ class LossSection(Section):
     """Chance of a sample to be trained without its mask, so that the surroundings are not forgotten."""
 
 
+class PartSection(Section):
+    """How one part trains, where that is not as the others."""
+
+    learning_rate: float | None = Field(default=None, ge=0)
+    """Highest learning rate."""
+    weight_decay: float | None = Field(default=None, ge=0)
+    """Decoupled weight decay."""
+    stop_after: int | None = Field(default=None, ge=0)
+    """Steps after which the part no longer trains; text encoders overfit before denoisers."""
+
+
 class OptimizerSection(Section):
     """Optimiser and learning-rate schedule."""
 
-    name: Literal["adamw"] = "adamw"
-    """Optimiser."""
+    name: str = "adamw"
+    """Optimiser: a file name in `train/optimizers/`, or the import path of a class, such as `torch.optim.RAdam`."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Highest learning rate."""
-    part_learning_rates: dict[str, Annotated[float, Field(ge=0)]] = {}
-    """Another learning rate for a part, such as `text_encoder: 5.0e-5`."""
+    parts: dict[str, PartSection] = {}
+    """What is not the same for a part, such as `text_encoder: {learning_rate: 5.0e-5, stop_after: 500}`."""
+    lora_plus_ratio: float = Field(default=1.0, ge=1)
+    """Learning rate of a LoRA's B as a multiple of A's (LoRA+); 16 is usual where it is used."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global norm."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "piecewise_constant"] = (
+        "constant"
+    )
     """Learning rate over the steps, after the warm-up."""
+    schedule_cycles: int = Field(default=1, ge=1)
+    """Times that `cosine_with_restarts` falls."""
+    schedule_power: float = Field(default=1.0, gt=0)
+    """Exponent of `polynomial`."""
+    schedule_rules: str = Field(default="1", pattern=r"^(\d*\.?\d+:\d+,)*\d*\.?\d+$")
+    """Factors of `piecewise_constant` with the steps at which they end: `1:500,0.1:800,0.01`."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up from 0."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Average the weights over the steps with this memory, and sample and export the average; 0.999 is usual."""
+    options: dict[str, Any] = {}
+    """Options of the optimiser."""
 
 
 class LoopSection(Section):
@@ -383,6 +408,8 @@ class LoopSection(Section):
     """Seed of every random number in the run."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; cores / local processes when not given. Other numbers of threads give other bits."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     deterministic: bool = True
     """Ask torch for deterministic kernels, so that a run can be repeated to the bit."""
 

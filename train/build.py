@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -36,6 +36,7 @@ from .callbacks.signals import StopOnSignal
 from .callbacks.tracking import Tracking
 from .callbacks.validation import Validation
 from .captions import find_long_captions, prompt_options
+from .ema import Ema
 from .fits import check_base_fits, targets_of
 from .gather import class_images, gather, make_dataset
 from .objective import Objective
@@ -226,12 +227,15 @@ def _make_run(
     encode: Encode,
     data: dict[str, Any],
 ) -> Run:
+    if config.loop.gradient_checkpointing:
+        checkpoint_gradients(adapters.carriers)
     optimizer = make_optimizer(adapters, config.optimizer)
     schedule = make_schedule(optimizer, config.optimizer, config.loop.steps)
     optimizer, schedule = accelerator.prepare(optimizer, schedule)
     wrapped = {part: accelerator.prepare(module) for part, module in adapters.carriers.items()}
     for module in wrapped.values():
         module.train()
+    decay = config.optimizer.ema_decay
     return Run(
         config,
         folder,
@@ -244,7 +248,17 @@ def _make_run(
         encode,
         base.load,
         data,
+        Ema(adapters.named_parameters(), decay) if decay is not None else None,
     )
+
+
+def checkpoint_gradients(carriers: Mapping[str, Any]) -> None:
+    """Activations of the repeated blocks are computed again in the backward pass; dropout draws the same again."""
+    for module in carriers.values():
+        if hasattr(module, "gradient_checkpointing_enable"):  # of transformers
+            module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            module.enable_gradient_checkpointing()
 
 
 def _make_callbacks() -> list[Callback]:

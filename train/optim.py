@@ -1,23 +1,115 @@
 """Parameter groups, optimiser and learning-rate schedule."""
 
+import importlib
+import importlib.util
+from typing import Any, Protocol, cast
+
 import torch
-from diffusers.optimization import get_scheduler
+from pydantic import BaseModel
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..adapters.adapter import AdapterSet
-from ..configs.schema import OptimizerSection
+from ..configs.choices import find
+from ..configs.errors import UserError
+from ..configs.schema import OptimizerSection, PartSection
+
+Group = dict[str, Any]
+
+
+class OptimizerKind(Protocol):
+    """What each module in `optimizers/` has."""
+
+    Options: type[BaseModel]
+    PACKAGE: str | None
+    EXTRA: str | None
+
+    def make(self, groups: list[Group], section: OptimizerSection, options: Any) -> torch.optim.Optimizer: ...
 
 
 def make_optimizer(adapters: AdapterSet, section: OptimizerSection) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019) with one group for each part, named after it."""
-    groups = [
-        {"params": parameters, "lr": section.part_learning_rates.get(part, section.learning_rate), "name": part}
-        for part, parameters in adapters.parameters().items()
-    ]
-    return torch.optim.AdamW(groups, lr=section.learning_rate, weight_decay=section.weight_decay)
+    """The optimiser of a config with the groups of its parts, after one step of it was tried on a single weight.
+
+    UserError where it is not installed, does not take its options or does not work on this device: nothing takes its
+    place without a word.
+    """
+    groups = parameter_groups(adapters, section)
+    device = groups[0]["params"][0].device
+    _try(section, device)
+    return _make(section, groups)
+
+
+def parameter_groups(adapters: AdapterSet, section: OptimizerSection) -> list[Group]:
+    """One for each part, named after it; with LoRA+ (Hayou et al. 2024) another for its B, at a higher rate."""
+    groups: list[Group] = []
+    for part, named in adapters.named_parameters().items():
+        own = section.parts.get(part, PartSection())
+        rate = section.learning_rate if own.learning_rate is None else own.learning_rate
+        decay = section.weight_decay if own.weight_decay is None else own.weight_decay
+        common = {"weight_decay": decay, "stop_after": own.stop_after}
+        faster = {name for name in named if "lora_B" in name} if section.lora_plus_ratio != 1 else set()
+        groups.append({"params": [p for n, p in named.items() if n not in faster], "lr": rate, "name": part, **common})
+        if faster:
+            own_rate = {"lr": rate * section.lora_plus_ratio, "name": f"{part}/B"}
+            groups.append({"params": [named[n] for n in named if n in faster], **own_rate, **common})
+    return groups
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, section: OptimizerSection, steps: int) -> LambdaLR:
-    """A factor on each group's rate; one step of it for each optimiser step."""
+    """A factor on each group's rate; one step of it for each optimiser step. All of diffusers' schedules."""
+    from diffusers.optimization import get_scheduler
+
     name = "constant_with_warmup" if section.schedule == "constant" and section.warmup_steps else section.schedule
-    return get_scheduler(name, optimizer, num_warmup_steps=section.warmup_steps, num_training_steps=steps)
+    own = {
+        "cosine_with_restarts": {"num_cycles": section.schedule_cycles},
+        "polynomial": {"power": section.schedule_power},
+        "piecewise_constant": {"step_rules": section.schedule_rules},
+    }.get(name, {})
+    return get_scheduler(
+        name, optimizer, num_warmup_steps=section.warmup_steps, num_training_steps=steps, **cast(dict[str, Any], own)
+    )
+
+
+def drop_stopped(optimizer: Any, step: int) -> None:
+    """Takes the gradients from the groups that no longer train, so that nothing of them moves or counts."""
+    for group in optimizer.param_groups:
+        if group["stop_after"] is not None and step >= group["stop_after"]:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+
+def _make(section: OptimizerSection, groups: list[Group]) -> torch.optim.Optimizer:
+    if "." in section.name:
+        return _of_path(section, groups)
+    kind = cast(OptimizerKind, find("train.optimizers", section.name))
+    if kind.PACKAGE is not None and importlib.util.find_spec(kind.PACKAGE) is None:
+        raise UserError(
+            f"optimizer.name {section.name}: {kind.PACKAGE} is not installed; pip install 'loraloom[{kind.EXTRA}]'"
+        )
+    try:
+        return kind.make(groups, section, kind.Options.model_validate(section.options))
+    except ImportError as error:
+        raise UserError(f"optimizer.name {section.name}: {kind.PACKAGE} cannot be imported ({error})") from error
+
+
+def _of_path(section: OptimizerSection, groups: list[Group]) -> torch.optim.Optimizer:
+    """A class by its import path, such as `torch.optim.RAdam`, with the options as its arguments."""
+    module, _, name = section.name.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"optimizer.name {section.name}: cannot be imported ({error}); install its package") from error
+    try:
+        return kind(groups, lr=section.learning_rate, **section.options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer.options: {section.name} does not take them ({error})") from error
+
+
+def _try(section: OptimizerSection, device: torch.device) -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2, device=device))
+    optimizer = _make(section, [{"params": [weight], "lr": 1.0, "weight_decay": 0.0, "name": "x", "stop_after": None}])
+    weight.sum().backward()
+    try:
+        optimizer.step()
+    except Exception as error:  # whatever a kernel raises that does not work on this device
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"optimizer.name {section.name}: does not work on {device.type} here ({reason})") from error

@@ -14,7 +14,7 @@ from ..adapters.format import file_name
 from ..configs.arguments import add_config, positive
 from ..configs.errors import run_command
 from ..configs.loader import load_config, marked_yaml
-from ..configs.schema import RunConfig
+from ..configs.schema import PartSection, RunConfig
 from ..data.dataset import Images
 from .fits import formats_of
 from .gather import warn
@@ -165,7 +165,8 @@ def _describe_adapter(config: RunConfig, base: "Base") -> Iterator[str]:
     yield f"  {adapter.method}, rank {adapter.rank}, alpha {adapter.alpha:g}, on the frozen base {config.model.base!r}"
     yield f"  family {family.name}"
     for part, parameters in adapters.parameters().items():
-        rate = config.optimizer.part_learning_rates.get(part, config.optimizer.learning_rate)
+        own = config.optimizer.parts.get(part, PartSection()).learning_rate
+        rate = config.optimizer.learning_rate if own is None else own
         trained = sum(parameter.numel() for parameter in parameters)
         frozen = sum(parameter.numel() for parameter in parts[part].parameters() if not parameter.requires_grad)
         modules = f"{len(parameters) // 2} modules ({adapter.parts[part]})"

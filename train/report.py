@@ -199,8 +199,9 @@ def _batch(config: Mapping[str, Any]) -> str | None:
 
 def _learning_rate(config: Mapping[str, Any]) -> str | None:
     rate, schedule = _at(config, "optimizer.learning_rate"), _at(config, "optimizer.schedule")
-    others = _at(config, "optimizer.part_learning_rates") or {}
-    words = [rate and _value(rate), *(f"{part}: {_value(other)}" for part, other in others.items()), schedule]
+    own = {part: section.get("learning_rate") for part, section in (_at(config, "optimizer.parts") or {}).items()}
+    others = [f"{part}: {_value(other)}" for part, other in own.items() if other is not None]
+    words = [rate and _value(rate), *others, schedule]
     return " · ".join(word for word in words if word) or None
 
 

@@ -1,11 +1,12 @@
 """Run: what the loop and its callbacks share. It is data; the loop is in `trainer.py`."""
 
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from accelerate import Accelerator
     from torch import nn
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from ..configs.schema import RunConfig
     from ..models.encode import Encode
     from ..models.family import ModelFamily, Parts
+    from .ema import Ema
 
 
 @dataclass(slots=True)
@@ -31,6 +33,7 @@ class Run:
     encode: "Encode"  # embeddings of prompts for sampling, also where no text encoder is loaded
     load: "Callable[[Sequence[str]], Parts]"  # parts of the base that are not in `parts`
     data: dict[str, Any]  # fingerprint of the images: a resumed run must find the same
+    ema: "Ema | None" = None
     step: int = 0  # optimiser steps done
     seconds: float = 0.0  # spent in training steps, over all parts of a run that was resumed
     stop: str | None = None  # why the loop should end after this step, if it should
@@ -49,6 +52,21 @@ class Run:
     def is_due(self, every: int) -> bool:
         """Whether something that happens every so many steps happens after this one."""
         return self.step % every == 0 or self.step >= self.config.loop.steps
+
+    @contextmanager
+    def exported(self) -> "Iterator[None]":
+        """Within, carriers hold the weights that are sampled and exported (averages, if there are), without dropout."""
+        modes = {part: module.training for part, module in self.adapters.carriers.items()}
+        with ExitStack() as stack:
+            if hasattr(self.optimizer, "eval") and hasattr(getattr(self.optimizer, "optimizer", None), "eval"):
+                self.optimizer.eval()  # of schedule-free optimisers, which train a point beside the average
+                stack.callback(self.optimizer.train)
+            if self.ema is not None:
+                stack.enter_context(self.ema.swapped(self.adapters.named_parameters()))
+            for part, module in self.adapters.carriers.items():
+                module.eval()
+                stack.callback(module.train, modes[part])
+            yield
 
     def trainable_modules(self) -> "list[nn.Module]":
         """The carriers as the loop calls them."""

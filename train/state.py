@@ -9,11 +9,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ..configs.errors import UserError
 from ..configs.files import replace_file, sync
@@ -30,17 +31,25 @@ def register_hooks(run: Run) -> None:
         if run.is_main:
             for part, state in run.adapters.states().items():
                 file = Path(output_dir) / f"adapter_{part}.safetensors"
-                save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
-                file.chmod(0o666 & ~_umask())  # safetensors leaves 0600
+                _save(state, file)
+            for part, averages in (run.ema.averages if run.ema is not None else {}).items():
+                _save(averages, Path(output_dir) / f"ema_{part}.safetensors")
         weights.clear()
 
     def load(models: list[Any], input_dir: str) -> None:
         for part in run.adapters.carriers:
             run.adapters.load(part, load_file(Path(input_dir) / f"adapter_{part}.safetensors"))
+            if run.ema is not None:
+                run.ema.load(part, load_file(Path(input_dir) / f"ema_{part}.safetensors"))
         models.clear()
 
     run.accelerator.register_save_state_pre_hook(save)  # type: ignore[arg-type]
     run.accelerator.register_load_state_pre_hook(load)  # type: ignore[arg-type]
+
+
+def _save(state: Mapping[str, Tensor], file: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
+    file.chmod(0o666 & ~_umask())  # safetensors leaves 0600
 
 
 def save_checkpoint(run: Run) -> Path:

@@ -12,6 +12,7 @@ from ..data.draws import key_seed
 from ..data.sample import Batch
 from .callback import Callback
 from .objective import Objective
+from .optim import drop_stopped
 from .run import Run, StepResult
 
 
@@ -43,6 +44,7 @@ class Trainer:
         rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
         batches = [next(self.batches) for _ in range(self.accumulation)]
         loss, sources = self._gather([self._accumulate(index, batch) for index, batch in enumerate(batches)])
+        drop_stopped(run.optimizer, run.step)
         norm = float(run.accelerator.clip_grad_norm_(self._parameters(), run.config.optimizer.max_grad_norm) or 0.0)
         if not math.isfinite(loss) or (run.accelerator.scaler is None and not math.isfinite(norm)):
             files = ", ".join(str(file) for batch in batches for file in batch.files)
@@ -54,6 +56,8 @@ class Trainer:
         run.schedule.step()
         run.optimizer.zero_grad()
         run.step += 1
+        if run.ema is not None:
+            run.ema.update(run.adapters.named_parameters(), run.step)
         seconds = time.perf_counter() - started
         run.seconds += seconds
         return StepResult(loss, sources, norm, rates, seconds)

@@ -123,7 +123,7 @@ optimizer:
   learnig_rate: 1
   learning_rate: -1
   weight_decay: .nan
-  part_learning_rates: {unt: 1e-4}
+  parts: {unt: {learning_rate: 1e-4}}
 loop:
   steps: 0
   batch_size: 5
@@ -141,7 +141,7 @@ noise:
         'my.yaml:10: optimizer.learnig_rate: unknown key (did you mean "learning_rate"?)',
         "my.yaml:11: optimizer.learning_rate: should be greater than 0, found -1",
         "my.yaml:12: optimizer.weight_decay: should be a finite number, found NaN",
-        'my.yaml:13: optimizer.part_learning_rates.unt: is not trained (did you mean "unet"?); adapter.parts has: unet',
+        'my.yaml:13: optimizer.parts.unt: is not trained (did you mean "unet"?); adapter.parts has: unet',
         "my.yaml:15: loop.steps: should be greater than or equal to 1, found 0",
         "my.yaml:16: loop.batch_size: should be divisible by loop.micro_batch = 2, found 5",
         'my.yaml:18: loop.sead: unknown key (did you mean "seed"?)',
@@ -279,7 +279,7 @@ def configs(draw: st.DrawFn) -> RunConfig:
             ]
         },
         "adapter": {"alpha": draw(POSITIVE), "parts": parts, "options": {"dropout": draw(st.floats(0, 0.99))}},
-        "optimizer": {"learning_rate": draw(POSITIVE), "part_learning_rates": {next(iter(parts)): draw(POSITIVE)}},
+        "optimizer": {"learning_rate": draw(POSITIVE), "parts": {next(iter(parts)): {"learning_rate": draw(POSITIVE)}}},
         "loop": {"steps": 1, "batch_size": micro_batch * draw(st.integers(1, 4)), "micro_batch": micro_batch},
         "validation": {"prompts": draw(st.lists(TEXT | st.just(""), max_size=3))},
         "trackers": draw(st.sampled_from([[], ["tensorboard"], ["wandb", "tensorboard"]])),

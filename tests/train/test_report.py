@@ -33,7 +33,7 @@ CONFIG = {
         "sources": [{"path": "examples/sks", "caption": "</code><script>bad()</script>"}, {"prior": "a creature"}]
     },
     "adapter": {"method": "lora", "rank": 8, "alpha": 8.0, "parts": {"unet": "attention"}},
-    "optimizer": {"learning_rate": 0.001, "part_learning_rates": {"text_encoder": 5e-05}, "schedule": "cosine"},
+    "optimizer": {"learning_rate": 0.001, "parts": {"text_encoder": {"learning_rate": 5e-05}}, "schedule": "cosine"},
     "loop": {"steps": 300, "batch_size": 8, "micro_batch": 4},
     "output": {"dir": "runs/demo", "name": "sks"},
 }

@@ -93,7 +93,7 @@ def test_a_run_with_every_option_on_repeats_to_the_bit(write_config):
     options = {
         "noise": {"min_snr_gamma": 5.0, "offset": 0.1},
         "adapter": {"options": {"dropout": 0.5}},
-        "optimizer": {"schedule": "cosine", "warmup_steps": 2, "part_learning_rates": {"text_encoder": 1e-3}},
+        "optimizer": {"schedule": "cosine", "warmup_steps": 2, "parts": {"text_encoder": {"learning_rate": 1e-3}}},
         "loop": {"steps": 3, "batch_size": 4, "micro_batch": 2},
     }
     first_losses, first = train(write_config("first", **options))

@@ -38,7 +38,8 @@ class Export(Callback):
 
     def _export(self, run: Run) -> None:
         try:
-            run.facts["files"], run.facts["verify"] = write_and_verify(run)
+            with run.exported():
+                run.facts["files"], run.facts["verify"] = write_and_verify(run)
         except AfterTrainingError:
             raise
         except (UserError, OSError) as error:

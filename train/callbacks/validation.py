@@ -34,12 +34,8 @@ def sample_prompts(run: Run, folder: Path) -> None:
     )
     absent = [part for part in run.family.image_encoders if part not in run.parts]
     parts = run.parts | run.adapters.carriers | run.load(absent)  # the decoder is here only while it is needed
-    modes = {part: module.training for part, module in run.adapters.carriers.items()}
-    for module in run.adapters.carriers.values():
-        module.eval()
-    images = Engine(run.family, parts, encode=run.encode).generate(request, progress="validation")
-    for part, training in modes.items():
-        run.adapters.carriers[part].train(training)
+    with run.exported():
+        images = Engine(run.family, parts, encode=run.encode).generate(request, progress="validation")
     folder.mkdir(parents=True, exist_ok=True)
     listed = []
     for index, (image, prompt, seed) in enumerate(zip(images, request.prompts, request.seeds, strict=True)):
