@@ -423,6 +423,8 @@ class CheckpointSection(Section):
 
     every: int = Field(default=100, ge=1)
     """Steps between checkpoints."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Minutes after which a checkpoint is saved even if so many steps have not passed."""
     keep: int = Field(default=3, ge=1)
     """How many of the newest checkpoints stay on disk."""
 

@@ -32,7 +32,7 @@ from .callbacks.checkpoint import Checkpoints
 from .callbacks.export import Export
 from .callbacks.progress import Progress
 from .callbacks.report import Report
-from .callbacks.signals import StopOnSignal
+from .callbacks.requests import Requests
 from .callbacks.tracking import Tracking
 from .callbacks.validation import Validation
 from .captions import find_long_captions, prompt_options
@@ -263,4 +263,4 @@ def checkpoint_gradients(carriers: Mapping[str, Any]) -> None:
 
 def _make_callbacks() -> list[Callback]:
     """In the order in which they act."""
-    return [Progress(), Tracking(), StopOnSignal(), Checkpoints(), Validation(), Export(), Report()]
+    return [Progress(), Tracking(), Requests(), Checkpoints(), Validation(), Export(), Report()]

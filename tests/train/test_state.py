@@ -21,7 +21,7 @@ from loraloom.train.__main__ import main
 from loraloom.train.build import build_trainer
 from loraloom.train.callback import Callback
 from loraloom.train.callbacks.checkpoint import Checkpoints
-from loraloom.train.callbacks.signals import StopOnSignal
+from loraloom.train.callbacks.requests import Requests
 from loraloom.train.state import find_damage, newest_sound_checkpoint, save_checkpoint
 
 
@@ -126,11 +126,37 @@ def test_a_signal_saves_and_stops(write_config, number):
 
     before = signal.getsignal(number)
     trainer = build_trainer(load_config(write_config(checkpoint={"every": 100})))
-    trainer.callbacks = [Interrupt(), StopOnSignal(), Checkpoints()]
+    trainer.callbacks = [Interrupt(), Requests(), Checkpoints()]
     trainer.fit()
     assert (trainer.run.stop, trainer.run.step) == (number.name, 3)
     assert newest_sound_checkpoint(trainer.run.folder)[0].name == "step-000003"
     assert signal.getsignal(number) is before
+
+
+def test_files_in_the_run_folder_save_and_stop(write_config):
+    class Ask(Callback):
+        def on_step(self, run, result):
+            for step, name in ((2, "save"), (5, "stop")):
+                if run.step == step:
+                    (run.folder / name).touch()
+
+    trainer = build_trainer(load_config(write_config(checkpoint={"every": 100})))
+    trainer.callbacks = [Ask(), Requests(), Checkpoints()]
+    trainer.fit()
+    assert (trainer.run.stop, trainer.run.step) == ("stop", 5)
+    saved = sorted(path.name for path in (trainer.run.folder / "checkpoints").glob("step-*"))
+    assert saved == ["step-000002", "step-000005"]
+    assert not [name for name in ("save", "stop") if (trainer.run.folder / name).exists()]
+
+
+def test_a_checkpoint_is_saved_after_so_many_minutes(write_config, monkeypatch):
+    clock = iter(range(0, 10_000, 60))
+    monkeypatch.setattr("loraloom.train.callbacks.checkpoint.time.monotonic", lambda: next(clock))
+    trainer = build_trainer(load_config(write_config(checkpoint={"every": 100, "minutes": 3}, loop={"steps": 9})))
+    trainer.callbacks = [Checkpoints()]
+    trainer.fit()
+    saved = sorted(path.name for path in (trainer.run.folder / "checkpoints").glob("step-*"))
+    assert saved == ["step-000003", "step-000006", "step-000009"]
 
 
 def test_a_folder_in_which_someone_trains_is_refused(finished, capsys):
