@@ -418,6 +418,15 @@ class LoopSection(Section):
         return self.micro_batch or max(1, self.batch_size // processes)
 
 
+class GuardSection(Section):
+    """What becomes of steps whose loss or gradients are not finite; they are never applied."""
+
+    on_fault: Literal["stop", "skip"] = "stop"
+    """End the run with exit code 3, or leave the step out and write its images to `quarantine.jsonl`."""
+    max_skips: int = Field(default=10, ge=0)
+    """Steps that may be left out in a run."""
+
+
 class CheckpointSection(Section):
     """Saving the state of the run."""
 
@@ -476,6 +485,8 @@ class RunConfig(Section):
     """Optimiser and learning-rate schedule."""
     loop: LoopSection
     """The training loop."""
+    guard: GuardSection = GuardSection()
+    """What becomes of steps whose loss or gradients are not finite."""
     checkpoint: CheckpointSection = CheckpointSection()
     """Saving the state of the run."""
     validation: ValidationSection = ValidationSection()

@@ -24,6 +24,7 @@ VERBS = {
     "cache": Verb("loraloom.train.cache", "compute latents and prompt embeddings of a config ahead of its training"),
     "train": Verb("loraloom.train.__main__", "train an adapter: CONFIG.yaml [key=value ...]"),
     "resume": Verb("loraloom.train.__main__", "go on with a run from its newest sound checkpoint: RUN_FOLDER"),
+    "replay": Verb("loraloom.train.replay", "run one step of a run again and show its images, captions and losses"),
     "sample": Verb("loraloom.inference.__main__", "make images with a base model and adapters"),
     "schema": Verb("loraloom.launch.schema", "print the JSON schema of a config, for editors"),
     "doctor": Verb("loraloom.launch.doctor", "what is installed, on which devices, and what is broken"),

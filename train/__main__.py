@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..data.dataset import Images
 
 FREE_ON_RESUME = (
-    *("checkpoint", "validation", "trackers", "output"),
+    *("checkpoint", "validation", "trackers", "output", "guard"),
     *("loop.steps", "loop.threads", "loop.micro_batch"),
     *("data.cache.dir", "data.cache.keep_vae", "data.workers"),
 )

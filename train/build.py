@@ -64,6 +64,18 @@ def build_trainer(
     """
     accelerator = make_accelerator(config)
     ready = prepare(config, accelerator, images)
+    return assemble(ready, accelerator, checkpoint=checkpoint, overwrite=overwrite)
+
+
+def assemble(
+    ready: "Prepared",
+    accelerator: Accelerator,
+    *,
+    checkpoint: Path | None = None,
+    overwrite: bool = False,
+    writes: bool = True,
+) -> Trainer:
+    """A trainer on what is prepared; it touches nothing in the run folder unless it `writes`."""
     config, base, dataset, wanted = ready.config, ready.base, ready.dataset, ready.wanted
     folder, loop = Path(config.output.dir), config.loop
     assert loop.micro_batch is not None
@@ -71,7 +83,7 @@ def build_trainer(
     parts["scheduler"] = training_scheduler(parts["scheduler"], config.noise)
     adapters = make_adapters(config, base.family, parts)
     objective = make_objective(config, base.family, parts, adapters)
-    if accelerator.is_main_process and checkpoint is None:
+    if writes and accelerator.is_main_process and checkpoint is None:
         prepare_folder(folder, config.output.name, overwrite=overwrite)
     encode = _make_encode(config, base.family, parts, wanted, accelerator)
     data = dataset.fingerprint(loop.micro_batch)
@@ -79,7 +91,7 @@ def build_trainer(
     register_hooks(run)
     if checkpoint is not None:
         load_checkpoint(run, checkpoint)
-    if run.is_main:
+    if writes and run.is_main:
         write_config(config, folder)
     share = Share(loop.batch_size, loop.micro_batch, accelerator.process_index, accelerator.num_processes)
     samples = Samples(dataset, dataset.order(loop.steps, loop.batch_size, loop.micro_batch), wanted.cached)

@@ -42,11 +42,15 @@ class Objective:
 
     def __call__(self, parts: Parts, batch: Batch, device: torch.device) -> Losses:
         """Losses of a micro-batch; its random numbers are keyed by the samples' positions."""
-        draws = Draws(self.seed, batch.positions)
-        noised = self.noise.sample(self.latents(parts, batch, draws, device), draws)
+        noised, draws = self.noised(parts, batch, device)
         per_sample = self.errors(parts, batch, noised, self._masks(batch, draws))
         weighted = per_sample * noised.weight * batch.loss_weights.to(device)
         return Losses(weighted.sum() / self.batch_size, per_sample.detach())
+
+    def noised(self, parts: Parts, batch: Batch, device: torch.device) -> tuple[Noised, Draws]:
+        """What the denoiser is given, and the random numbers of the samples."""
+        draws = Draws(self.seed, batch.positions)
+        return self.noise.sample(self.latents(parts, batch, draws, device), draws), draws
 
     def latents(self, parts: Parts, batch: Batch, draws: Draws, device: torch.device) -> Tensor:
         """(B, C, h, w), drawn from what the VAE makes of the images."""

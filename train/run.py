@@ -37,6 +37,7 @@ class Run:
     step: int = 0  # optimiser steps done
     seconds: float = 0.0  # spent in training steps, over all parts of a run that was resumed
     stop: str | None = None  # why the loop should end after this step, if it should
+    skipped: int = 0  # steps that were left out, as their loss or gradients were not finite
     save: bool = False  # whether a checkpoint was asked for
     facts: dict[str, Any] = field(default_factory=dict)  # goes into run.json
 

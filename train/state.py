@@ -20,7 +20,7 @@ from ..configs.errors import UserError
 from ..configs.files import replace_file, sync
 from .run import Run
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST, STATE, LATEST = "manifest.json", "run_state.json", "latest"
 
 
@@ -64,7 +64,7 @@ def save_checkpoint(run: Run) -> Path:
     run.accelerator.save_state(str(partial))
     run.accelerator.wait_for_everyone()
     if run.is_main:
-        state = {"step": run.step, "seconds": run.seconds, "data": run.data}
+        state = {"step": run.step, "seconds": run.seconds, "skipped": run.skipped, "data": run.data}
         (partial / STATE).write_text(json.dumps(state))
         _seal(partial)
         if final.exists():
@@ -86,6 +86,12 @@ def newest_sound_checkpoint(folder: Path) -> tuple[Path, list[str]]:
             return checkpoint, passed
         passed.append(f"{checkpoint}: {problem}")
     raise UserError([*passed, f"{folder}: there is no sound checkpoint to resume from"])
+
+
+def sound_checkpoint_before(folder: Path, step: int) -> Path | None:
+    """The newest sound checkpoint that was saved before a step (counted from 1); None: begin anew."""
+    saved = [path for path in _checkpoints(folder / "checkpoints") if _step_of(path) < step]
+    return next((path for path in reversed(saved) if find_damage(path) is None), None)
 
 
 def find_damage(checkpoint: Path) -> str | None:
@@ -111,7 +117,7 @@ def load_checkpoint(run: Run, checkpoint: Path) -> None:
     if problems := list(_differences(state["data"], run.data)):
         raise UserError([*problems, "the run cannot go on as it began; train anew with another output.dir"])
     run.accelerator.load_state(str(checkpoint))
-    run.step, run.seconds = state["step"], state["seconds"]
+    run.step, run.seconds, run.skipped = state["step"], state["seconds"], state["skipped"]
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:

@@ -22,6 +22,7 @@ from loraloom.train.build import build_trainer
 from loraloom.train.callback import Callback
 from loraloom.train.callbacks.checkpoint import Checkpoints
 from loraloom.train.callbacks.requests import Requests
+from loraloom.train.replay import main as replay
 from loraloom.train.state import find_damage, newest_sound_checkpoint, save_checkpoint
 
 
@@ -265,3 +266,22 @@ def test_two_processes_train_what_one_with_accumulation_trains(write_config, tmp
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((two.parent / "two/run.json").read_text())["processes"] == 2
     assert adapter_bytes(one.parent / "one") == adapter_bytes(two.parent / "two")
+
+
+@pytest.mark.parametrize("step", [1, 6, 10])
+def test_a_step_can_be_replayed_alone(finished, step, capsys):
+    before = {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()}
+    assert replay(["--step", str(step), str(finished)]) == 0
+    said = capsys.readouterr().out
+    assert "as in the history" in said
+    assert said.count("timestep") == 2
+    picture = finished / "replay" / f"step-{step:06d}.png"
+    assert Image.open(picture).size[0] > 100
+    assert {file: file.read_bytes() for file in finished.rglob("*") if file.is_file() and file != picture} == before
+
+
+def test_a_step_that_there_is_not_cannot_be_replayed(finished, tmp_path, capsys):
+    assert run_command(replay, ["--step", "11", str(finished)]) == 2
+    assert "has 10 steps" in capsys.readouterr().err
+    assert run_command(replay, ["--step", "1", str(tmp_path)]) == 2
+    assert "is no run folder" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Curves: `logs/history.jsonl` in the run folder, and accelerate's trackers (TensorBoard, W&B)."""
 
 import json
+import math
 from pathlib import Path
 from typing import TextIO
 
@@ -36,7 +37,8 @@ class Tracking(Callback):
             "grad_norm": result.grad_norm,
         }
         if self.file is not None:
-            self.file.write(json.dumps({"step": run.step, **values, "seconds": round(result.seconds, 4)}) + "\n")
+            known = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
+            self.file.write(json.dumps({"step": run.step, **known, "seconds": round(result.seconds, 4)}) + "\n")
         if self.trackers_work:
             self._log(run, values)
 
