@@ -55,8 +55,13 @@ class AdapterSet(Protocol):
         """Puts the weights of `states()[part]` back; every name must fit."""
         ...
 
+    @property
+    def can_disable(self) -> bool:
+        """Whether the base without the adapter is at hand."""
+        ...
+
     def disabled(self) -> AbstractContextManager[None]:
-        """The base as it is without the adapter, within. UserError if the method cannot give it."""
+        """The base as it is without the adapter, within. UserError where it is not at hand."""
         ...
 
     def artifact(self) -> "AdapterArtifact":

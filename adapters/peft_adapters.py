@@ -55,9 +55,13 @@ class PeftAdapters:
             raise UserError(f"adapter state of {part}: {len(odd)} tensors do not fit this adapter, first {odd[0]!r}")
         set_peft_model_state_dict(self.carriers[part], dict(state), adapter_name=NAME)
 
+    @property
+    def can_disable(self) -> bool:
+        return not self.initial
+
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        if self.initial:
+        if not self.can_disable:
             raise UserError(f"{self.method} has changed the base in memory, so that the base alone is not at hand")
         layers = [layer for carrier in self.carriers.values() for _, layer in tuner_layers(carrier)]
         before = [layer._disable_adapters for layer in layers]

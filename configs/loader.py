@@ -228,7 +228,7 @@ def _lines(section: BaseModel, mark: bool) -> Iterator[str]:
         elif isinstance(value, list) and any(isinstance(item, BaseModel) for item in value):
             yield f"{key}:"
             for item in value:
-                first, *rest = _lines(item, mark)
+                first, *rest = _lines(item, mark) if isinstance(item, BaseModel) else [inline_yaml(item)]
                 yield f"  - {first}"
                 yield from (f"    {line}" for line in rest)
         else:

@@ -438,13 +438,36 @@ class CheckpointSection(Section):
     """How many of the newest checkpoints stay on disk."""
 
 
+class PromptSection(Section):
+    """A validation prompt with settings of its own."""
+
+    prompt: str
+    """Prompt."""
+    negative_prompt: str = ""
+    """What the images should not show."""
+    steps: int | None = Field(default=None, ge=1)
+    """Denoising steps; those of `validation` when not given."""
+    guidance: float | None = Field(default=None, ge=0)
+    """Classifier-free guidance scale; that of `validation` when not given."""
+    seed: int | None = Field(default=None, ge=0)
+    """Seed of the first image; that of `validation` when not given."""
+
+
+Prompt = Annotated[
+    Annotated[str, Tag("<words>")] | Annotated[PromptSection, Tag("<section>")],
+    Discriminator(lambda value: "<section>" if isinstance(value, dict | PromptSection) else "<words>"),
+]
+
+
 class ValidationSection(Section):
-    """Images sampled during training, by the same engine that `loraloom sample` uses."""
+    """Images sampled during training, by the engine that `loraloom sample` uses, and the loss on held-out images."""
 
     every: int = Field(default=100, ge=1)
     """Steps between validations; there is always one at the end."""
-    prompts: list[str] = []
-    """Prompts; none means no validation images."""
+    at_start: bool = True
+    """Also before the first step, by the base without the adapter, to compare with."""
+    prompts: list[Prompt] = []
+    """Prompts, or sections with `prompt` and settings of its own; none means no validation images."""
     num_images: int = Field(default=4, ge=1)
     """Images of each prompt."""
     steps: int = Field(default=20, ge=1)
@@ -453,6 +476,40 @@ class ValidationSection(Section):
     """Classifier-free guidance scale."""
     seed: int = Field(default=0, ge=0)
     """Image k of a prompt has the seed `seed + k`."""
+    sources: list[Source] = []
+    """Images that are not trained on, as in `data.sources`: their loss, with fixed noise, is logged each time."""
+    timesteps: int = Field(default=8, ge=1)
+    """Timesteps at which each of them is looked at."""
+    patience: int | None = Field(default=None, ge=1)
+    """Validations without a better held-out loss after which the run ends."""
+
+    @property
+    def sections(self) -> list[PromptSection]:
+        """Prompts with all of their settings."""
+        given = [PromptSection(prompt=each) if isinstance(each, str) else each for each in self.prompts]
+        return [
+            each.model_copy(
+                update={
+                    "steps": self.steps if each.steps is None else each.steps,
+                    "guidance": self.guidance if each.guidance is None else each.guidance,
+                    "seed": self.seed if each.seed is None else each.seed,
+                }
+            )
+            for each in given
+        ]
+
+    @property
+    def texts(self) -> list[str]:
+        """All words that are encoded for the images."""
+        return [text for each in self.sections for text in (each.prompt, each.negative_prompt)]
+
+    @model_validator(mode="after")
+    def _check_held_out(self) -> "ValidationSection":
+        if self.patience is not None and not self.sources:
+            raise ValueError("`patience` looks at the held-out loss: give held-out images as `sources`")
+        if any(isinstance(source, PriorSource) for source in self.sources):
+            raise ValueError("`sources` of held-out images cannot be class images, which the base makes itself")
+        return self
 
 
 class OutputSection(Section):
@@ -466,6 +523,8 @@ class OutputSection(Section):
     """File formats: file names in `adapters/formats/`; those that suit the method when not given."""
     dtype: DType = "fp32"
     """Type of the saved tensors."""
+    weights: Literal["last", "best"] = "last"
+    """Those of the last step, or of the validation with the best held-out loss."""
 
 
 class RunConfig(Section):
@@ -495,3 +554,9 @@ class RunConfig(Section):
     """Where curves are logged, besides the run folder."""
     output: OutputSection
     """Where results go."""
+
+    @model_validator(mode="after")
+    def _check_best(self) -> "RunConfig":
+        if self.output.weights == "best" and not self.validation.sources:
+            raise ValueError("`output.weights: best` looks at the held-out loss: give images as `validation.sources`")
+        return self

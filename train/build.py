@@ -30,6 +30,7 @@ from .cache import Wanted, fill, want
 from .callback import Callback
 from .callbacks.checkpoint import Checkpoints
 from .callbacks.export import Export
+from .callbacks.held_out import HeldOutLoss
 from .callbacks.progress import Progress
 from .callbacks.report import Report
 from .callbacks.requests import Requests
@@ -39,6 +40,7 @@ from .captions import find_long_captions, prompt_options
 from .ema import Ema
 from .fits import check_base_fits, targets_of
 from .gather import class_images, gather, make_dataset
+from .held_out import HeldOut, encode_held_out, held_out_data, samples_of
 from .objective import Objective
 from .optim import make_optimizer, make_schedule
 from .prior import class_image_files
@@ -80,6 +82,8 @@ def assemble(
     folder, loop = Path(config.output.dir), config.loop
     assert loop.micro_batch is not None
     parts = base.load(_resident(config, base.family, wanted))
+    encoders = base.family.image_encoders
+    held_out = [] if ready.held_out is None else encode_held_out(ready.held_out, base.family, base.load(encoders))
     parts["scheduler"] = training_scheduler(parts["scheduler"], config.noise)
     adapters = make_adapters(config, base.family, parts)
     objective = make_objective(config, base.family, parts, adapters)
@@ -88,6 +92,8 @@ def assemble(
     encode = _make_encode(config, base.family, parts, wanted, accelerator)
     data = dataset.fingerprint(loop.micro_batch)
     run = _make_run(config, folder, accelerator, base, parts, adapters, encode, data)
+    if held_out:
+        run.held_out = HeldOut(held_out, objective.noise, config.validation.timesteps, loop.micro_batch)
     register_hooks(run)
     if checkpoint is not None:
         load_checkpoint(run, checkpoint)
@@ -107,6 +113,7 @@ class Prepared:
     base: Base
     dataset: Dataset
     wanted: Wanted  # all there
+    held_out: Dataset | None  # images that are not trained on
 
 
 def prepare(config: RunConfig, accelerator: Accelerator, images: Sequence[Images | None] | None = None) -> Prepared:
@@ -118,9 +125,21 @@ def prepare(config: RunConfig, accelerator: Accelerator, images: Sequence[Images
     if images is None:
         images = gather(config.data, progress=accelerator.is_main_process)
     dataset = build_dataset(config, accelerator, base, images)
-    wanted = want(config, base.family, base.folder, dataset)
+    held_out = build_held_out(config, base, accelerator)
+    captions = [sample.caption for sample in samples_of(held_out)] if held_out is not None else []
+    wanted = want(config, base.family, base.folder, dataset, captions)
     fill(config, wanted, dataset, base.family, base.load, accelerator)
-    return Prepared(config, base, dataset, wanted)
+    return Prepared(config, base, dataset, wanted, held_out)
+
+
+def build_held_out(config: RunConfig, base: Base, accelerator: Accelerator) -> Dataset | None:
+    """The images of `validation.sources` in their buckets."""
+    if not config.validation.sources:
+        return None
+    data = held_out_data(config.data, config.validation)
+    images = gather(data, progress=accelerator.is_main_process)
+    found = [each for each in images if each is not None]
+    return make_dataset(data, found, base.family.size_multiple, config.loop.seed)
 
 
 def build_dataset(config: RunConfig, accelerator: Accelerator, base: Base, images: Sequence[Images | None]) -> Dataset:
@@ -275,4 +294,4 @@ def checkpoint_gradients(carriers: Mapping[str, Any]) -> None:
 
 def _make_callbacks() -> list[Callback]:
     """In the order in which they act."""
-    return [Progress(), Tracking(), Requests(), Checkpoints(), Validation(), Export(), Report()]
+    return [Progress(), Tracking(), Requests(), HeldOutLoss(), Checkpoints(), Validation(), Export(), Report()]

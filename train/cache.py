@@ -57,21 +57,26 @@ class Wanted:
         return latents, self.prompts.missing(self.captions) if self.prompts is not None else []
 
 
-def want(config: RunConfig, family: ModelFamily, folder: Path, dataset: Dataset) -> Wanted:
-    """The caches of a run and all keys that it will read; UserError where one is asked for that cannot be."""
+def want(
+    config: RunConfig, family: ModelFamily, folder: Path, dataset: Dataset, held_out: Sequence[str] = ()
+) -> Wanted:
+    """The caches of a run and all keys that it will read; UserError where one is asked for that cannot be.
+
+    `held_out` are the captions of held-out images.
+    """
     cached = why_no_latents(config) is None
     latents = latent_store(config, family, folder) if cached else None
-    prompts, captions = want_prompts(config, family, folder, dataset)
+    prompts, captions = want_prompts(config, family, folder, dataset, held_out)
     return Wanted(latents, _cuts(dataset) if cached else {}, prompts, captions, prompt_options(config))
 
 
 def want_prompts(
-    config: RunConfig, family: ModelFamily, folder: Path, dataset: Dataset
+    config: RunConfig, family: ModelFamily, folder: Path, dataset: Dataset, held_out: Sequence[str] = ()
 ) -> tuple[Store | None, dict[str, str]]:
     """The cache of embeddings, if there is one, and the captions that the run will read from it, by their keys."""
     if why_no_prompts(config, family, dataset):
         return None, {}
-    spoken = [*_captions(dataset), *config.validation.prompts, "", PROBE_PROMPT]
+    spoken = [*_captions(dataset), *held_out, *config.validation.texts, "", PROBE_PROMPT]
     options = prompt_options(config)
     return prompt_store(config, family, folder), {prompt_key(caption, options): caption for caption in spoken}
 

@@ -75,4 +75,4 @@ def _spoken(config: RunConfig, dataset: Dataset) -> Iterator[tuple[str, str]]:
         for row in range(len(images.kept)):
             for caption in dataset.captions(source, row):
                 yield dataset.location(source, row), longest_caption(caption, rules)
-    yield from (("validation.prompts", prompt) for prompt in config.validation.prompts)
+    yield from (("validation.prompts", prompt) for prompt in config.validation.texts)

@@ -1,5 +1,6 @@
 """The loss of one micro-batch: the path of a sample, as a table of contents."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from ..adapters.adapter import AdapterSet
 from ..configs.schema import LossSection
 from ..data.draws import Draws
-from ..data.sample import Batch
+from ..data.sample import Batch, Sample
 from ..models.encode import draw_latents, encode_image, encoder_of, pool_masks
 from ..models.family import ONE_WINDOW, Conditioning, ModelFamily, Parts, PromptOptions
 from ..models.noise.process import Noised, NoiseProcess
@@ -74,7 +75,7 @@ class Objective:
     def _predict(self, parts: Parts, batch: Batch, noised: Noised) -> Tensor:
         device = noised.latents.device
         return self.family.predict(
-            parts, noised, self._conditioning(parts, batch, device), size_conditions(batch).to(device)
+            parts, noised, self._conditioning(parts, batch, device), size_conditions(batch.samples).to(device)
         )
 
     @torch.no_grad()
@@ -117,10 +118,10 @@ def error(predicted: Tensor, target: Tensor, loss: LossSection, snr: Tensor) -> 
     return robust * delta if loss.kind == "huber" else robust
 
 
-def size_conditions(batch: Batch) -> Tensor:
+def size_conditions(samples: Sequence[Sample]) -> Tensor:
     """(B, 6), as `ModelFamily.predict` takes them."""
     rows = []
-    for place in (sample.geometry for sample in batch.samples):
+    for place in (sample.geometry for sample in samples):
         rows.append([size for pair in (place.original, place.corner_as_seen, place.target) for size in reversed(pair)])
     return torch.tensor(rows)
 

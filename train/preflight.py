@@ -28,6 +28,12 @@ def preflight(
         images = gather(config.data, progress=progress, trust_sizes=trust_sizes, say=say)
     except UserError as error:
         problems += error.problems
+    try:
+        if config.validation.sources:
+            held_out = config.data.model_copy(update={"sources": config.validation.sources})
+            gather(held_out, progress=progress, trust_sizes=trust_sizes, say=say)
+    except UserError as error:
+        problems += [f"validation.sources: {problem}" for problem in error.problems]
     if problems:
         raise UserError(problems)
     return images

@@ -78,7 +78,8 @@ def curves(run: RunFiles) -> Markup | None:
     loss = chart.line_chart("Loss", _series(run.history, "loss"), smooth=True)
     rate = chart.line_chart("Learning rate", _series(run.history, "learning_rate"))
     norm = chart.line_chart("Gradient norm", _series(run.history, "grad_norm"), smooth=True)
-    cards = [tag("div", figure, class_="card") for figure in (loss, rate, norm) if figure]
+    held_out = chart.line_chart("Held-out loss", _series(run.held_out, "held_out")) if run.held_out else None
+    cards = [tag("div", figure, class_="card") for figure in (loss, held_out, rate, norm) if figure]
     return tag("section", *cards, class_="charts") if cards else None
 
 

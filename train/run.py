@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from ..models.encode import Encode
     from ..models.family import ModelFamily, Parts
     from .ema import Ema
+    from .held_out import HeldOut
 
 
 @dataclass(slots=True)
@@ -39,6 +42,10 @@ class Run:
     stop: str | None = None  # why the loop should end after this step, if it should
     skipped: int = 0  # steps that were left out, as their loss or gradients were not finite
     save: bool = False  # whether a checkpoint was asked for
+    ended: str | None = None  # why the run is done before its last step, if it is
+    held_out: "HeldOut | None" = None
+    best: "Best | None" = None
+    trackers_work: bool = True
     facts: dict[str, Any] = field(default_factory=dict)  # goes into run.json
 
     @property
@@ -49,11 +56,21 @@ class Run:
     @property
     def is_last_step(self) -> bool:
         """Whether no step follows."""
-        return self.step >= self.config.loop.steps or self.stop is not None
+        return self.step >= self.config.loop.steps or self.stop is not None or self.ended is not None
 
     def is_due(self, every: int) -> bool:
         """Whether something that happens every so many steps happens after this one."""
-        return self.step % every == 0 or self.step >= self.config.loop.steps
+        return self.step % every == 0 or self.step >= self.config.loop.steps or self.ended is not None
+
+    def log(self, values: dict[str, float]) -> None:
+        """To the trackers; one that fails is left out from then on, and training goes on without it."""
+        if not self.trackers_work:
+            return
+        try:
+            self.accelerator.log(values, step=self.step)
+        except Exception as error:  # whatever a tracker's service does
+            self.trackers_work = False
+            tqdm.write(f"warning: tracking stopped at step {self.step}, training goes on: {error}")
 
     @contextmanager
     def exported(self) -> "Iterator[None]":
@@ -73,6 +90,14 @@ class Run:
     def trainable_modules(self) -> "list[nn.Module]":
         """The carriers as the loop calls them."""
         return [self.parts[part] for part in self.adapters.carriers]
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The validation with the lowest held-out loss."""
+
+    step: int
+    loss: float
 
 
 @dataclass(frozen=True, slots=True)

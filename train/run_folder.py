@@ -78,6 +78,7 @@ class RunFiles:
     config: dict[str, Any]
     record: dict[str, Any]  # run.json
     history: list[dict[str, Any]]  # one entry for each step, rising
+    held_out: list[dict[str, Any]]  # one entry for each validation with held-out images
     pictures: list[Picture]  # rising steps
     num_validations: int  # that the folder holds, also those whose pictures are left out
 
@@ -98,6 +99,7 @@ def read_run(folder: Path) -> RunFiles:
         config=config if isinstance(config, dict) else {},
         record=_json(folder / "run.json", default={}),
         history=read_history(folder / "logs" / "history.jsonl"),
+        held_out=read_history(folder / "logs" / "held_out.jsonl"),
         pictures=pictures,
         num_validations=num_validations,
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..configs.errors import UserError
 from ..configs.files import replace_file, sync
-from .run import Run
+from .run import Best, Run
 
 SCHEMA = 3
 MANIFEST, STATE, LATEST = "manifest.json", "run_state.json", "latest"
@@ -55,7 +55,7 @@ def _save(state: Mapping[str, Tensor], file: Path) -> None:
 def save_checkpoint(run: Run) -> Path:
     """Writes `checkpoints/step-N`, then points `latest` to it, then removes what is older than `checkpoint.keep`."""
     folder = run.folder / "checkpoints"
-    final = folder / f"step-{run.step:06d}"
+    final = checkpoint_of(run.folder, run.step)
     partial = folder / f"{final.name}.tmp"
     if run.is_main:
         _clear_partial(folder)
@@ -64,7 +64,8 @@ def save_checkpoint(run: Run) -> Path:
     run.accelerator.save_state(str(partial))
     run.accelerator.wait_for_everyone()
     if run.is_main:
-        state = {"step": run.step, "seconds": run.seconds, "skipped": run.skipped, "data": run.data}
+        best = None if run.best is None else [run.best.step, run.best.loss]
+        state = {"step": run.step, "seconds": run.seconds, "skipped": run.skipped, "best": best, "data": run.data}
         (partial / STATE).write_text(json.dumps(state))
         _seal(partial)
         if final.exists():
@@ -72,7 +73,7 @@ def save_checkpoint(run: Run) -> Path:
         os.replace(partial, final)
         sync(folder)
         replace_file(folder / LATEST, final.name)
-        _prune(folder, run.step, run.config.checkpoint.keep)
+        _prune(folder, run.step, run.config.checkpoint.keep, run.best and run.best.step)
     run.accelerator.wait_for_everyone()
     return final
 
@@ -86,6 +87,11 @@ def newest_sound_checkpoint(folder: Path) -> tuple[Path, list[str]]:
             return checkpoint, passed
         passed.append(f"{checkpoint}: {problem}")
     raise UserError([*passed, f"{folder}: there is no sound checkpoint to resume from"])
+
+
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies in a run folder."""
+    return folder / "checkpoints" / f"step-{step:06d}"
 
 
 def sound_checkpoint_before(folder: Path, step: int) -> Path | None:
@@ -118,6 +124,7 @@ def load_checkpoint(run: Run, checkpoint: Path) -> None:
         raise UserError([*problems, "the run cannot go on as it began; train anew with another output.dir"])
     run.accelerator.load_state(str(checkpoint))
     run.step, run.seconds, run.skipped = state["step"], state["seconds"], state["skipped"]
+    run.best = Best(*state["best"]) if state["best"] else None
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
@@ -155,12 +162,13 @@ def _seal(folder: Path) -> None:
     sync(folder)
 
 
-def _prune(folder: Path, step: int, keep: int) -> None:
-    """Removes all but the newest `keep`; what lies beyond `step` was damaged, or the run would not be here."""
+def _prune(folder: Path, step: int, keep: int, best: int | None) -> None:
+    """Removes all but the newest `keep` and the best; what lies beyond `step` was damaged, or we would not be here."""
     void = [path for path in _checkpoints(folder) if _step_of(path) > step]
     old = [path for path in _checkpoints(folder) if _step_of(path) <= step][:-keep]
     for path in void + old:
-        shutil.rmtree(path)
+        if _step_of(path) != best:
+            shutil.rmtree(path)
 
 
 def _sha256(file: Path) -> str:

@@ -38,6 +38,11 @@ class DDPMNoise:
         timesteps = draw_timesteps(draws, section.density, section.min_timestep, self.end).to(latents.device)
         return self.noised(latents, self._noise(latents, draws), timesteps, draws)
 
+    def grid(self, count: int) -> Tensor:
+        """Middles of equally long stretches."""
+        first, length = self.section.min_timestep, self.end - self.section.min_timestep
+        return torch.tensor([first + (2 * k + 1) * length // (2 * count) for k in range(count)])
+
     def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor, draws: KeyedDraws | None = None) -> Noised:
         """Latents with a given noise at given timesteps; `draws` are for the perturbation of the input."""
         entered = noise

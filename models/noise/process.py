@@ -33,6 +33,10 @@ class NoiseProcess(Protocol):
         """As training has it: all random numbers from the draws."""
         ...
 
+    def grid(self, count: int) -> Tensor:
+        """(count,) timesteps, spread evenly over those that are trained."""
+        ...
+
     def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Noised:
         """With a given noise, at given timesteps."""
         ...

@@ -47,6 +47,9 @@ class Flow:
         timesteps = draws.integers("timestep", 1, 1000)
         return self.noised(latents, draws.normal("noise", latents.shape[1:]), timesteps)
 
+    def grid(self, count):
+        return torch.linspace(1, 999, count).long()
+
     def noised(self, latents, noise, timesteps) -> Noised:
         t = timesteps[:, None, None, None] / 1000
         snr = ((1 - t) / t).square().flatten()

@@ -17,6 +17,7 @@ from ..captions import prompt_options
 from ..fits import formats_of
 from ..run import Run
 from ..run_folder import write_run_file
+from ..state import checkpoint_of, load_checkpoint
 
 
 class Export(Callback):
@@ -37,6 +38,12 @@ class Export(Callback):
         run.accelerator.wait_for_everyone()
 
     def _export(self, run: Run) -> None:
+        if run.ended:
+            run.facts["ended"] = run.ended
+        if run.best is not None:
+            run.facts["best"] = {"step": run.best.step, "held_out": run.best.loss}
+        if run.config.output.weights == "best":
+            _load_best(run)
         try:
             with run.exported():
                 run.facts["files"], run.facts["verify"] = write_and_verify(run)
@@ -45,6 +52,19 @@ class Export(Callback):
         except (UserError, OSError) as error:
             raise AfterTrainingError(f"the adapter was trained but cannot be written: {error}") from error
         write_run_file(run, state="done", exit_code=0)
+
+
+def _load_best(run: Run) -> None:
+    """The state of the best validation; at step 0 there is nothing to export but what the adapter began as."""
+    assert run.best is not None
+    if run.best.step not in (0, run.step):
+        last = run.step, run.seconds
+        load_checkpoint(run, checkpoint_of(run.folder, run.best.step))
+        run.step, run.seconds = last
+    elif run.best.step == 0:
+        tqdm.write("warning: no validation was better than the base; the weights of the last step are exported")
+        return
+    run.facts["weights"] = f"of step {run.best.step}"
 
 
 def write_and_verify(run: Run) -> tuple[list[str], dict[str, Any]]:

@@ -5,8 +5,6 @@ import math
 from pathlib import Path
 from typing import TextIO
 
-from tqdm import tqdm
-
 from ...configs.errors import UserError
 from ..callback import Callback
 from ..run import Run, StepResult
@@ -16,7 +14,6 @@ class Tracking(Callback):
     """Writes a line for each step."""
 
     file: TextIO | None = None
-    trackers_work = True
 
     def on_start(self, run: Run) -> None:
         try:
@@ -39,15 +36,7 @@ class Tracking(Callback):
         if self.file is not None:
             known = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
             self.file.write(json.dumps({"step": run.step, **known, "seconds": round(result.seconds, 4)}) + "\n")
-        if self.trackers_work:
-            self._log(run, values)
-
-    def _log(self, run: Run, values: dict[str, float]) -> None:
-        try:
-            run.accelerator.log(values, step=run.step)
-        except Exception as error:  # whatever a tracker's service does, training goes on without it
-            self.trackers_work = False
-            tqdm.write(f"warning: tracking stopped at step {run.step}, training goes on: {error}")
+        run.log(values)
 
     def on_exit(self, run: Run) -> None:
         if self.file is not None:

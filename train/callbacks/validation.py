@@ -2,6 +2,8 @@
 
 import json
 import re
+from contextlib import nullcontext
+from itertools import groupby
 from pathlib import Path
 
 from ...inference.engine import Engine, Request, image_grid, png_info
@@ -13,32 +15,54 @@ from ..run import Run, StepResult
 class Validation(Callback):
     """Writes `samples/step-N/`; nothing that it draws at random touches training."""
 
+    def on_start(self, run: Run) -> None:
+        if run.config.validation.at_start and run.step == 0:
+            self._sample(run, base=True)
+
     def on_step(self, run: Run, result: StepResult) -> None:
-        section = run.config.validation
-        if section.prompts and run.is_due(section.every) and run.is_main and not run.stop:
-            sample_prompts(run, run.folder / "samples" / f"step-{run.step:06d}")
+        if run.is_due(run.config.validation.every) and not run.stop:
+            self._sample(run)
+
+    def _sample(self, run: Run, base: bool = False) -> None:
+        if run.config.validation.prompts and run.is_main:
+            sample_prompts(run, run.folder / "samples" / f"step-{run.step:06d}", base=base)
         run.accelerator.wait_for_everyone()
 
 
-def sample_prompts(run: Run, folder: Path) -> None:
-    """All validation prompts, as files, with a list of them and a grid (one row for each prompt)."""
+def requests_of(run: Run) -> list[Request]:
+    """The images of a validation; neighbouring prompts with the same settings are sampled together."""
     section = run.config.validation
-    request = Request.repeat(
-        section.prompts,
-        section.num_images,
-        section.seed,
-        steps=section.steps,
-        guidance=section.guidance,
-        resolution=max(run.config.data.resolutions),
-        prompt_options=prompt_options(run.config),
-    )
+    groups = groupby(section.sections, lambda each: (each.negative_prompt, each.steps, each.guidance))
+    return [
+        Request(
+            prompts=[each.prompt for each in prompts for _ in range(section.num_images)],
+            seeds=[(each.seed or 0) + k for each in prompts for k in range(section.num_images)],
+            steps=steps or section.steps,
+            guidance=section.guidance if guidance is None else guidance,
+            negative_prompt=negative,
+            resolution=max(run.config.data.resolutions),
+            prompt_options=prompt_options(run.config),
+        )
+        for (negative, steps, guidance), found in groups
+        for prompts in [list(found)]
+    ]
+
+
+def sample_prompts(run: Run, folder: Path, base: bool = False) -> None:
+    """All validation prompts, as files, with a list of them and a grid (one row for each prompt).
+
+    `base` samples without the adapter, where its method can do without.
+    """
+    section, requests = run.config.validation, requests_of(run)
     absent = [part for part in run.family.image_encoders if part not in run.parts]
     parts = run.parts | run.adapters.carriers | run.load(absent)  # the decoder is here only while it is needed
-    with run.exported():
-        images = Engine(run.family, parts, encode=run.encode).generate(request, progress="validation")
+    with run.exported(), run.adapters.disabled() if base and run.adapters.can_disable else nullcontext():
+        engine = Engine(run.family, parts, encode=run.encode)
+        images = [image for request in requests for image in engine.generate(request, progress="validation")]
     folder.mkdir(parents=True, exist_ok=True)
     listed = []
-    for index, (image, prompt, seed) in enumerate(zip(images, request.prompts, request.seeds, strict=True)):
+    asked = [pair for request in requests for pair in zip(request.prompts, request.seeds, strict=True)]
+    for index, (image, (prompt, seed)) in enumerate(zip(images, asked, strict=True)):
         row, column = divmod(index, section.num_images)
         name = f"{row:02d}-{slug(prompt)}-{column}.png"
         image.save(folder / name, pnginfo=png_info(prompt=prompt, seed=seed, step=run.step))

@@ -1,0 +1,46 @@
+"""The held-out loss over the steps: its curve, the best checkpoint, and the end of a run that no longer gets better."""
+
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..callback import Callback
+from ..run import Best, Run, StepResult
+
+
+class HeldOutLoss(Callback):
+    """Runs before checkpoints are saved, as it may ask for one."""
+
+    def on_start(self, run: Run) -> None:
+        if run.held_out is not None and run.step == 0:
+            self._measure(run)
+
+    def on_step(self, run: Run, result: StepResult) -> None:
+        if run.held_out is not None and run.is_due(run.config.validation.every) and not run.stop:
+            self._measure(run)
+
+    def _measure(self, run: Run) -> None:
+        assert run.held_out is not None
+        losses = run.held_out.losses(run)
+        total = losses.pop("")
+        values = {"held_out": total, **{f"held_out/{source}": loss for source, loss in losses.items()}}
+        if run.is_main:
+            _append(run.folder / "logs" / "held_out.jsonl", {"step": run.step, **values})
+        run.log(values)
+        if run.best is None or total < run.best.loss:
+            run.best = Best(run.step, total)
+            run.save = run.save or run.step > 0
+            return
+        patience = run.config.validation.patience
+        checks = (run.step - run.best.step) // run.config.validation.every
+        if patience is not None and checks >= patience and run.step < run.config.loop.steps:
+            run.ended = f"the held-out loss was best at step {run.best.step}, {checks} validations ago"
+            if run.is_main:
+                tqdm.write(f"{run.ended}: the run ends early")
+
+
+def _append(file: Path, entry: dict) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as stream:
+        stream.write(json.dumps(entry) + "\n")
