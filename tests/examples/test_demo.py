@@ -9,6 +9,7 @@ from loraloom.examples import demo
 from loraloom.examples.draw_sks import BACKGROUNDS, FOLDER
 from loraloom.inference.engine import Engine
 from loraloom.models.pocket.measure import background_colour, subject_score
+from loraloom.train.fits import formats_of
 
 
 def test_the_instance_images_show_the_subject_on_backgrounds_that_are_not_scored():
@@ -33,7 +34,7 @@ def test_its_config_is_dreambooth_with_half_class_images():
     config = load_config(demo.CONFIG)
     assert [source.share for source in config.data.sources] == [0.5, 0.25, 0.25]
     assert set(config.adapter.parts) == {"unet", "text_encoder"}
-    assert config.output.formats == ["diffusers", "kohya"]
+    assert formats_of(config) == ["diffusers", "kohya"]
 
 
 @pytest.mark.slow

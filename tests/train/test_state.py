@@ -244,7 +244,8 @@ def test_accelerate_launch_trains_the_same(write_config, finished):
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_with_accumulation_trains(write_config, tmp_path):
-    """From images in three buckets, with captions and crops that are drawn, and a cache for each of the two runs."""
+    """From images in three buckets, with captions, crops and dropout that are drawn, averages, held-out images, and a
+    cache for each run; and two go on from a checkpoint of one."""
     folder = tmp_path / "shapes"
     folder.mkdir()
     for index, size in enumerate([(40, 40), (80, 40), (40, 80), (44, 40), (84, 40)]):
@@ -253,19 +254,39 @@ def test_two_processes_train_what_one_with_accumulation_trains(write_config, tmp
         (folder / f"{index}.txt").write_text(f"sks, tag {index}, small, round\n")
     data = {"sources": [{"path": str(folder)}], "captions": {"shuffle": True, "dropout": 0.2}}
     data |= {"crop": "random", "flip": 0.5, "variants": 3}
-    options = {"loop": {"steps": 4, "batch_size": 4, "micro_batch": 2, "threads": 1}, "checkpoint": {"every": 2}}
+    options = {
+        "loop": {"steps": 4, "batch_size": 4, "micro_batch": 2, "threads": 1},
+        "adapter": {"options": {"dropout": 0.1}},
+        "optimizer": {"ema_decay": 0.9, "parts": {"text_encoder": {"stop_after": 3}}},
+        "validation": {"sources": [{"path": str(folder)}], "every": 2, "timesteps": 2},
+        "checkpoint": {"every": 2},
+    }
     one, two = (
         write_config(name, data=data | {"cache": {"dir": str(tmp_path / f"cache of {name}")}}, **options)
         for name in ("one", "two")
     )
     assert main([str(one)]) == 0
+    run_two(str(two))
+    assert json.loads((tmp_path / "two/run.json").read_text())["processes"] == 2
+    assert adapter_bytes(tmp_path / "one") == adapter_bytes(tmp_path / "two")
+    curves = [(tmp_path / name / "logs/held_out.jsonl").read_text() for name in ("one", "two")]
+    assert curves[0] == curves[1]
+    assert len(curves[0].splitlines()) == 3
+
+    shutil.copytree(tmp_path / "one", tmp_path / "three")
+    shutil.rmtree(tmp_path / "three/checkpoints/step-000004")
+    drop_newest(tmp_path / "three")
+    run_two("--resume", str(tmp_path / "three"))
+    assert adapter_bytes(tmp_path / "one") == adapter_bytes(tmp_path / "three")
+
+
+def run_two(*arguments: str) -> None:
+    """Two processes with gloo."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    arguments = ["-m", "loraloom.train", str(two)]
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=240)
+    command += ["-m", "loraloom.train", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((two.parent / "two/run.json").read_text())["processes"] == 2
-    assert adapter_bytes(one.parent / "one") == adapter_bytes(two.parent / "two")
 
 
 @pytest.mark.parametrize("step", [1, 6, 10])

@@ -89,12 +89,33 @@ def test_losses_are_those_of_a_bare_loop_to_the_bit(write_config, tiny_base, pho
     assert len(set(losses)) == 10
 
 
-def test_a_run_with_every_option_on_repeats_to_the_bit(write_config):
+def test_a_run_with_every_option_on_repeats_to_the_bit(write_config, photos):
+    """What all promises of exactness stand on."""
+    sources = [
+        {"path": str(photos), "caption": "a, sks, creature", "share": 0.5},
+        {"path": str(photos), "caption": "a creature", "share": 0.5, "target": "base", "loss_weight": 0.5},
+    ]
     options = {
-        "noise": {"min_snr_gamma": 5.0, "offset": 0.1},
-        "adapter": {"options": {"dropout": 0.5}},
-        "optimizer": {"schedule": "cosine", "warmup_steps": 2, "parts": {"text_encoder": {"learning_rate": 1e-3}}},
-        "loop": {"steps": 3, "batch_size": 4, "micro_batch": 2},
+        "data": {"sources": sources, "captions": {"shuffle": True, "dropout": 0.2}, "crop": "random", "flip": 0.5},
+        "noise": {
+            "min_snr_gamma": 5.0,
+            "offset": 0.1,
+            "multires_octaves": 2,
+            "input_perturbation": 0.1,
+            "density": "logit_normal",
+            "min_timestep": 10,
+        },
+        "loss": {"kind": "huber", "delta_schedule": "snr"},
+        "adapter": {"options": {"dropout": 0.5, "dora": True}, "rank_pattern": {"mid_block": 2}},
+        "optimizer": {
+            "schedule": "cosine",
+            "warmup_steps": 2,
+            "ema_decay": 0.9,
+            "lora_plus_ratio": 4,
+            "parts": {"text_encoder": {"learning_rate": 1e-3, "stop_after": 2}},
+        },
+        "loop": {"steps": 3, "batch_size": 4, "micro_batch": 2, "gradient_checkpointing": True},
+        "output": {"formats": ["loraloom"]},
     }
     first_losses, first = train(write_config("first", **options))
     torch.rand(17)  # whatever else uses the global generator must not matter
@@ -102,7 +123,8 @@ def test_a_run_with_every_option_on_repeats_to_the_bit(write_config):
     assert first_losses == second_losses
     for part, state in first.items():
         assert all(torch.equal(tensor, second[part][name]) for name, tensor in state.items())
-    plain, _ = train(write_config("plain", **options | {"adapter": {"options": {"dropout": 0.0}}}))
+    calm = {"adapter": {"options": {"dropout": 0.0, "dora": True}, "rank_pattern": {"mid_block": 2}}}
+    plain, _ = train(write_config("plain", **options | calm))
     assert plain != first_losses
 
 
@@ -113,9 +135,22 @@ def test_another_seed_trains_another_adapter(write_config):
 
 
 def test_accumulation_agrees_with_one_large_micro_batch(write_config):
-    whole, _ = train(write_config("whole", loop={"steps": 4, "batch_size": 4}))
-    split, _ = train(write_config("split", loop={"steps": 4, "batch_size": 4, "micro_batch": 1}))
-    torch.testing.assert_close(torch.tensor(split), torch.tensor(whole), rtol=1e-3, atol=1e-5)
+    """Kernels round another number of samples differently: gradients to 1e-5, losses at a usual rate to 1e-4."""
+    optimizer, found = {"learning_rate": 1e-4}, {}
+    for size in (4, 2):
+        config = write_config(
+            f"by {size}", loop={"steps": 10, "batch_size": 4, "micro_batch": size}, optimizer=optimizer
+        )
+        trainer = build_trainer(load_config(config), overwrite=True)
+        trainer.callbacks = []
+        batches = [next(trainer.batches) for _ in range(trainer.accumulation)]
+        for index, batch in enumerate(batches):
+            trainer._accumulate(index, batch)
+        gradients = torch.cat([p.grad.flatten() for p in trainer._parameters() if p.grad is not None])
+        found[size] = gradients, torch.tensor(train(config)[0])
+    (whole, losses), (split, others) = found[4], found[2]
+    assert (whole - split).norm() <= 1e-5 * whole.norm()
+    torch.testing.assert_close(others, losses, rtol=0, atol=1e-4)
 
 
 def test_loss_weight_scales_the_loss_of_a_source(write_config, photos):
