@@ -64,6 +64,7 @@ def summary(run: RunFiles) -> Markup | None:
         "Learning rate": _learning_rate(run.config),
         "Loss": _loss(run.history),
         "Time": _time(run),
+        "Where the time went": _seconds_of(run),
         "Started": str(run.record.get("started") or "").replace("T", " ", 1),
         "Files": _files(run),
     }
@@ -211,6 +212,14 @@ def _loss(history: list[dict[str, Any]]) -> str | None:
     losses = [float(entry["loss"]) for entry in history if entry.get("loss") is not None]
     last = losses[-max(1, len(losses) // 10) :]
     return f"{number(sum(last) / len(last))} · mean of {counted(len(last), 'step')}" if last else None
+
+
+def _seconds_of(run: RunFiles) -> str | None:
+    """Parts of the time since the run was started last, the longest first."""
+    seconds = run.record.get("seconds_of") or {}
+    total = sum(seconds.values())
+    shares = sorted(((spent / total, what) for what, spent in seconds.items()), reverse=True) if total else []
+    return ", ".join(f"{what} {share:.0%}" for share, what in shares if share >= 0.005) or None
 
 
 def _time(run: RunFiles) -> str | None:

@@ -1,5 +1,6 @@
 """Run: what the loop and its callbacks share. It is data; the loop is in `trainer.py`."""
 
+import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +46,7 @@ class Run:
     ended: str | None = None  # why the run is done before its last step, if it is
     held_out: "HeldOut | None" = None
     best: "Best | None" = None
-    trackers_work: bool = True
+    seconds_of: dict[str, float] = field(default_factory=dict)  # where the time went, since the run was started last
     facts: dict[str, Any] = field(default_factory=dict)  # goes into run.json
 
     @property
@@ -64,13 +65,12 @@ class Run:
 
     def log(self, values: dict[str, float]) -> None:
         """To the trackers; one that fails is left out from then on, and training goes on without it."""
-        if not self.trackers_work:
-            return
-        try:
-            self.accelerator.log(values, step=self.step)
-        except Exception as error:  # whatever a tracker's service does
-            self.trackers_work = False
-            tqdm.write(f"warning: tracking stopped at step {self.step}, training goes on: {error}")
+        for tracker in list(self.accelerator.trackers) if self.is_main else ():
+            try:
+                tracker.log(values, step=self.step)
+            except Exception as error:  # whatever a tracker's service does
+                self.accelerator.trackers.remove(tracker)
+                tqdm.write(f"warning: {tracker.name} stopped at step {self.step}, training goes on: {error}")
 
     @contextmanager
     def exported(self) -> "Iterator[None]":
@@ -86,6 +86,15 @@ class Run:
                 module.eval()
                 stack.callback(module.train, modes[part])
             yield
+
+    @contextmanager
+    def timed(self, what: str) -> "Iterator[None]":
+        """Adds the time within to `seconds_of`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds_of[what] = self.seconds_of.get(what, 0.0) + time.perf_counter() - started
 
     def trainable_modules(self) -> "list[nn.Module]":
         """The carriers as the loop calls them."""

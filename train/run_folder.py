@@ -50,6 +50,7 @@ def write_run_file(run: "Run", **facts: Any) -> None:
         "step": run.step,
         "steps": run.config.loop.steps,
         "train_seconds": round(run.seconds, 2),
+        "seconds_of": {what: round(seconds, 2) for what, seconds in run.seconds_of.items()},
         "threads": run.config.loop.threads,
         "processes": run.accelerator.num_processes,
         "versions": {library: importlib.metadata.version(library) for library in LIBRARIES},

@@ -34,7 +34,8 @@ class Trainer:
             while not run.is_last_step:
                 result = self.train_step()
                 for callback in self.callbacks:
-                    callback.on_step(run, result)
+                    with run.timed(type(callback).__name__):
+                        callback.on_step(run, result)
             for callback in self.callbacks:
                 callback.on_end(run)
 
@@ -42,8 +43,18 @@ class Trainer:
         """Forward and backward of every micro-batch, then one update."""
         run, started = self.run, time.perf_counter()
         rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
-        batches = [next(self.batches) for _ in range(self.accumulation)]
+        with run.timed("data"):
+            batches = [next(self.batches) for _ in range(self.accumulation)]
         loss, samples = self._gather([self._accumulate(index, batch) for index, batch in enumerate(batches)])
+        with run.timed("optimiser"):
+            norm = self._update(loss, samples)
+        seconds = time.perf_counter() - started
+        run.seconds += seconds
+        return StepResult(loss, source_means(samples), norm, rates, seconds)
+
+    def _update(self, loss: float, samples: Sequence[SampleLoss]) -> float:
+        """One step of the optimiser, unless the guard says no; the norm of the gradient before it was clipped."""
+        run = self.run
         drop_stopped(run.optimizer, run.step)
         norm = float(run.accelerator.clip_grad_norm_(self._parameters(), run.config.optimizer.max_grad_norm) or 0.0)
         if self.guard.allows(run, loss, norm, samples):
@@ -53,9 +64,7 @@ class Trainer:
         run.step += 1
         if run.ema is not None:
             run.ema.update(run.adapters.named_parameters(), run.step)
-        seconds = time.perf_counter() - started
-        run.seconds += seconds
-        return StepResult(loss, source_means(samples), norm, rates, seconds)
+        return norm
 
     def _accumulate(self, index: int, batch: Batch) -> tuple[float, list[SampleLoss]]:
         run = self.run
@@ -63,8 +72,10 @@ class Trainer:
             if index < self.accumulation - 1:
                 for module in run.trainable_modules():
                     stack.enter_context(run.accelerator.no_sync(module))
-            losses = self.forward(batch)
-            run.accelerator.backward(losses.total * self.world)  # DDP averages over the processes: undone here
+            with run.timed("forward"):
+                losses = self.forward(batch)
+            with run.timed("backward"):
+                run.accelerator.backward(losses.total * self.world)  # DDP averages over the processes: undone here
         values = losses.per_sample.tolist()
         return losses.total.item(), [SampleLoss(*each) for each in zip(batch.sources, batch.files, values, strict=True)]
 

@@ -46,6 +46,70 @@ def test_tensorboard_reads_the_same_losses(dreambooth):
     assert logged == pytest.approx({line["step"]: line["loss"] for line in lines}, rel=1e-6)
 
 
+def test_wandb_offline_has_the_same_losses(write_config, monkeypatch):
+    """With the real package: what it will upload holds what the history holds."""
+    from wandb.proto import wandb_internal_pb2
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    config = write_config(trackers=["wandb"], loop={"steps": 3})
+    assert main([str(config)]) == 0
+    folder = config.parent / "run"
+    (file,) = (folder / "logs" / "wandb").glob("offline-run-*/*.wandb")
+    logged = []
+    for data in leveldb_records(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        values = {(item.key or "/".join(item.nested_key)): item.value_json for item in record.history.item}
+        if "loss" in values:
+            logged.append(float(values["loss"]))
+    lines = [json.loads(line) for line in (folder / "logs/history.jsonl").read_text().splitlines()]
+    assert logged == [line["loss"] for line in lines]
+
+
+def leveldb_records(content: bytes):
+    """https://github.com/google/leveldb/blob/main/doc/log_format.md, behind seven bytes of W&B's own."""
+    place, record = 7, b""
+    while place + 7 <= len(content):
+        if (left := -place % 32768) < 7 and left:  # a block is filled up with zeros
+            place += left
+            continue
+        length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
+        record += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or its last piece
+            yield record
+            record = b""
+
+
+@pytest.mark.parametrize("moment", ["start", "log"])
+def test_a_tracker_that_fails_does_not_stop_a_run(write_config, monkeypatch, capsys, moment):
+    """Its service is down from the beginning, or goes away."""
+    import wandb
+    from accelerate.tracking import WandBTracker
+
+    def down(*arguments, **settings):
+        raise wandb.errors.CommError("the server cannot be reached")
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setattr(WandBTracker, moment, down)
+    config = write_config(trackers=["wandb", "tensorboard"], loop={"steps": 3})
+    assert main([str(config)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("the server cannot be reached") == 1
+    assert "training goes on" in said
+    events = EventAccumulator(str(config.parent / "run/logs/loraloom"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+
+
+def test_the_record_says_where_the_time_went(dreambooth):
+    record = json.loads((dreambooth / "run.json").read_text())
+    assert {"data", "forward", "backward", "optimiser", "Validation", "Checkpoints"} <= record["seconds_of"].keys()
+    assert "Where the time went" in (dreambooth / "report.html").read_text()
+
+
 def test_class_images_are_made_once_and_kept(dreambooth):
     (folder,) = dreambooth.glob("prior-*")
     files = sorted(folder.iterdir())

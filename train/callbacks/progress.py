@@ -1,4 +1,7 @@
-"""A progress bar with the smoothed loss."""
+"""A progress bar with the smoothed loss, the learning rate and the memory in use."""
+
+import resource
+import sys
 
 from tqdm import tqdm
 
@@ -16,8 +19,19 @@ class Progress(Callback):
 
     def on_step(self, run: Run, result: StepResult) -> None:
         self.smoothed = result.loss if self.smoothed is None else 0.95 * self.smoothed + 0.05 * result.loss
-        self.bar.set_postfix(loss=f"{self.smoothed:.4f}", refresh=False)
+        rate = next(iter(result.learning_rates.values()))
+        self.bar.set_postfix_str(f"loss {self.smoothed:.4f}, rate {rate:.3g}, {memory(run)}", refresh=False)
         self.bar.update()
 
     def on_exit(self, run: Run) -> None:
         self.bar.close()
+
+
+def memory(run: Run) -> str:
+    """The most that was in use until now: of the GPU where there is one, else of the process."""
+    import torch
+
+    if run.accelerator.device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(run.accelerator.device) / 2**30:.1f} GiB"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB"

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import TextIO
 
+from tqdm import tqdm
+
 from ...configs.errors import UserError
 from ..callback import Callback
 from ..run import Run, StepResult
@@ -16,10 +18,7 @@ class Tracking(Callback):
     file: TextIO | None = None
 
     def on_start(self, run: Run) -> None:
-        try:
-            run.accelerator.init_trackers("loraloom", init_kwargs={"wandb": {"name": run.config.output.name}})
-        except (ImportError, ValueError) as error:
-            raise UserError(f"trackers {list(run.config.trackers)}: cannot start ({error})") from error
+        start_trackers(run)
         if run.is_main:
             folder = run.folder / "logs"
             folder.mkdir(parents=True, exist_ok=True)
@@ -41,6 +40,23 @@ class Tracking(Callback):
     def on_exit(self, run: Run) -> None:
         if self.file is not None:
             self.file.close()
+
+
+def start_trackers(run: Run) -> None:
+    """Those of the config, one by one: what cannot start (no key, no network) is left out with a warning."""
+    accelerator, started = run.accelerator, []
+    about = {"name": run.config.output.name, "dir": str(run.folder / "logs"), "config": run.config.model_dump()}
+    for tracker in list(accelerator.log_with):
+        accelerator.log_with, accelerator.trackers = [tracker], []
+        try:
+            accelerator.init_trackers("loraloom", init_kwargs={"wandb": about})
+            started += accelerator.trackers
+        except ImportError as error:
+            raise UserError(f"trackers: {tracker} cannot be imported ({error})") from error
+        except Exception as error:  # whatever a tracker's service does, training goes on without it
+            if run.is_main:
+                tqdm.write(f"warning: {tracker} cannot start, training goes on without it: {error}")
+    accelerator.trackers = started
 
 
 def _whole_lines(file: Path) -> int:
