@@ -64,6 +64,10 @@ class AdapterSet(Protocol):
         """The base as it is without the adapter, within. UserError where it is not at hand."""
         ...
 
+    def begin_with(self, artifact: "AdapterArtifact") -> None:
+        """Puts the weights of a trained adapter in place; UserError where they do not fit these modules and ranks."""
+        ...
+
     def artifact(self) -> "AdapterArtifact":
         """What was trained, as copies in float32 on the CPU."""
         ...

@@ -13,7 +13,7 @@ from ..configs.choices import find
 from ..configs.errors import UserError
 from ..configs.schema import AdapterSection
 from .adapter import Targets, seeded
-from .artifact import AdapterArtifact, Key, Weights, canonical_path, copied, module_path
+from .artifact import AdapterArtifact, Key, Weights, canonical_path, copied, listed, module_path
 from .targets import by_pattern
 
 if TYPE_CHECKING:
@@ -73,12 +73,40 @@ class PeftAdapters:
             for layer, was in zip(layers, before, strict=True):
                 layer._disable_adapters = was
 
+    def begin_with(self, artifact: AdapterArtifact) -> None:
+        if self.initial:
+            raise UserError("an adapter that begins with the base's singular values cannot begin with a file")
+        layers = {
+            (part, canonical_path(part, path)): layer
+            for part, carrier in self.carriers.items()
+            for path, layer in tuner_layers(carrier)
+        }
+        if strangers := artifact.modules.keys() - layers.keys():
+            raise UserError(f"its modules {listed(sorted(strangers))} are not adapted here; see adapter.parts")
+        for key, trained in artifact.modules.items():
+            _begin_layer(key, layers[key], trained)
+
     def artifact(self) -> AdapterArtifact:
         modules = {k: w for part, carrier in self.carriers.items() for k, w in read_peft(part, carrier, NAME).items()}
         method = find("adapters.methods", self.method)
         return AdapterArtifact(
             {key: method.without(w, self.initial[key]) if key in self.initial else w for key, w in modules.items()}
         )
+
+
+def _begin_layer(key: Key, layer: Any, trained: Weights) -> None:
+    """The layer keeps its own scale, so that of the weights is folded in."""
+    method = find("adapters.methods", _kind(layer))
+    own = method.read(layer, NAME)
+    shapes, wanted = ({n: tuple(t.shape) for n, t in each.tensors.items()} for each in (trained, own))
+    if trained.method != own.method or shapes != wanted:
+        raise UserError(
+            f"{listed([key])} is {trained.method} with {shapes} in the file, {own.method} with {wanted} here: "
+            "take the same method, options and ranks"
+        )
+    tensors = Weights(trained.method, trained.tensors, trained.scale / own.scale).folded().tensors
+    device = layer.get_base_layer().weight.device
+    method.write(layer, NAME, Weights(own.method, {n: t.to(device) for n, t in tensors.items()}, own.scale))
 
 
 def inject_peft(
@@ -182,9 +210,14 @@ def write_parameters(layer: Any, name: str, weights: Weights) -> None:
     """Puts weights of any rank and shape into such a layer."""
     device = layer.get_base_layer().weight.device
     for kind in layer.adapter_layer_names:
-        held = getattr(layer, kind)
+        held, wanted = getattr(layer, kind), weights.tensors.get(kind)
+        if wanted is not None and name in held and held[name].shape == wanted.shape:
+            held[name].data.copy_(wanted)  # it may be one that trains
+            continue
         if name in held:
             del held[name]
-        if kind in weights.tensors:
-            held[name] = nn.Parameter(weights.tensors[kind].to(device), requires_grad=False)
+        if wanted is not None:
+            held[name] = nn.Parameter(wanted.to(device), requires_grad=False)
+    if layer.scaling[name] == weights.scale:
+        return
     layer.r[name], layer.alpha[name], layer.scaling[name] = 1, weights.scale, weights.scale

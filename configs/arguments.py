@@ -15,3 +15,12 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
     return value
+
+
+def file_and_weight(text: str) -> tuple[str, float]:
+    """`path.safetensors` or `path.safetensors:0.8`; a colon that no number follows belongs to the path."""
+    path, colon, weight = text.rpartition(":")
+    try:
+        return (path, float(weight)) if colon else (text, 1.0)
+    except ValueError:
+        return text, 1.0

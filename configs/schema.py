@@ -32,6 +32,8 @@ class ModelSection(Section):
     """Commit hash of a hub id; recorded in the run."""
     dtype: DType = "fp32"
     """Type of the frozen weights. Adapter weights always train in fp32."""
+    adapters: list[str] = []
+    """Adapter files that are merged into the base in memory and stay frozen, each as FILE or FILE:WEIGHT."""
     clip_skip: int = Field(default=0, ge=0, le=11)
     """Layers at the text encoder's end that are left out, counted as diffusers does; web UIs call 1 "clip skip 2"."""
 
@@ -293,6 +295,8 @@ class AdapterSection(Section):
     parts: dict[str, str | list[str]] = Field(default={"unet": "attention"}, min_length=1)
     """Model part to target modules: presets joined by `+` (`attention+ff+conv`, `all-linear`), or a list of presets and
     of `re:` with a regular expression for module names."""
+    start_from: str | None = None
+    """Adapter file of the same method, ranks and base, from whose weights training begins."""
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
     """Another rank for modules in whose name (`unet.mid_block…`) the first matching regular expression is found."""
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}

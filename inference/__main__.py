@@ -24,8 +24,9 @@ def main(arguments: Sequence[str]) -> int:
     import torch
 
     from ..models.family import PromptOptions
+    from .adapter_file import AdapterFile
     from .engine import Engine, Request, image_grid, png_info
-    from .mixing import AdapterFile, attach
+    from .mixing import attach
 
     if options.threads:
         torch.set_num_threads(options.threads)

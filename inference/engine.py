@@ -20,7 +20,7 @@ from ..configs.errors import UserError
 from ..configs.schema import ModelSection
 from ..models.encode import Encode, encoder_of
 from ..models.family import ONE_WINDOW, ModelFamily, Parts, PromptOptions
-from ..models.load import Base
+from .merged import MergedBase
 
 SCHEDULERS = {
     "dpmsolver++": "DPMSolverMultistepScheduler",
@@ -97,9 +97,11 @@ class Engine:
         dtype: str = "fp32",
         device: str = "cpu",
         scheduler: str = DEFAULT_SCHEDULER,
+        merged: Sequence[str] = (),
     ) -> "Engine":
-        """From `pocket`, a pipeline folder or a hub id."""
-        found = Base(ModelSection.model_validate({"base": base, "revision": revision, "dtype": dtype}))
+        """From `pocket`, a pipeline folder or a hub id; `merged` are adapter files that become part of it."""
+        model = {"base": base, "revision": revision, "dtype": dtype, "adapters": list(merged)}
+        found = MergedBase(ModelSection.model_validate(model))
         engine = cls(found.family, found.load(), scheduler)
         try:
             engine.pipeline.to(device)

@@ -1,48 +1,13 @@
 """Attaching trained adapters to an engine's pipeline, each with its weight."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from ..adapters.artifact import AdapterArtifact, base_modules
-from ..adapters.format import FormatNames, read
+from ..adapters.artifact import AdapterArtifact
+from ..adapters.format import read
 from ..adapters.peft_adapters import install
 from ..configs.errors import UserError
-from ..models.family import ModelFamily, Parts
+from .adapter_file import AdapterFile, format_names
 from .engine import Engine
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterFile:
-    """A file with the weight it is mixed in with."""
-
-    file: Path
-    weight: float = 1.0
-
-    @classmethod
-    def parse(cls, text: str) -> "AdapterFile":
-        """`path.safetensors` or `path.safetensors:0.8`."""
-        path, colon, weight = text.rpartition(":")
-        if not colon:
-            return cls(Path(text))
-        try:
-            number = float(weight)
-        except ValueError:
-            return cls(Path(text))  # the colon belongs to the path
-        if not math.isfinite(number):
-            raise UserError(f"--adapter {text}: the weight is not a finite number")
-        return cls(Path(path), number)
-
-
-def format_names(family: ModelFamily, parts: Parts) -> FormatNames:
-    """What the file formats have to know of a base: its module paths and its family's words."""
-    return FormatNames(
-        module_paths={part: base_modules(part, parts[part]) for part in family.kohya_prefixes if part in parts},
-        kohya_prefixes=family.kohya_prefixes,
-        architecture=family.architecture(parts),
-        kohya_version=family.kohya_version,
-    )
 
 
 def attach(engine: Engine, adapters: Sequence[AdapterFile]) -> list[AdapterArtifact]:
@@ -51,6 +16,10 @@ def attach(engine: Engine, adapters: Sequence[AdapterFile]) -> list[AdapterArtif
     artifacts = [read(adapter.file, names) for adapter in adapters]
     titles = [adapter_title(index) for index in range(len(adapters))]
     for artifact, title, adapter in zip(artifacts, titles, adapters, strict=True):
+        if artifact.method == "oft" and adapter.weight != 1:
+            raise UserError(
+                f"{adapter.file}: an OFT adapter is a rotation, which has no weight; leave out {adapter.weight:g}"
+            )
         try:
             install(artifact, engine.parts, title)
         except (RuntimeError, ValueError) as error:

@@ -14,8 +14,9 @@ from ..configs.schema import ModelSection
 from ..models.encode import PROBE_PROMPT, Encode, encoder_of
 from ..models.family import ONE_WINDOW, ModelFamily, Parts, PromptOptions
 from ..models.noise.process import Noised
+from .adapter_file import AdapterFile
 from .engine import Engine
-from .mixing import AdapterFile, adapter_title, attach
+from .mixing import adapter_title, attach
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 2e-3}  # relative to the largest number compared
 
@@ -47,7 +48,9 @@ def verify_file(
     or a difference is more than that.
     """
     try:
-        engine = Engine.load(model.base, revision=model.revision, dtype=model.dtype, device=device)
+        engine = Engine.load(
+            model.base, revision=model.revision, dtype=model.dtype, device=device, merged=model.adapters
+        )
         attach(engine, [AdapterFile(file)])
         base = base_weights(engine.parts)
         loaded = {

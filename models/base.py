@@ -1,11 +1,14 @@
 """Where a base model is on disk: the embedded one, a folder, or a snapshot of a hub repository. Imports no torch."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from ..configs.arguments import file_and_weight
 from ..configs.choices import find, names
 from ..configs.errors import UserError
+from ..configs.schema import ModelSection
 from . import pocket
 
 EMBEDDED = {"pocket": pocket.FOLDER}
@@ -48,6 +51,12 @@ def pin_revision(base: str, revision: str | None) -> str | None:
     """The commit hash of a hub id, whose snapshot folder is named after it; other bases have none."""
     local = base in EMBEDDED or Path(base).is_dir()
     return revision if local else locate_base(base, revision).name
+
+
+def merged_key(model: ModelSection) -> tuple[tuple[str, float], ...]:
+    """What the adapters in the base are: the hash of each file, and its weight."""
+    named = [file_and_weight(text) for text in model.adapters]
+    return tuple((hashlib.sha256(Path(file).read_bytes()).hexdigest(), weight) for file, weight in named)
 
 
 class PipelineFiles:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from ..adapters.adapter import AdapterSet
+from ..adapters.format import read
 from ..configs.choices import find
 from ..configs.errors import UserError
 from ..configs.machine import cores
@@ -21,10 +22,10 @@ from ..data.dataset import Dataset, Images
 from ..data.draws import key_seed
 from ..data.loader import Samples, Share, micro_batches
 from ..inference.engine import Engine
+from ..inference.merged import MergedBase
 from ..models.base import pin_revision
 from ..models.encode import Encode, encoder_of
 from ..models.family import Conditioning, ModelFamily, Parts
-from ..models.load import Base
 from ..models.noise.ddpm import training_scheduler
 from .cache import Wanted, fill, want
 from .callback import Callback
@@ -86,6 +87,8 @@ def assemble(
     held_out = [] if ready.held_out is None else encode_held_out(ready.held_out, base.family, base.load(encoders))
     parts["scheduler"] = training_scheduler(parts["scheduler"], config.noise)
     adapters = make_adapters(config, base.family, parts)
+    if config.adapter.start_from is not None:
+        adapters.begin_with(read(config.adapter.start_from, base.names))
     objective = make_objective(config, base.family, parts, adapters)
     if writes and accelerator.is_main_process and checkpoint is None:
         prepare_folder(folder, config.output.name, overwrite=overwrite)
@@ -110,7 +113,7 @@ class Prepared:
     """What a run stands on."""
 
     config: RunConfig  # resolved
-    base: Base
+    base: MergedBase
     dataset: Dataset
     wanted: Wanted  # all there
     held_out: Dataset | None  # images that are not trained on
@@ -120,7 +123,7 @@ def prepare(config: RunConfig, accelerator: Accelerator, images: Sequence[Images
     """The images of a run in their buckets, and its caches, complete."""
     config = resolve(config, accelerator)
     set_numerics(config)
-    base = Base(config.model, accelerator.device)
+    base = MergedBase(config.model, accelerator.device)
     check_base_fits(config, base.family)
     if images is None:
         images = gather(config.data, progress=accelerator.is_main_process)
@@ -132,7 +135,7 @@ def prepare(config: RunConfig, accelerator: Accelerator, images: Sequence[Images
     return Prepared(config, base, dataset, wanted, held_out)
 
 
-def build_held_out(config: RunConfig, base: Base, accelerator: Accelerator) -> Dataset | None:
+def build_held_out(config: RunConfig, base: MergedBase, accelerator: Accelerator) -> Dataset | None:
     """The images of `validation.sources` in their buckets."""
     if not config.validation.sources:
         return None
@@ -142,7 +145,9 @@ def build_held_out(config: RunConfig, base: Base, accelerator: Accelerator) -> D
     return make_dataset(data, found, base.family.size_multiple, config.loop.seed)
 
 
-def build_dataset(config: RunConfig, accelerator: Accelerator, base: Base, images: Sequence[Images | None]) -> Dataset:
+def build_dataset(
+    config: RunConfig, accelerator: Accelerator, base: MergedBase, images: Sequence[Images | None]
+) -> Dataset:
     """All images in their buckets, class images made; captions counted."""
     data = config.data
     found: list[Images] = []
@@ -252,7 +257,7 @@ def _make_run(
     config: RunConfig,
     folder: Path,
     accelerator: Accelerator,
-    base: Base,
+    base: MergedBase,
     parts: Parts,
     adapters: AdapterSet,
     encode: Encode,

@@ -21,6 +21,7 @@ from ..data.draws import keyed_generator
 from ..data.keys import cache_folder, content_key, weights_hash
 from ..data.loader import Cached
 from ..data.transforms import Geometry, mask_to_tensor, to_tensor
+from ..models.base import merged_key
 from ..models.encode import PROBE_PROMPT, draw_latents, encode_caption, encode_image, pool_masks
 from ..models.family import ModelFamily, Parts, PromptOptions
 from .captions import prompt_options
@@ -262,7 +263,7 @@ def _store(name: str, config: RunConfig, folder: Path, parts: Sequence[str], *re
     """The store whose name is a hash of the encoder's files, their precision and how they are used."""
     root = cache_folder(config.data.cache.dir)
     hashes = tuple(weights_hash(folder / part, root) for part in parts)
-    return Store(root / name / content_key(hashes, config.model.dtype, rest))
+    return Store(root / name / content_key(hashes, config.model.dtype, rest, merged_key(config.model)))
 
 
 def _cuts(dataset: Dataset) -> dict[str, tuple[int, int, int]]:

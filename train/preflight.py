@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from ..configs.arguments import file_and_weight
 from ..configs.errors import UserError
 from ..configs.schema import FolderSource, RunConfig
 from ..data.dataset import Images
@@ -19,6 +20,7 @@ def preflight(
     """The images of each source; UserError with every problem of base, data and output folder."""
     problems = [
         *check_base(config.model.base),
+        *check_adapter_files(config),
         *check_output(Path(config.output.dir), config),
         *check_trackers(config.trackers),
         *check_spans(config),
@@ -52,6 +54,14 @@ def check_output(folder: Path, config: RunConfig, setting: str = "output.dir") -
     if not os.access(nearest, os.W_OK | os.X_OK):
         return [f"{setting} {folder}: {nearest} cannot be written"]
     return []
+
+
+def check_adapter_files(config: RunConfig) -> list[str]:
+    """Adapter files that are not there."""
+    named = [("model.adapters", file_and_weight(text)[0]) for text in config.model.adapters]
+    if config.adapter.start_from is not None:
+        named.append(("adapter.start_from", config.adapter.start_from))
+    return [f"{key}: {file}: there is no such file" for key, file in named if not Path(file).is_file()]
 
 
 def check_spans(config: RunConfig) -> list[str]:

@@ -9,7 +9,7 @@ from ..configs.files import replacing
 from ..configs.schema import PriorSource, RunConfig
 from ..data.draws import key_seed
 from ..data.keys import Part, cache_folder, content_key, weights_hash
-from ..models.base import find_base
+from ..models.base import find_base, merged_key
 
 if TYPE_CHECKING:
     from ..inference.engine import Engine
@@ -22,7 +22,7 @@ def class_image_paths(source: PriorSource, config: RunConfig) -> list[Path]:
     """
     model = config.model
     made = (model.dtype, source.prior, source.steps, source.guidance, max(config.data.resolutions), config.loop.seed)
-    key = content_key("class images", _weights(config), *made)[:12]
+    key = content_key("class images", _weights(config), merged_key(model), *made)[:12]
     return [Path(config.output.dir) / f"prior-{key}" / f"{index:05d}.png" for index in range(source.count)]
 
 

@@ -99,6 +99,7 @@ def read(layer: Any, name: str) -> "Weights":
 def write(layer: Any, name: str, weights: "Weights") -> None:
     """Into a layer of PEFT that `config_of` has made."""
     layer.oft_R[name].weight.data.copy_(weights.tensors["oft_R"])
+    layer.scaling = {}  # PEFT asks for it when adapters are switched, and OFT has none
 
 
 def config_of(weights: "Mapping[str, Weights]") -> "OFTConfig":

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from ...adapters import format as adapter_format
 from ...adapters.artifact import AdapterArtifact
 from ...configs.errors import AfterTrainingError, UserError
-from ...inference.mixing import format_names
+from ...inference.adapter_file import format_names
 from ...inference.verify import probe, verify_file
 from ..callback import Callback
 from ..captions import prompt_options

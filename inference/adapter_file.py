@@ -1,0 +1,37 @@
+"""An adapter file as a user names it, and what the file formats have to know of a base to read it."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..adapters.artifact import base_modules
+from ..adapters.format import FormatNames
+from ..configs.arguments import file_and_weight
+from ..configs.errors import UserError
+from ..models.family import ModelFamily, Parts
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFile:
+    """A file with the weight it is mixed in with."""
+
+    file: Path
+    weight: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> "AdapterFile":
+        """`path.safetensors` or `path.safetensors:0.8`."""
+        file, weight = file_and_weight(text)
+        if not math.isfinite(weight):
+            raise UserError(f"--adapter {text}: the weight is not a finite number")
+        return cls(Path(file), weight)
+
+
+def format_names(family: ModelFamily, parts: Parts) -> FormatNames:
+    """What the file formats have to know of a base: its module paths and its family's words."""
+    return FormatNames(
+        module_paths={part: base_modules(part, parts[part]) for part in family.kohya_prefixes if part in parts},
+        kohya_prefixes=family.kohya_prefixes,
+        architecture=family.architecture(parts),
+        kohya_version=family.kohya_version,
+    )

@@ -1,0 +1,53 @@
+"""A base with adapters merged into it in memory: W + sum of weight * delta-W. Its files stay as they are."""
+
+from collections.abc import Collection
+from functools import cached_property
+
+import torch
+
+from ..adapters.artifact import AdapterArtifact, module_path
+from ..adapters.format import FormatNames, read
+from ..configs.schema import ModelSection
+from ..models.family import Parts
+from ..models.load import Base
+from .adapter_file import AdapterFile, format_names
+
+
+class MergedBase(Base):
+    """A `Base` whose parts come with `model.adapters` in them."""
+
+    def __init__(self, model: ModelSection, device: torch.device | str = "cpu"):
+        super().__init__(model, device)
+        self.adapters = [AdapterFile.parse(text) for text in model.adapters]
+
+    @cached_property
+    def names(self) -> FormatNames:
+        """What the file formats have to know of this base, for which the parts that carry adapters are loaded."""
+        return format_names(self.family, super().load([*self.family.kohya_prefixes, "scheduler"]))
+
+    @cached_property
+    def merged(self) -> list[tuple[AdapterArtifact, float]]:
+        """The adapters with their weights. UserError for a file that does not fit the base."""
+        return [(read(adapter.file, self.names), adapter.weight) for adapter in self.adapters]
+
+    def load(self, only: Collection[str] | None = None) -> Parts:
+        parts = super().load(only)
+        if self.adapters:
+            for part in parts.keys() & self.family.kohya_prefixes.keys():
+                self._merge(part, parts[part])
+        return parts
+
+    @torch.no_grad()
+    def _merge(self, part: str, model: torch.nn.Module) -> None:
+        """Every change is that of the base as it was, whatever stands before it in the list."""
+        has, changes = {name for name, _ in model.named_modules()}, {}
+        for artifact, weight in self.merged:
+            for (owner, path), weights in artifact.modules.items():
+                if owner == part:
+                    name = module_path(part, path, has)
+                    base = model.get_submodule(name).get_parameter("weight").float().cpu()
+                    delta = weight * weights.delta(base).reshape(base.shape)
+                    changes[name] = changes.get(name, 0) + delta
+        for name, change in changes.items():
+            parameter = model.get_submodule(name).get_parameter("weight")
+            parameter.data = (parameter.float() + change.to(parameter.device)).to(parameter.dtype)
