@@ -24,6 +24,8 @@ class AdapterMethod(Protocol):
     """Its options, a section of the config."""
     FORMATS: Sequence[str]
     """What it is written as unless the config says something else."""
+    ADAPTS_LAYERS: bool
+    """Whether `adapter.parts` means something to it."""
 
     def inject(self, parts: Mapping[str, Any], section: "AdapterSection", targets: Targets, seed: int) -> "AdapterSet":
         """Puts trainable weights into `parts`; the same seed gives the same weights."""
@@ -37,7 +39,10 @@ class AdapterMethod(Protocol):
 class AdapterSet(Protocol):
     """Trainable weights in the parts that carry them."""
 
-    carriers: dict[str, nn.Module]
+    @property
+    def carriers(self) -> dict[str, nn.Module]:
+        """Part -> the module that carries some of them."""
+        ...
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters of each part, in the order of its modules."""

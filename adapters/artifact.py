@@ -91,10 +91,14 @@ class AdapterArtifact:
     modules: dict[Key, Weights]
     metadata: dict[str, str] = field(default_factory=dict)
     """Header entries that travel with the weights into every file, such as `modelspec.title`."""
+    embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """Text encoder -> new word -> (vectors, width)."""
 
     def __post_init__(self) -> None:
-        if not self.modules:
+        if not self.modules and not self.embeddings:
             raise UserError("the adapter has no modules")
+        if broken := [token for token, rows in self._words() if not rows.isfinite().all()]:
+            raise UserError(f"the words {', '.join(map(repr, broken))} hold NaN or Inf")
         if misfits := [key for key, weights in self.modules.items() if not weights.agree()]:
             first = self.modules[misfits[0]].tensors
             down, up = (tuple(first[name].shape) for name in ("down", "up"))
@@ -106,7 +110,10 @@ class AdapterArtifact:
     def method(self) -> str:
         """Of all modules, or "mixed"."""
         methods = {weights.method for weights in self.modules.values()}
-        return methods.pop() if len(methods) == 1 else "mixed"
+        return methods.pop() if len(methods) == 1 else "mixed" if methods else "textual_inversion"
+
+    def _words(self) -> Iterable[tuple[str, Tensor]]:
+        return (pair for tokens in self.embeddings.values() for pair in tokens.items())
 
     def folded(self) -> "AdapterArtifact":
         """The same adapter with every scale multiplied into `up`."""
@@ -118,7 +125,8 @@ class AdapterArtifact:
         overflown = [key for key in modules if self.modules[key].finite() and not modules[key].finite()]
         if overflown:
             raise UserError(f"values too large for {dtype} in {listed(overflown)}; write fp32 or bf16 instead")
-        return replace(self, modules=modules)
+        embeddings = {part: {t: rows.to(dtype) for t, rows in own.items()} for part, own in self.embeddings.items()}
+        return replace(self, modules=modules, embeddings=embeddings)
 
 
 def listed(keys: Iterable[Key], most: int = 5) -> str:
@@ -141,7 +149,19 @@ def largest_difference(a: AdapterArtifact, b: AdapterArtifact, base: Base | None
     ]
     if problems:
         raise UserError(problems)
-    return max((_difference(key, a.modules[key], b.modules[key], base), key) for key in a.modules)
+    words = [_word_difference(part, a.embeddings, b.embeddings) for part in a.embeddings.keys() | b.embeddings.keys()]
+    return max([*((_difference(key, a.modules[key], b.modules[key], base), key) for key in a.modules), *words])
+
+
+def _word_difference(
+    part: str, a: Mapping[str, Mapping[str, Tensor]], b: Mapping[str, Mapping[str, Tensor]]
+) -> tuple[float, Key]:
+    one, other = a.get(part, {}), b.get(part, {})
+    if odd := sorted(one.keys() ^ other.keys()):
+        raise UserError(f"the word {odd[0]!r} of {part} is in one adapter only")
+    differences = {token: (one[token].float() - other[token].float()).abs().max().item() for token in one}
+    worst = max(differences, key=lambda token: differences[token])
+    return differences[worst], (part, worst)
 
 
 def _difference(key: Key, a: Weights, b: Weights, base: Base | None) -> float:

@@ -5,7 +5,7 @@ What the tensors of a file are called is the business of the modules in `formats
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -57,6 +57,8 @@ class FormatNames:
     """ModelSpec architecture of the base, such as `stable-diffusion-v1`."""
     kohya_version: str
     """kohya's `ss_base_model_version`, such as `sd_v1`."""
+    embedding_keys: Mapping[str, str] = field(default_factory=dict)
+    """Text encoder -> what web UIs call its vectors in the file of a word."""
 
 
 class Format(Protocol):
@@ -64,6 +66,7 @@ class Format(Protocol):
 
     SUFFIX: str
     FOLDS: bool
+    HOLDS: Collection[str]
 
     def matches(self, keys: Iterable[str]) -> bool: ...
     def to_tensors(self, artifact: AdapterArtifact, names: FormatNames) -> tuple[Tensors, Header]: ...
@@ -123,6 +126,8 @@ def header_of(artifact: AdapterArtifact, names: FormatNames) -> Header:
 
 def check_carried(name: str, artifact: AdapterArtifact, can: Callable[[Key, Weights], bool]) -> None:
     """UserError that names the modules which a format cannot hold."""
+    if artifact.embeddings:
+        raise UserError(f"the format {name} cannot hold new words; `output.formats: [loraloom]` holds them")
     if other := [key for key, weights in artifact.modules.items() if not can(key, weights)]:
         kinds = {_words(artifact.modules[key]) for key in other}
         raise UserError(

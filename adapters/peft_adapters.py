@@ -38,7 +38,7 @@ class PeftAdapters:
 
     def named_parameters(self) -> dict[str, dict[str, nn.Parameter]]:
         return {
-            part: {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+            part: {name: p for name, p in module.named_parameters() if p.requires_grad and f".{NAME}" in name}
             for part, module in self.carriers.items()
         }
 

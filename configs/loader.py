@@ -179,6 +179,8 @@ def _check_across(values: Any) -> Iterator[tuple[KeyPath, str]]:
         words = f"should be divisible by loop.micro_batch = {loop.micro_batch}, found {loop.batch_size}"
         yield ("loop", "batch_size"), words
     parts = _get(values, "adapter", "parts", default=AdapterSection().parts)
+    if _get(values, "adapter", "tokens") and isinstance(parts, dict):
+        parts = parts | {"tokens": None}
     own = _get(values, "optimizer", "parts", default={})
     for part in own if isinstance(parts, dict) and isinstance(own, dict) else ():
         if part not in parts:

@@ -283,6 +283,17 @@ class DataSection(Section):
         return self
 
 
+class TokenSection(Section):
+    """A new word for the text encoders."""
+
+    token: str = Field(default=..., pattern=r"^\S+$")
+    """How it is written in captions and prompts, such as `<sks>`."""
+    init: str | None = Field(default=None, min_length=1)
+    """Words whose vectors it begins with; random ones when not given."""
+    vectors: int = Field(default=1, ge=1, le=64)
+    """How many tokens of a caption it takes."""
+
+
 class AdapterSection(Section):
     """What is trained."""
 
@@ -295,6 +306,8 @@ class AdapterSection(Section):
     parts: dict[str, str | list[str]] = Field(default={"unet": "attention"}, min_length=1)
     """Model part to target modules: presets joined by `+` (`attention+ff+conv`, `all-linear`), or a list of presets and
     of `re:` with a regular expression for module names."""
+    tokens: list[TokenSection] = []
+    """New words that are learnt: alone by `method: textual_inversion`, or beside an adapter (pivotal tuning)."""
     start_from: str | None = None
     """Adapter file of the same method, ranks and base, from whose weights training begins."""
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
@@ -303,6 +316,13 @@ class AdapterSection(Section):
     """Another alpha for modules, in the same way."""
     options: dict[str, Any] = {}
     """Options of the method."""
+
+    @model_validator(mode="after")
+    def _check_tokens(self) -> "AdapterSection":
+        words = [section.token for section in self.tokens]
+        if twice := next((word for word in words if words.count(word) > 1), None):
+            raise ValueError(f"`tokens` has {twice!r} twice")
+        return self
 
 
 class NoiseSection(Section):

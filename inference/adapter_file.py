@@ -34,4 +34,5 @@ def format_names(family: ModelFamily, parts: Parts) -> FormatNames:
         kohya_prefixes=family.kohya_prefixes,
         architecture=family.architecture(parts),
         kohya_version=family.kohya_version,
+        embedding_keys=family.embedding_keys,
     )

@@ -51,19 +51,22 @@ def verify_file(
         engine = Engine.load(
             model.base, revision=model.revision, dtype=model.dtype, device=device, merged=model.adapters
         )
-        attach(engine, [AdapterFile(file)])
+        (attached,) = attach(engine, [AdapterFile(file)])
         base = base_weights(engine.parts)
         loaded = {
             key: weights
             for part in sorted({part for part, _ in artifact.modules})
             for key, weights in read_peft(part, engine.parts[part], adapter_title(0)).items()
         }
-        difference, _ = largest_difference(artifact, AdapterArtifact(loaded), base)
+        again = AdapterArtifact(loaded, embeddings=attached.embeddings)
+        difference, _ = largest_difference(artifact, again, base)
     except UserError as error:
         raise AfterTrainingError([f"{file}: does not verify: {problem}" for problem in error.problems]) from error
-    largest = max(weights.delta(base(key)).abs().max().item() for key, weights in artifact.modules.items())
+    deltas = [weights.delta(base(key)).abs().max().item() for key, weights in artifact.modules.items()]
+    words = [rows.abs().max().item() for own in artifact.embeddings.values() for rows in own.values()]
+    largest = max([*deltas, *words])
     encode = encoder_of(engine.family, engine.parts, prompts)
-    prediction = probe(engine.family, engine.parts, encode)
+    prediction = probe(engine.family, engine.parts, encode, probe_prompt(artifact))
     verification = Verification(
         modules=len(loaded),
         delta_difference=difference / max(largest, 1e-12),
@@ -76,8 +79,14 @@ def verify_file(
     return verification
 
 
+def probe_prompt(artifact: AdapterArtifact) -> str:
+    """One with all of its new words."""
+    words = dict.fromkeys(token for own in artifact.embeddings.values() for token in own)
+    return " ".join([PROBE_PROMPT, *words])
+
+
 @torch.no_grad()
-def probe(family: ModelFamily, parts: Parts, encode: Encode | None = None) -> Tensor:
+def probe(family: ModelFamily, parts: Parts, encode: Encode | None = None, prompt: str = PROBE_PROMPT) -> Tensor:
     """One prediction, (1, C, h, w) in fp32, for a fixed prompt, noise and timestep; dropout is off.
 
     `encode` gives the prompt's embeddings where the text encoders are not loaded.
@@ -92,7 +101,7 @@ def probe(family: ModelFamily, parts: Parts, encode: Encode | None = None) -> Te
     timesteps = torch.tensor([500], device=denoiser.device)
     one = torch.ones(1, device=denoiser.device)
     noised = Noised(latents, timesteps, target=latents, weight=one, snr=one)
-    conditioning = (encode or encoder_of(family, parts))([PROBE_PROMPT])
+    conditioning = (encode or encoder_of(family, parts))([prompt])
     prediction = family.predict(parts, noised, conditioning, torch.full((1, 6), 64.0, device=denoiser.device))
     for module, training in zip(carriers, modes, strict=True):
         module.train(training)

@@ -1,5 +1,6 @@
 """CLIP text encoders as diffusion models read them: captions to windows of tokens, and one of the hidden layers."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +13,26 @@ def window_tokens(tokenizer: Any, captions: Sequence[str], windows: int) -> Tens
     room = tokenizer.model_max_length - 2
     begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     rows = []
-    for words in tokenizer(list(captions), add_special_tokens=False, verbose=False).input_ids:
+    for words in tokenizer(expanded(tokenizer, captions), add_special_tokens=False, verbose=False).input_ids:
         pieces = [words[room * k : room * (k + 1)] for k in range(windows)]
         rows.append([[begin, *piece, end, *[pad] * (room - len(piece))] for piece in pieces])
     return torch.tensor(rows)
+
+
+def expanded(tokenizer: Any, captions: Sequence[str]) -> list[str]:
+    """Captions in which a word of several vectors, `<sks>`, stands as `<sks> <sks>_1 ...`, as diffusers has it."""
+    added = tokenizer.added_tokens_encoder
+    several: dict[str, str] = {}
+    for token in added:
+        pieces = [token]
+        while (further := f"{token}_{len(pieces)}") in added:
+            pieces.append(further)
+        if len(pieces) > 1:
+            several[token] = " ".join(pieces)
+    if not several:
+        return list(captions)
+    pattern = re.compile("|".join(re.escape(token) + r"(?!_\d)" for token in sorted(several, key=len, reverse=True)))
+    return [pattern.sub(lambda found: several[found[0]], caption) for caption in captions]
 
 
 def join_windows(hidden: Tensor) -> Tensor:

@@ -57,6 +57,8 @@ class ModelFamily(Protocol):
     text_encoders: Sequence[str]  # parts
     image_encoders: Sequence[str]  # parts that decide what latents an image has
     prompt_encoders: Sequence[str]  # parts that decide what embeddings a caption has
+    tokenizers: Mapping[str, str]  # text encoder -> its tokenizer, of those that can learn new words
+    embedding_keys: Mapping[str, str]  # text encoder -> what web UIs call its vectors in the file of a word
     targets: Mapping[str, Mapping[str, Sequence[str]]]  # part -> preset -> endings of module names
     repeated_blocks: Sequence[str]  # class names of the denoiser's blocks that are many and alike
     size_multiple: int  # height and width must be multiples of this many pixels

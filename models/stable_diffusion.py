@@ -40,6 +40,8 @@ class StableDiffusion:
     size_multiple = 8
     token_window = 77
 
+    tokenizers: Mapping[str, str] = {"text_encoder": "tokenizer"}
+    embedding_keys: Mapping[str, str] = {"text_encoder": "emb_params"}
     name: str
     pipeline: str
     text_encoders: Sequence[str]
@@ -94,7 +96,9 @@ class StableDiffusion:
         return config.in_channels, config.sample_size, config.sample_size
 
     def count_tokens(self, parts: Parts, captions: Sequence[str]) -> list[int]:
-        encoded = parts["tokenizer"](list(captions), add_special_tokens=False, verbose=False)
+        from .clip import expanded
+
+        encoded = parts["tokenizer"](expanded(parts["tokenizer"], captions), add_special_tokens=False, verbose=False)
         return [len(tokens) for tokens in encoded.input_ids]
 
     def encode_prompts(

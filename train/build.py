@@ -13,7 +13,9 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from ..adapters.adapter import AdapterSet
+from ..adapters.combined import Combined
 from ..adapters.format import read
+from ..adapters.token_embeddings import inject_tokens
 from ..configs.choices import find
 from ..configs.errors import UserError
 from ..configs.machine import cores
@@ -39,7 +41,7 @@ from .callbacks.tracking import Tracking
 from .callbacks.validation import Validation
 from .captions import find_long_captions, prompt_options
 from .ema import Ema
-from .fits import check_base_fits, targets_of
+from .fits import check_base_fits, layer_parts, targets_of, trained_parts
 from .gather import class_images, gather, make_dataset
 from .held_out import HeldOut, encode_held_out, held_out_data, samples_of
 from .objective import Objective
@@ -211,8 +213,13 @@ def set_numerics(config: RunConfig) -> None:
 def make_adapters(config: RunConfig, family: ModelFamily, parts: Parts) -> AdapterSet:
     """Injects the adapter of the config into the parts."""
     method = find("adapters.methods", config.adapter.method)
-    seed = key_seed(config.loop.seed, "adapter")
-    return method.inject(parts, config.adapter, targets_of(config, family, parts), seed)
+    seed, tokens = key_seed(config.loop.seed, "adapter"), config.adapter.tokens
+    sets: list[AdapterSet] = []
+    if layer_parts(config):
+        sets.append(method.inject(parts, config.adapter, targets_of(config, family, parts), seed))
+    if tokens:
+        sets.append(inject_tokens(parts, family.tokenizers, tokens, key_seed(config.loop.seed, "tokens")))
+    return sets[0] if len(sets) == 1 else Combined(sets)
 
 
 def make_objective(config: RunConfig, family: ModelFamily, parts: Parts, adapters: AdapterSet) -> Objective:
@@ -225,7 +232,7 @@ def make_objective(config: RunConfig, family: ModelFamily, parts: Parts, adapter
         config.loop.seed,
         config.loop.batch_size,
         prompts=prompt_options(config),
-        trains_text=any(part in family.text_encoders for part in config.adapter.parts),
+        trains_text=any(part in family.text_encoders for part in trained_parts(config, family)),
     )
 
 

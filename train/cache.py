@@ -25,6 +25,7 @@ from ..models.base import merged_key
 from ..models.encode import PROBE_PROMPT, draw_latents, encode_caption, encode_image, pool_masks
 from ..models.family import ModelFamily, Parts, PromptOptions
 from .captions import prompt_options
+from .fits import trained_parts
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -111,7 +112,7 @@ def why_no_prompts(config: RunConfig, family: ModelFamily, dataset: Dataset) -> 
     data, reason = config.data, None
     if not data.cache.prompts:
         return "data.cache.prompts is false"
-    if trained := [part for part in config.adapter.parts if part in family.text_encoders]:
+    if trained := [part for part in trained_parts(config, family) if part in family.text_encoders]:
         reason = f"{' and '.join(trained)} trains, so embeddings change"
     elif data.variants is None and dataset.has_random_captions():
         reason = "captions are random; `data.variants: 8` would give each image eight"

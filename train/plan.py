@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..configs.errors import run_command
 from ..configs.loader import load_config, marked_yaml
 from ..configs.schema import PartSection, RunConfig
 from ..data.dataset import Images
-from .fits import formats_of
+from .fits import formats_of, layer_parts, trained_parts
 from .gather import warn
 from .outlook import Changed, Outlook, dataset_ahead, look_ahead, missed_shares
 from .page import counted
@@ -157,20 +158,29 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _describe_adapter(config: RunConfig, base: "Base") -> Iterator[str]:
+    from ..adapters.token_embeddings import TOKENS
     from .build import make_adapters
 
     adapter, family = config.adapter, base.family
-    parts = base.load([part for part in family.targets if part in adapter.parts])
+    needed = trained_parts(config, family)
+    parts = base.load([*needed, *(family.tokenizers[part] for part in needed if part in family.tokenizers)])
     adapters = make_adapters(config, family, parts)
-    yield f"  {adapter.method}, rank {adapter.rank}, alpha {adapter.alpha:g}, on the frozen base {config.model.base!r}"
+    modules = Counter(part for part, _ in adapters.artifact().modules)
+    ranks = f", rank {adapter.rank}, alpha {adapter.alpha:g}" if layer_parts(config) else ""
+    yield f"  {adapter.method}{ranks}, on the frozen base {config.model.base!r}"
     yield f"  family {family.name}"
-    for part, parameters in adapters.parameters().items():
-        own = config.optimizer.parts.get(part, PartSection()).learning_rate
+    for name, parameters in adapters.parameters().items():
+        own = config.optimizer.parts.get(name, PartSection()).learning_rate
         rate = config.optimizer.learning_rate if own is None else own
-        trained = sum(parameter.numel() for parameter in parameters)
-        frozen = sum(parameter.numel() for parameter in parts[part].parameters() if not parameter.requires_grad)
-        modules = f"{len(parameters) // 2} modules ({adapter.parts[part]})"
-        yield f"  {part}: {modules}, {trained:,} new weights on {frozen:,} frozen ones, learning rate {rate:g}"
+        trained = f"{sum(parameter.numel() for parameter in parameters):,} new weights"
+        if name == TOKENS:
+            words = ", ".join(f"{section.token} ({counted(section.vectors, 'vector')})" for section in adapter.tokens)
+            yield f"  {name}: {words}, {trained}, learning rate {rate:g}"
+        else:
+            frozen = sum(parameter.numel() for parameter in parts[name].parameters() if not parameter.requires_grad)
+            where = adapter.parts[name] if isinstance(adapter.parts[name], str) else "+".join(adapter.parts[name])
+            count = f"{modules[name]} modules ({where})"
+            yield f"  {name}: {count}, {trained} on {frozen:,} frozen ones, learning rate {rate:g}"
 
 
 def _describe_steps(config: RunConfig, data: Outlook) -> Iterator[str]:

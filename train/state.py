@@ -37,7 +37,7 @@ def register_hooks(run: Run) -> None:
         weights.clear()
 
     def load(models: list[Any], input_dir: str) -> None:
-        for part in run.adapters.carriers:
+        for part in run.adapters.states():
             run.adapters.load(part, load_file(Path(input_dir) / f"adapter_{part}.safetensors"))
             if run.ema is not None:
                 run.ema.load(part, load_file(Path(input_dir) / f"ema_{part}.safetensors"))

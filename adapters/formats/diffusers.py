@@ -17,6 +17,7 @@ from ..format import FormatNames, Header, KeyTable, artifact_of, check_carried, 
 
 SUFFIX = ""
 FOLDS = True
+HOLDS = frozenset({"lora"})
 
 _PARTS = {
     "lora_A.weight": "down",

@@ -19,6 +19,7 @@ from ..format import FormatNames, Header, KeyTable, artifact_of, check_carried, 
 
 SUFFIX = ".kohya"
 FOLDS = True
+HOLDS = frozenset({"lora", "dora", "loha", "lokr"})
 
 _LORA = {"lora_down.weight": "down", "lora_up.weight": "up", "dora_scale": "magnitude"}
 _SIDES = [f"w{number}_{side}" for number in "12" for side in "ab"]

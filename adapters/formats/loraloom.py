@@ -13,8 +13,10 @@ from ..format import FormatNames, Header, carried, header_of
 
 SUFFIX = ".loraloom"
 FOLDS = False
+HOLDS = frozenset({"lora", "dora", "loha", "lokr", "oft", "tokens"})
 
 _MODULES = "loraloom.modules"
+_WORD = "embedding:"
 
 
 def matches(keys: Iterable[str]) -> bool:
@@ -28,6 +30,8 @@ def to_tensors(artifact: AdapterArtifact, names: FormatNames) -> tuple[Tensors, 
         for (component, path), weights in artifact.modules.items()
         for name, tensor in weights.tensors.items()
     }
+    for part, tokens in artifact.embeddings.items():
+        tensors |= {f"{part}:{_WORD}{token}": rows for token, rows in tokens.items()}
     modules = {f"{key[0]}.{key[1]}": [weights.method, weights.scale] for key, weights in artifact.modules.items()}
     return tensors, {**header_of(artifact, names), _MODULES: json.dumps(modules, sort_keys=True)}
 
@@ -39,8 +43,12 @@ def from_tensors(tensors: Tensors, header: Header, names: FormatNames) -> Adapte
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{_MODULES} in the header is damaged ({error})") from None
     modules: dict[Key, Tensors] = {}
+    embeddings: dict[str, Tensors] = {}
     for name, tensor in tensors.items():
         module, _, part = name.partition(":")
+        if part.startswith(_WORD):
+            embeddings.setdefault(module, {})[part.removeprefix(_WORD)] = tensor.float()
+            continue
         component, _, path = module.partition(".")
         if path not in names.module_paths.get(component, ()) or module not in entries:
             raise UserError(f"{name} belongs to no module of this base")
@@ -51,6 +59,7 @@ def from_tensors(tensors: Tensors, header: Header, names: FormatNames) -> Adapte
     return AdapterArtifact(
         {(c, p): Weights(entries[f"{c}.{p}"][0], held, entries[f"{c}.{p}"][1]) for (c, p), held in modules.items()},
         carried(header),
+        embeddings,
     )
 
 

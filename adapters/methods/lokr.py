@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..peft_adapters import PeftAdapters
 
 FORMATS = ("kohya",)
+ADAPTS_LAYERS = True
 
 
 class Options(Section):

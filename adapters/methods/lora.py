@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..peft_adapters import PeftAdapters
 
 FORMATS = ("diffusers", "kohya")
+ADAPTS_LAYERS = True
 
 
 class Options(Section):

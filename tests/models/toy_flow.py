@@ -79,6 +79,7 @@ class ToyFlow:
     name, pipeline, denoiser = "toy_flow", Pipeline, "transformer"
     text_encoders, image_encoders, prompt_encoders = ("text_encoder",), ("vae",), ("text_encoder",)
     targets = {"transformer": {"attention": ("to_q", "to_k", "to_v", "to_out")}, "text_encoder": {}}
+    tokenizers, embedding_keys = {}, {}
     size_multiple, token_window, repeated_blocks = 8, 77, ("Block",)
     kohya_version, kohya_prefixes = "toy", {"transformer": "lora_unet"}
 

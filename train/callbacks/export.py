@@ -11,7 +11,7 @@ from ...adapters import format as adapter_format
 from ...adapters.artifact import AdapterArtifact
 from ...configs.errors import AfterTrainingError, UserError
 from ...inference.adapter_file import format_names
-from ...inference.verify import probe, verify_file
+from ...inference.verify import probe, probe_prompt, verify_file
 from ..callback import Callback
 from ..captions import prompt_options
 from ..fits import formats_of
@@ -76,7 +76,7 @@ def write_and_verify(run: Run) -> tuple[list[str], dict[str, Any]]:
         adapter_format.write(artifact, file, kind, format_names(run.family, parts), output.dtype)
     precision = run.config.loop.precision
     dtypes, device = {output.dtype, model.dtype, "fp32" if precision == "no" else precision}, run.accelerator.device
-    trained, results = probe(run.family, parts, run.encode), {}
+    trained, results = probe(run.family, parts, run.encode, probe_prompt(artifact)), {}
     for kind, file in files.items():
         prompts = prompt_options(run.config)
         found = verify_file(file, artifact, model, trained, dtypes=dtypes, device=str(device), prompts=prompts)
