@@ -1,0 +1,118 @@
+"""`loraloom slurm CONFIG --nodes N`: a batch script that trains, saves before the time is up, and goes on by itself."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..configs.arguments import add_config, positive
+from ..configs.errors import UserError, run_command
+from ..configs.loader import load_config
+
+HELP = """\
+Write a batch script for Slurm that runs the same command as by hand, on several nodes. Five minutes
+before its time is up it asks the run to save and stop; what run.json says then decides: a stopped
+run is queued again and resumes to the same bytes, a finished or failed one is not."""
+
+SCRIPT = """\
+#!/bin/bash
+#SBATCH --job-name={name}
+#SBATCH --nodes={nodes}
+#SBATCH --ntasks-per-node=1
+{gpus}#SBATCH --cpus-per-task={cpus}
+#SBATCH --time={time}
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output={run}.slurm.log
+#SBATCH --signal=B:USR1@{warning}
+# Written by: {command}
+# Lines for your cluster (partition, account, modules) go here.
+set -u
+run={run_word}
+
+# a file asks the run to save and stop: signals do not get through every launcher
+trap 'touch "$run/stop"' USR1 TERM
+
+if [ -d "$run/checkpoints" ]; then
+  set -- --resume "$run"
+else
+  set -- {arguments}
+fi
+export MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+srun bash -c 'exec {launch} -m loraloom.train "$@"' loraloom "$@" &
+training=$!
+while kill -0 "$training" 2>/dev/null; do wait "$training"; code=$?; done
+
+state=$({python} -c 'import json, sys; print(json.load(open(sys.argv[1]))["state"])' "$run/run.json" || echo unknown)
+echo "$run: $state, exit code $code"
+if [ "$state" = stopped ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+  exit 0
+fi
+[ "$state" = done ] && exit 0
+exit "$code"
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes the script and says how to start it."""
+    options = _parser().parse_intermixed_args(list(arguments))
+    config = load_config(options.config, options.overrides)
+    processes = options.nodes * max(1, options.gpus)
+    if config.loop.batch_size % processes:
+        raise UserError(f"loop.batch_size {config.loop.batch_size} cannot be shared by {processes} processes")
+    run = Path(config.output.dir)
+    out = Path(options.out or f"{run}.sbatch")
+    words = [str(options.config), *options.overrides]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(
+        SCRIPT.format(
+            name=config.output.name,
+            nodes=options.nodes,
+            gpus=f"#SBATCH --gpus-per-node={options.gpus}\n" if options.gpus else "",
+            cpus=options.cpus,
+            time=options.time,
+            warning=options.warning,
+            run=run,
+            run_word=shlex.quote(str(run)),
+            command=shlex.join(["loraloom", "slurm", *map(str, arguments)]),
+            arguments=shlex.join(words),
+            launch=_launch(options.nodes, options.gpus),
+            python=shlex.quote(sys.executable),
+        )
+    )
+    print(f"wrote {out}: start it with `sbatch {out}` in this folder, which every node has to see")
+    return 0
+
+
+def _launch(nodes: int, gpus: int) -> str:
+    """accelerate's launcher on each node; each knows its rank from Slurm."""
+    machines = (
+        f"--num_machines {nodes} --machine_rank $SLURM_NODEID --main_process_ip $MASTER --main_process_port 29500"
+    )
+    kind = ("--multi_gpu" if nodes * gpus > 1 else "--gpu_ids all") if gpus else "--cpu"
+    # within single quotes, so the interpreter's path is quoted in double ones
+    accelerate = f'"{sys.executable}" -m accelerate.commands.launch'
+    count = f"--num_processes {nodes * max(1, gpus)}"
+    return " ".join(
+        [accelerate, kind, count, *([machines] if nodes > 1 else []), "--mixed_precision no --dynamo_backend no"]
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="loraloom slurm", description=HELP)
+    add_config(parser)
+    parser.add_argument("--nodes", type=positive, default=1, help="machines (1)")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs of each; 0 for the CPU (1)")
+    parser.add_argument("--cpus", type=positive, default=8, help="cores of each task (8)")
+    parser.add_argument(
+        "--time", default="08:00:00", help="limit of one job, after which it is queued again (08:00:00)"
+    )
+    parser.add_argument("--warning", type=positive, default=300, help="seconds before the limit to save and stop (300)")
+    parser.add_argument("--out", help="the script (<output.dir>.sbatch)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,90 @@
+"""The batch script, run for real with small stand-ins for Slurm's own commands."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from loraloom.configs.errors import run_command
+from loraloom.launch.slurm import main
+from loraloom.train.__main__ import main as train
+
+COMMANDS = {
+    "scontrol": """#!/bin/bash
+if [ "$1" = show ]; then echo localhost; else echo "$@" >> "$(dirname "$0")/requeued"; fi
+""",
+    "srun": """#!/bin/bash
+exec "$@"
+""",
+}
+
+
+@pytest.fixture
+def cluster(tmp_path) -> dict[str, str]:
+    """An environment in which one node answers."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, script in COMMANDS.items():
+        (folder / name).write_text(script)
+        (folder / name).chmod(0o755)
+    own = {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "7",
+        "SLURM_NODEID": "0",
+        "SLURM_JOB_NODELIST": "n",
+    }
+    return os.environ | own
+
+
+def script_of(config: Path, *arguments: str) -> Path:
+    out = config.parent / "job.sbatch"
+    assert main([str(config), "--gpus", "0", "--out", str(out), *arguments]) == 0
+    return out
+
+
+@pytest.mark.slow
+def test_a_job_whose_time_is_up_saves_is_queued_again_and_ends_with_the_same_bytes(write_config, cluster, tmp_path):
+    sections = {"loop": {"steps": 30, "threads": 1}, "checkpoint": {"every": 100}}
+    whole, cut = write_config("whole", **sections), write_config("cut", **sections)
+    assert train([str(whole)]) == 0
+    script, run = script_of(cut), tmp_path / "cut"
+    job = subprocess.Popen(["bash", str(script)], env=cluster, stdout=subprocess.PIPE, text=True)
+    history = run / "logs" / "history.jsonl"
+    while not (history.is_file() and len(history.read_text().splitlines()) >= 5):
+        assert job.poll() is None
+        time.sleep(0.01)
+    job.send_signal(signal.SIGUSR1)
+    said, _ = job.communicate(timeout=120)
+    assert job.returncode == 0
+    assert "stopped, exit code" in said
+    assert (tmp_path / "bin/requeued").read_text() == "requeue 7\n"
+    assert json.loads((run / "run.json").read_text())["step"] < 30
+    again = subprocess.run(["bash", str(script)], env=cluster, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "done, exit code 0" in again.stdout
+    assert (tmp_path / "bin/requeued").read_text() == "requeue 7\n"
+    name = "tiny.safetensors"
+    assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_the_script_asks_for_what_was_wanted(write_config, tmp_path, capsys):
+    config = write_config(loop={"batch_size": 8})
+    out = tmp_path / "job.sbatch"
+    arguments = [str(config), "--nodes", "2", "--gpus", "4", "--time", "01:00:00", "--out", str(out), "adapter.rank=2"]
+    assert main(arguments) == 0
+    assert f"sbatch {out}" in capsys.readouterr().out
+    text = out.read_text()
+    for line in ("--nodes=2", "--gpus-per-node=4", "--time=01:00:00", "--signal=B:USR1@300", "--requeue"):
+        assert f"#SBATCH {line}\n" in text
+    assert "--multi_gpu --num_processes 8 --num_machines 2 --machine_rank $SLURM_NODEID" in text
+    assert f"set -- {config} adapter.rank=2" in text
+    assert subprocess.run(["bash", "-n", str(out)]).returncode == 0
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(write_config, capsys):
+    assert run_command(main, [str(write_config(loop={"batch_size": 4})), "--nodes", "3"]) == 2
+    assert "cannot be shared by 3 processes" in capsys.readouterr().err
