@@ -148,11 +148,9 @@ def test_every_format_holds_a_method_or_says_that_it_cannot(name, kind, tmp_path
     adapters = trained(name)[1]
     artifact, file = adapters.artifact(), tmp_path / "x.safetensors"
     known = FormatNames({"unet": base_modules("unet", model())}, {"unet": "lora_unet"}, lambda: "x", "sd_v1")
-    holds = {"loraloom": True, "kohya": METHODS[name][0] != "oft", "diffusers": METHODS[name][0] == "lora"}[kind]
-    if name == "dora" and kind == "diffusers":
-        holds = False
-    if not holds:
-        with pytest.raises(UserError, match=f"the format {kind} cannot hold .*output.formats"):
+    holds = find("adapters.formats", kind).HOLDS
+    if ("dora" if name == "dora" else METHODS[name][0]) not in holds:
+        with pytest.raises(UserError, match=f"the format {kind} .*output.formats"):
             format.write(artifact, file, kind, known)
         return
     format.write(artifact, file, kind, known)

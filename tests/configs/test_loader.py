@@ -136,7 +136,8 @@ noise:
     assert problems(text, "adaptr.rank=4", "loop.threads=many", "rank", "loop.steps.x=1", "data.sources.2.path=x") == [
         'my.yaml:2: learning_rate: unknown key (did you mean "optimizer.learning_rate"?)',
         "my.yaml:4: adapter.rank: should be greater than or equal to 1, found 0",
-        'my.yaml:5: adapter.method: "lroa" is unknown (did you mean "lora"?); there are: loha, lokr, lora, oft',
+        'my.yaml:5: adapter.method: "lroa" is unknown (did you mean "lora"?); there are: '
+        "loha, lokr, lora, oft, textual_inversion",
         "my.yaml:7: adapter.alpha: given twice, in line 6 and in line 7",
         'my.yaml:10: optimizer.learnig_rate: unknown key (did you mean "learning_rate"?)',
         "my.yaml:11: optimizer.learning_rate: should be greater than 0, found -1",
@@ -149,7 +150,7 @@ noise:
         "my.yaml:19: model.dtype: should be 'fp32', 'bf16' or 'fp16', found \"fp61\" (did you mean \"fp16\"?)",
         "my.yaml:20: output.name: should match pattern '^[\\w.-]+$', found \"a b\"",
         'my.yaml:20: output.formats.1: "koyha" is unknown (did you mean "kohya"?); '
-        "there are: diffusers, kohya, loraloom",
+        "there are: diffusers, embedding, kohya, loraloom",
         "my.yaml:21: noise: should be a section (`key: value` lines), found nothing",
         "command line: rank: should be key=value, such as adapter.rank=16",
         "command line: loop.steps.x: loop.steps is 0, which has no keys of its own",
