@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -219,7 +220,12 @@ def _seconds_of(run: RunFiles) -> str | None:
     seconds = run.record.get("seconds_of") or {}
     total = sum(seconds.values())
     shares = sorted(((spent / total, what) for what, spent in seconds.items()), reverse=True) if total else []
-    return ", ".join(f"{what} {share:.0%}" for share, what in shares if share >= 0.005) or None
+    return ", ".join(f"{_spaced(what)} {share:.0%}" for share, what in shares if share >= 0.005) or None
+
+
+def _spaced(name: str) -> str:
+    """`HeldOutLoss` in words."""
+    return re.sub(r"(?<!^)(?=[A-Z])", " ", name).lower()
 
 
 def _time(run: RunFiles) -> str | None:

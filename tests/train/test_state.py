@@ -15,6 +15,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+from loraloom import launch
 from loraloom.configs.errors import UserError, run_command
 from loraloom.configs.loader import load_config
 from loraloom.train.__main__ import main
@@ -236,7 +237,8 @@ def test_a_killed_process_resumes_to_the_same_bytes(write_config, uninterrupted,
 @pytest.mark.slow
 def test_accelerate_launch_trains_the_same(write_config, finished):
     config = write_config("launched")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    settings = Path(launch.__file__).with_name("accelerate") / "cpu.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(settings)]
     done = subprocess.run([*command, "-m", "loraloom.train", str(config)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     assert adapter_bytes(config.parent / "launched") == adapter_bytes(finished)
