@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help setup demo demo-scores test test-quick bench lint clean
 
 help:
-	@echo "make demo         train a DreamBooth adapter on the embedded base and look at it (3 minutes)"
+	@echo "make demo         train a DreamBooth adapter on the embedded base and look at it (3 to 4 minutes)"
 	@echo "make demo-scores  the same with and without prior preservation, scored with more images"
 	@echo "make test         the whole test suite        make test-quick  its quick part"
 	@echo "make bench        speed, beside bare loops    make lint        ruff and pyright"

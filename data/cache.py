@@ -263,7 +263,7 @@ def _read_shard(file: Path) -> tuple[_Shard, list[bytes]]:
         for key, _, name in sorted(tensor.partition("/") for tensor in header):
             info = header[f"{key}/{name}"]
             start, stop = info["data_offsets"]
-            layout = _Layout(name, _DTYPES[info["dtype"]], tuple(info["shape"]), stop - start)
+            layout = _Layout(name, _DTYPES[info["dtype"]], _sides(info["shape"]), stop - start)
             rows.setdefault(key, []).append((layout, begin + start))
         if list(rows) != sorted(own["crc32"]):
             raise ValueError("its tensors are not those that its header lists")
@@ -282,6 +282,13 @@ def _read_shard(file: Path) -> tuple[_Shard, list[bytes]]:
         raise CacheError(
             f"{file}: not used ({error}); its entries are computed again, and it may be deleted"
         ) from error
+
+
+def _sides(shape: list[Any]) -> tuple[int, ...]:
+    """Of a tensor; ValueError for what is no shape, as a flipped bit makes 2.3 of 2,3."""
+    if not all(type(side) is int and side >= 0 for side in shape):
+        raise ValueError(f"its header has the shape {shape}")
+    return tuple(shape)
 
 
 def _read_header(file: Path, size: int) -> tuple[dict[str, Any], int]:

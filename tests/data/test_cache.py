@@ -392,6 +392,16 @@ def test_no_byte_of_a_shard_can_change_what_is_read(whole, data):
                 assert same(store.get(key), entry_of(key))
 
 
+def test_a_shape_that_is_none_is_found(copied):
+    file = shard_with(copied, KEYS[0])
+    content = file.read_bytes()
+    assert b"[2,3]" in content
+    file.write_bytes(content.replace(b"[2,3]", b"[2.3]", 1))
+    store = Store(copied, shard_entries=7)
+    assert "its header has the shape [2.3]" in store.problems[0]
+    assert store.fill(KEYS, entry_of) == 7
+
+
 def test_a_shard_that_is_cut_or_goes_away_is_named(copied):
     for change in (lambda file: os.truncate(file, 100), Path.unlink):
         store, file = Store(copied, shard_entries=7), shard_with(copied, KEYS[0])

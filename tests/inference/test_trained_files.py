@@ -19,6 +19,8 @@ from loraloom.inference.mixing import AdapterFile, attach, format_names
 from loraloom.inference.verify import probe, verify_file
 from loraloom.train.__main__ import main as train
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "a sks creature on a blue background"
 
 

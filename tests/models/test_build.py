@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 from loraloom.models.pocket import build, check
 
+pytestmark = pytest.mark.slow
+
 RECIPE = build.Recipe(
     num_scenes=64, vae_steps=20, vae_batch=2, unet_steps=20, unet_batch=2, debiased_from=9, precision="no"
 )

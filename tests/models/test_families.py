@@ -48,7 +48,9 @@ CAPTIONS = ["a sks creature", "a red star", "", "a blue moon on a hill"]
 SECTION = AdapterSection(rank=4, alpha=8)
 
 
-@pytest.fixture(params=[*SHIPPED, "toy_flow"])
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.slow if name == "sdxl" else ()) for name in [*SHIPPED, "toy_flow"]]
+)
 def family(request):
     return toy_flow.FAMILY if request.param == "toy_flow" else find("models.families", request.param).FAMILY
 

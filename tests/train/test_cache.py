@@ -22,6 +22,8 @@ from loraloom.train.callback import Callback
 from loraloom.train.plan import make_plan
 from loraloom.train.preflight import preflight
 
+pytestmark = pytest.mark.slow
+
 SIZES = ((40, 40), (80, 40), (40, 80), (84, 44))
 
 
@@ -259,7 +261,6 @@ def test_a_shard_that_was_damaged_is_computed_anew(write, tmp_path, capsys):
     assert cached() == sound
 
 
-@pytest.mark.slow
 def test_a_killed_build_goes_on_and_two_processes_write_what_one_writes(write, tmp_path):
     config, command = write(), [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}

@@ -9,6 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from loraloom.train.__main__ import main
 from loraloom.train.callbacks.validation import slug
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def dreambooth(config_writer, photos, tmp_path_factory):

@@ -16,6 +16,8 @@ from loraloom.train.build import build_trainer
 from loraloom.train.held_out import HeldOut
 from loraloom.train.run_folder import read_history
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def views(tmp_path):

@@ -18,6 +18,8 @@ from loraloom.inference.verify import probe
 from loraloom.train.__main__ import main
 from loraloom.train.build import build_trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def first(config_writer, tmp_path_factory):

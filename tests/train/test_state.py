@@ -26,6 +26,8 @@ from loraloom.train.callbacks.requests import Requests
 from loraloom.train.replay import main as replay
 from loraloom.train.state import find_damage, newest_sound_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(config_writer, tmp_path_factory) -> Path:
@@ -214,7 +216,6 @@ def uninterrupted(config_writer, tmp_path_factory) -> Path:
     return folder / "whole"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
 def test_a_killed_process_resumes_to_the_same_bytes(write_config, uninterrupted, name):
     config = write_config("killed", **LONGER)
@@ -234,7 +235,6 @@ def test_a_killed_process_resumes_to_the_same_bytes(write_config, uninterrupted,
     assert adapter_bytes(folder) == adapter_bytes(uninterrupted)
 
 
-@pytest.mark.slow
 def test_accelerate_launch_trains_the_same(write_config, finished):
     config = write_config("launched")
     settings = Path(launch.__file__).with_name("accelerate") / "cpu.yaml"
@@ -244,7 +244,6 @@ def test_accelerate_launch_trains_the_same(write_config, finished):
     assert adapter_bytes(config.parent / "launched") == adapter_bytes(finished)
 
 
-@pytest.mark.slow
 def test_two_processes_train_what_one_with_accumulation_trains(write_config, tmp_path):
     """From images in three buckets, with captions, crops and dropout that are drawn, averages, held-out images, and a
     cache for each run; and two go on from a checkpoint of one."""

@@ -19,6 +19,8 @@ from loraloom.train.__main__ import main
 from loraloom.train.build import build_trainer
 from loraloom.train.plan import main as plan
 
+pytestmark = pytest.mark.slow
+
 WORD = {"token": "<sks>", "init": "creature", "vectors": 2}
 ALONE = {"method": "textual_inversion", "tokens": [WORD], "rank": 8, "alpha": 8}
 

@@ -12,6 +12,8 @@ from loraloom.data.draws import Draws, key_seed
 from loraloom.train.build import build_trainer
 from loraloom.train.callback import Callback
 
+pytestmark = pytest.mark.slow
+
 
 class Recorder(Callback):
     """Keeps the losses."""
