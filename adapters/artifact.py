@@ -40,9 +40,9 @@ class Weights:
     scale: float = 1.0  # factor on the change of the weight: alpha / r, or alpha / sqrt(r)
 
     @property
-    def is_plain_lora(self) -> bool:
-        """Whether it is two factors and nothing else."""
-        return self.tensors.keys() == {"down", "up"}
+    def kind(self) -> str:
+        """The method, or "dora" for a LoRA with a magnitude: what a file format holds or does not."""
+        return "dora" if "magnitude" in self.tensors else self.method
 
     @property
     def rank(self) -> int:
@@ -52,10 +52,6 @@ class Weights:
     def delta(self, base: Tensor | None = None) -> Tensor:
         """Change of the base weight, float32, computed in float64; some methods need that weight."""
         return find("adapters.methods", self.method).delta(self.tensors, self.scale, base)
-
-    def needs_base(self) -> bool:
-        """Whether the change depends on the base weight."""
-        return "magnitude" in self.tensors or self.method == "oft"
 
     def folded(self) -> "Weights":
         """The same change with `scale` multiplied into one of the tensors; exact when it is a power of two."""
@@ -201,13 +197,15 @@ def base_modules(component: str, model: nn.Module) -> frozenset[str]:
     return frozenset(canonical_path(component, name) for name in bases)
 
 
-def base_weights(parts: Mapping[str, nn.Module]) -> Base:
+def base_weights(parts: Mapping[str, Any]) -> Base:
     """Looks up the weights of a base's modules, whether or not they carry adapters."""
+
+    models = {component: part for component, part in parts.items() if isinstance(part, nn.Module)}
+    has = {component: {name for name, _ in model.named_modules()} for component, model in models.items()}
 
     def weight(key: Key) -> Tensor:
         component, path = key
-        model = parts[component]
-        module = model.get_submodule(module_path(component, path, {name for name, _ in model.named_modules()}))
+        module = parts[component].get_submodule(module_path(component, path, has[component]))
         found: Any = getattr(module, "base_layer", module)
         return found.weight.detach().float().cpu()
 

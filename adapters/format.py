@@ -37,7 +37,8 @@ _TOGETHER = {
 _KOHYA_MINIMUM = ("v2", "base_model_version", "network_module", "network_dim", "network_alpha", "network_args")
 _DERIVED = frozenset(
     [
-        *("format", "lora_adapter_metadata", "loraloom.method", "sshs_model_hash", "sshs_legacy_hash"),
+        *("format", "lora_adapter_metadata", "loraloom.method", "loraloom.modules", "loraloom.token"),
+        *("sshs_model_hash", "sshs_legacy_hash"),
         *("modelspec.sai_model_spec", "modelspec.architecture", "modelspec.implementation"),
         *(f"ss_{name}" for name in _KOHYA_MINIMUM),
     ]
@@ -92,6 +93,7 @@ def write(
     if strangers:
         raise UserError(f"the base has no such modules: {listed(strangers)}")
     form = _format(format_name)
+    _check_holds(form, format_name, artifact)
     tensors, header = form.to_tensors((artifact.folded() if form.FOLDS else artifact).cast(DTYPES[dtype]), names)
     file = Path(file)
     if not file.parent.is_dir():
@@ -102,7 +104,7 @@ def write(
 def read(file: str | Path, names: FormatNames) -> AdapterArtifact:
     """The adapter in a file, in float32; the format is recognised from the tensor names.
 
-    Raises UserError, with the file's name in every line, for anything that is not a sound plain LoRA for this base.
+    Raises UserError, with the file's name in every line, for anything that is not a sound adapter for this base.
     """
     try:
         tensors, header = _load(Path(file))
@@ -113,31 +115,28 @@ def read(file: str | Path, names: FormatNames) -> AdapterArtifact:
 
 def header_of(artifact: AdapterArtifact, names: FormatNames) -> Header:
     """The header entries of every format: ModelSpec 1.0.1, our method, and what the artifact carries along."""
+    kind = "lora" if artifact.modules else "textual-inversion"
     return {
-        "modelspec.title": "LoRA",
+        "modelspec.title": "LoRA" if artifact.modules else "textual inversion",
         **carried(artifact.metadata),
         "format": "pt",
         "loraloom.method": artifact.method,
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{names.architecture}/lora",
+        "modelspec.architecture": f"{names.architecture}/{kind}",
         "modelspec.implementation": "diffusers",
     }
 
 
-def check_carried(name: str, artifact: AdapterArtifact, can: Callable[[Key, Weights], bool]) -> None:
-    """UserError that names the modules which a format cannot hold."""
-    if artifact.embeddings:
-        raise UserError(f"the format {name} cannot hold new words; `output.formats: [loraloom]` holds them")
-    if other := [key for key, weights in artifact.modules.items() if not can(key, weights)]:
-        kinds = {_words(artifact.modules[key]) for key in other}
+def _check_holds(form: Format, name: str, artifact: AdapterArtifact) -> None:
+    """UserError that names what a format cannot hold."""
+    kinds = {weights.kind for weights in artifact.modules.values()} | ({"tokens"} if artifact.embeddings else set())
+    if lacking := kinds - set(form.HOLDS):
+        where = [key for key, weights in artifact.modules.items() if weights.kind in lacking]
+        places = f" ({listed(where, 2)})" if where else ""
         raise UserError(
-            f"the format {name} cannot hold {' and '.join(sorted(kinds))} ({listed(other, 2)}); "
+            f"the format {name} cannot hold {' and '.join(sorted(lacking))}{places}; "
             "`output.formats: [loraloom]` holds every method"
         )
-
-
-def _words(weights: Weights) -> str:
-    return "DoRA" if "magnitude" in weights.tensors else weights.method
 
 
 def carried(header: Mapping[str, str]) -> Header:

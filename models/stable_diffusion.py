@@ -43,10 +43,11 @@ class StableDiffusion:
     tokenizers: Mapping[str, str] = {"text_encoder": "tokenizer"}
     embedding_keys: Mapping[str, str] = {"text_encoder": "emb_params"}
     name: str
-    pipeline: str
-    text_encoders: Sequence[str]
-    prompt_encoders: Sequence[str]
-    targets: Mapping[str, Mapping[str, Sequence[str]]]
+    pipeline = "StableDiffusionPipeline"
+    text_encoders: Sequence[str] = ("text_encoder",)
+    prompt_encoders: Sequence[str] = ("text_encoder", "tokenizer")
+    targets: Mapping[str, Mapping[str, Sequence[str]]] = {"unet": UNET, "text_encoder": CLIP}
+    kohya_prefixes: Mapping[str, str] = {"unet": "lora_unet", "text_encoder": "lora_te"}
     repeated_blocks = ("BasicTransformerBlock", "ResnetBlock2D")
     kinds: Mapping[str, Kind] = {
         "unet": Kind("diffusers", "UNet2DConditionModel"),

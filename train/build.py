@@ -42,8 +42,8 @@ from .callbacks.validation import Validation
 from .captions import find_long_captions, prompt_options
 from .ema import Ema
 from .fits import check_base_fits, layer_parts, targets_of, trained_parts
-from .gather import class_images, gather, make_dataset
-from .held_out import HeldOut, encode_held_out, held_out_data, samples_of
+from .gather import class_images, gather, held_out_data, make_dataset
+from .held_out import HeldOut, encode_held_out, samples_of
 from .objective import Objective
 from .optim import make_optimizer, make_schedule
 from .prior import class_image_files

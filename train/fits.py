@@ -1,7 +1,5 @@
 """Whether a config fits the family of its base, before anything is loaded."""
 
-from typing import Any
-
 from ..adapters.adapter import Targets
 from ..adapters.targets import problems_of, select
 from ..configs.choices import did_you_mean, find, names
@@ -90,8 +88,3 @@ def formats_of(config: RunConfig) -> list[str]:
         return ["loraloom"]
     needs = _needs(config)
     return [name for name in usual if needs <= set(find("adapters.formats", name).HOLDS)] or ["loraloom"]
-
-
-def options_of(config: RunConfig) -> Any:
-    """The options of the adapter method."""
-    return find("adapters.methods", config.adapter.method).Options.model_validate(config.adapter.options)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow
 
 from ..configs.errors import UserError
-from ..configs.schema import DataSection, PriorSource, Source
+from ..configs.schema import CaptionRules, DataSection, PriorSource, Source, ValidationSection
 from ..data.captions import check_caption, check_rules
 from ..data.dataset import Dataset, Images
 from ..data.keys import cache_folder
@@ -77,6 +77,18 @@ def look_at(
     if not problems and not len(kept):
         problems = [f"{source.name}: no image is left to train on"]
     return images, problems + _problems_of_captions(data, images)
+
+
+def held_out_data(data: DataSection, validation: ValidationSection) -> DataSection:
+    """The rules by which held-out images are read: those of training without chance."""
+    calm = {"shuffle": False, "tag_dropout": 0.0, "dropout": 0.0}
+
+    def calmed(rules: CaptionRules | None) -> CaptionRules | None:
+        return rules and rules.model_copy(update=calm)
+
+    sources = [each.model_copy(update={"captions": calmed(each.captions)}) for each in validation.sources]
+    plain = {"crop": "center", "flip": 0.0, "variants": None}
+    return data.model_copy(update=plain | {"sources": sources, "captions": calmed(data.captions)})
 
 
 def spot_check(source: ImageSource, data: DataSection) -> list[str]:

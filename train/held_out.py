@@ -20,7 +20,6 @@ from ..models.family import Conditioning, ModelFamily, Parts
 from .objective import size_conditions
 
 if TYPE_CHECKING:
-    from ..configs.schema import CaptionRules, DataSection, ValidationSection
     from ..data.dataset import Dataset
     from ..data.sample import Sample
     from ..models.noise.process import NoiseProcess
@@ -70,7 +69,7 @@ class HeldOut:
         grid = self.noise.grid(self.timesteps).to(device)
         draws = Draws(SEED, range(number * len(grid), (number + 1) * len(grid)))
         noise = draws.normal("held out", image.latents.shape).to(device)
-        (embeddings,) = [run.encode([image.sample.caption]).row(0)]
+        embeddings = run.encode([image.sample.caption]).row(0)
         errors: list[float] = []
         for first in range(0, len(grid), self.at_once):
             timesteps = grid[first : first + self.at_once]
@@ -81,18 +80,6 @@ class HeldOut:
             predicted = run.family.predict(parts, noised, Conditioning.stack([embeddings] * count, device), geometry)
             errors += (predicted.float() - noised.target.float()).square().mean((1, 2, 3)).tolist()
         return sum(errors) / len(errors)
-
-
-def held_out_data(data: "DataSection", validation: "ValidationSection") -> "DataSection":
-    """The rules by which held-out images are read: those of training without chance."""
-    calm = {"shuffle": False, "tag_dropout": 0.0, "dropout": 0.0}
-
-    def calmed(rules: "CaptionRules | None") -> "CaptionRules | None":
-        return rules and rules.model_copy(update=calm)
-
-    sources = [each.model_copy(update={"captions": calmed(each.captions)}) for each in validation.sources]
-    plain = {"crop": "center", "flip": 0.0, "variants": None}
-    return data.model_copy(update=plain | {"sources": sources, "captions": calmed(data.captions)})
 
 
 def samples_of(dataset: "Dataset") -> list["Sample"]:

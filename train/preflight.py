@@ -11,7 +11,7 @@ from ..configs.errors import UserError
 from ..configs.schema import FolderSource, RunConfig
 from ..data.dataset import Images
 from ..models.base import check_base
-from .gather import Say, gather, warn
+from .gather import Say, gather, held_out_data, warn
 
 
 def preflight(
@@ -32,8 +32,7 @@ def preflight(
         problems += error.problems
     try:
         if config.validation.sources:
-            held_out = config.data.model_copy(update={"sources": config.validation.sources})
-            gather(held_out, progress=progress, trust_sizes=trust_sizes, say=say)
+            gather(held_out_data(config.data, config.validation), progress=progress, trust_sizes=trust_sizes, say=say)
     except UserError as error:
         problems += [f"validation.sources: {problem}" for problem in error.problems]
     if problems:
@@ -43,7 +42,7 @@ def preflight(
 
 def check_output(folder: Path, config: RunConfig, setting: str = "output.dir") -> list[str]:
     """Problems of the run folder, or of another folder for pictures that a `setting` has named."""
-    for source in config.data.sources:
+    for source in (*config.data.sources, *config.validation.sources):
         if isinstance(source, FolderSource) and folder.resolve().is_relative_to(Path(source.path).resolve()):
             return [f"{setting} {folder} lies inside the images of {source.path}: its pictures would be trained on"]
     nearest = folder

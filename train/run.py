@@ -77,7 +77,7 @@ class Run:
         """Within, carriers hold the weights that are sampled and exported (averages, if there are), without dropout."""
         modes = {part: module.training for part, module in self.adapters.carriers.items()}
         with ExitStack() as stack:
-            if hasattr(self.optimizer, "eval") and hasattr(getattr(self.optimizer, "optimizer", None), "eval"):
+            if hasattr(self.optimizer.optimizer, "eval"):
                 self.optimizer.eval()  # of schedule-free optimisers, which train a point beside the average
                 stack.callback(self.optimizer.train)
             if self.ema is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...configs.errors import UserError
 from ..artifact import AdapterArtifact, Key, Tensors
-from ..format import FormatNames, Header, KeyTable, artifact_of, check_carried, header_of
+from ..format import FormatNames, Header, KeyTable, artifact_of, header_of
 
 SUFFIX = ""
 FOLDS = True
@@ -37,7 +37,6 @@ def matches(keys: Iterable[str]) -> bool:
 def to_tensors(artifact: AdapterArtifact, names: FormatNames) -> tuple[Tensors, Header]:
     """Raw PEFT names; see `adapters.formats`."""
     tensors: Tensors = {}
-    check_carried("diffusers", artifact, lambda key, weights: weights.is_plain_lora)
     for (component, path), weights in artifact.modules.items():
         tensors[f"{component}.{path}.lora_A.weight"] = weights.tensors["down"]
         tensors[f"{component}.{path}.lora_B.weight"] = weights.tensors["up"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...configs.errors import UserError
 from ..artifact import AdapterArtifact, Key, Tensors, Weights
-from ..format import FormatNames, Header, KeyTable, artifact_of, check_carried, header_of, serialised
+from ..format import FormatNames, Header, KeyTable, artifact_of, header_of, serialised
 
 SUFFIX = ".kohya"
 FOLDS = True
@@ -34,7 +34,6 @@ def matches(keys: Iterable[str]) -> bool:
 
 def to_tensors(artifact: AdapterArtifact, names: FormatNames) -> tuple[Tensors, Header]:
     """One rank, alpha = rank; see `adapters.formats`."""
-    check_carried("kohya", artifact, lambda key, weights: weights.method in ("lora", "loha", "lokr"))
     rank = max(weights.rank if weights.method == "lora" else 1 for weights in artifact.modules.values())
     spelled = {ours: theirs for theirs, ours in _NAMES.items()}
     tensors: Tensors = {}

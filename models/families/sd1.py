@@ -2,19 +2,14 @@
 
 from ..base import PipelineFiles
 from ..family import Parts
-from ..stable_diffusion import CLIP, UNET, StableDiffusion
+from ..stable_diffusion import StableDiffusion
 
 
 class SD1(StableDiffusion):
     """Rombach et al. 2022, with OpenAI's CLIP ViT-L/14."""
 
     name = "sd1"
-    pipeline = "StableDiffusionPipeline"
-    text_encoders = ("text_encoder",)
-    prompt_encoders = ("text_encoder", "tokenizer")
-    targets = {"unet": UNET, "text_encoder": CLIP}
     kohya_version = "sd_v1"
-    kohya_prefixes = {"unet": "lora_unet", "text_encoder": "lora_te"}
 
     def detect(self, files: PipelineFiles) -> bool:
         return files.kind == self.pipeline and not files.config("unet").get("use_linear_projection")

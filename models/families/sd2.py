@@ -2,19 +2,14 @@
 
 from ..base import PipelineFiles
 from ..family import Parts
-from ..stable_diffusion import CLIP, UNET, StableDiffusion
+from ..stable_diffusion import StableDiffusion
 
 
 class SD2(StableDiffusion):
     """Its files have the layers of OpenCLIP ViT-H/14 up to the penultimate one, so none is skipped here."""
 
     name = "sd2"
-    pipeline = "StableDiffusionPipeline"
-    text_encoders = ("text_encoder",)
-    prompt_encoders = ("text_encoder", "tokenizer")
-    targets = {"unet": UNET, "text_encoder": CLIP}
     kohya_version = "sd_v2"
-    kohya_prefixes = {"unet": "lora_unet", "text_encoder": "lora_te"}
 
     def detect(self, files: PipelineFiles) -> bool:
         return files.kind == self.pipeline and bool(files.config("unet").get("use_linear_projection"))
