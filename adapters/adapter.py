@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from ..configs.schema import AdapterSection
-    from .artifact import AdapterArtifact, Tensors
+    from .artifact import AdapterArtifact, Key, Tensors
 
 Targets = Mapping[str, Sequence[str]]
 """Part -> names of the modules to adapt."""
@@ -24,8 +24,10 @@ class AdapterMethod(Protocol):
     """Its options, a section of the config."""
     FORMATS: Sequence[str]
     """What it is written as unless the config says something else."""
-    ADAPTS_LAYERS: bool
-    """Whether `adapter.parts` means something to it."""
+    SELECTION: str | None
+    """What it trains of the denoiser unless `adapter.parts` says something else; None: it trains no layers."""
+    CHANGES_BASE: bool
+    """Whether it trains the base's own weights: `all` of a part can be selected, and a pipeline folder is written."""
 
     def inject(self, parts: Mapping[str, Any], section: "AdapterSection", targets: Targets, seed: int) -> "AdapterSet":
         """Puts trainable weights into `parts`; the same seed gives the same weights."""
@@ -73,8 +75,12 @@ class AdapterSet(Protocol):
         """Puts the weights of a trained adapter in place; UserError where they do not fit these modules and ranks."""
         ...
 
-    def artifact(self) -> "AdapterArtifact":
-        """What was trained, as copies in float32 on the CPU."""
+    def modules(self) -> "list[Key]":
+        """The modules of the base that change."""
+        ...
+
+    def artifact(self) -> "AdapterArtifact | None":
+        """What was trained beside the base, as copies in float32 on the CPU; None where there is nothing beside it."""
         ...
 
 

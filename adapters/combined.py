@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from .adapter import AdapterSet
-from .artifact import AdapterArtifact
+from .artifact import AdapterArtifact, Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,13 @@ class Combined:
         for each in self.sets:
             each.begin_with(artifact)
 
-    def artifact(self) -> AdapterArtifact:
-        found = [each.artifact() for each in self.sets]
+    def modules(self) -> list[Key]:
+        return [key for each in self.sets for key in each.modules()]
+
+    def artifact(self) -> AdapterArtifact | None:
+        found = [artifact for each in self.sets if (artifact := each.artifact()) is not None]
+        if not found:
+            return None
         modules = {key: weights for artifact in found for key, weights in artifact.modules.items()}
         embeddings = {part: tokens for artifact in found for part, tokens in artifact.embeddings.items()}
         return replace(found[0], modules=modules, embeddings=embeddings)

@@ -86,6 +86,14 @@ class PeftAdapters:
         for key, trained in artifact.modules.items():
             _begin_layer(key, layers[key], trained)
 
+    def modules(self) -> list[Key]:
+        return [
+            (part, canonical_path(part, path))
+            for part, carrier in self.carriers.items()
+            for path, layer in tuner_layers(carrier)
+            if NAME in _names(layer)
+        ]
+
     def artifact(self) -> AdapterArtifact:
         modules = {k: w for part, carrier in self.carriers.items() for k, w in read_peft(part, carrier, NAME).items()}
         method = find("adapters.methods", self.method)

@@ -18,6 +18,7 @@ Selection = str | Sequence[str]
 """Presets joined by `+`, or a list of presets and of `re:` with a regular expression for whole module names."""
 
 ALL_LINEAR = "all-linear"
+ALL = "all"
 PATTERN = "re:"
 
 
@@ -32,9 +33,9 @@ def _listed(selection: Selection) -> list[str]:
     return [selection] if isinstance(selection, str) else list(selection)
 
 
-def problems_of(selection: Selection, presets: Presets) -> list[str]:
-    """What is wrong with a selection, as far as it can be told without the model."""
-    problems, known = [], [*presets, ALL_LINEAR]
+def problems_of(selection: Selection, presets: Presets, *, whole: bool = False) -> list[str]:
+    """What is wrong with a selection, as far as it can be told without the model; `whole` parts may be selected."""
+    problems, known = [], [*presets, ALL_LINEAR, *([ALL] if whole else [])]
     for word in words_of(selection):
         if word.startswith(PATTERN):
             try:
@@ -49,10 +50,14 @@ def problems_of(selection: Selection, presets: Presets) -> list[str]:
 def select(part: str, module: "nn.Module", selection: Selection, presets: Presets) -> list[str]:
     """Names of the linear and convolution layers that a selection means, in the order of the model.
 
+    `all` means every module with weights of its own, norms and embeddings too.
+
     UserError for a preset or expression that matches nothing: PEFT is silent about one of several.
     """
     from torch import nn
 
+    if ALL in words_of(selection):
+        return [name for name, each in module.named_modules() if any(True for _ in each.parameters(recurse=False))]
     layers = {name: each for name, each in module.named_modules() if isinstance(each, nn.Linear | nn.Conv2d)}
     chosen: set[str] = set()
     for word in words_of(selection):

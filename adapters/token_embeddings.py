@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..configs.errors import UserError
 from ..configs.schema import TokenSection
 from .adapter import seeded
-from .artifact import AdapterArtifact, copied
+from .artifact import AdapterArtifact, Key, copied
 
 TOKENS = "tokens"
 """What groups, states and settings of these weights are called."""
@@ -71,6 +71,9 @@ class TokenEmbeddings:
                 if token not in found or found[token].shape != rows.shape:
                     raise UserError(f"{part}: the file has no {len(rows)} vectors for {token!r}")
                 rows.copy_(found[token])
+
+    def modules(self) -> list[Key]:
+        return []
 
     def artifact(self) -> AdapterArtifact:
         return AdapterArtifact(

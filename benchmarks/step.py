@@ -71,14 +71,14 @@ def make_config(folder: str, parts: dict[str, str]) -> RunConfig:
 def our_step(config: RunConfig) -> Callable[[], None]:
     """The trainer's step with its callbacks, which write the history and look for signals."""
     trainer = build_trainer(config)
-    callbacks = [callback for callback in trainer.callbacks if type(callback).__name__ in ("Tracking", "StopOnSignal")]
-    for callback in callbacks:
+    trainer.callbacks = [each for each in trainer.callbacks if type(each).__name__ in ("Tracking", "Requests")]
+    for callback in trainer.callbacks:
         callback.on_start(trainer.run)
 
     def step() -> None:
-        result = trainer.train_step()
-        for callback in callbacks:
-            callback.on_step(trainer.run, result)
+        trainer.train_step()
+        for callback in trainer.callbacks:
+            callback.on_step(trainer.run)
 
     return step
 

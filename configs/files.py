@@ -34,6 +34,13 @@ def replace_file(file: Path, content: bytes | str) -> None:
         new.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def permit(file: Path) -> None:
+    """Permissions by umask, for files of safetensors, which leaves 0600."""
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
+
+
 def sync(path: Path) -> None:
     """A file or folder is on disk; that of a folder holds the names of its files."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -178,7 +178,7 @@ def _check_across(values: Any) -> Iterator[tuple[KeyPath, str]]:
     if loop and loop.micro_batch and loop.batch_size % loop.micro_batch:
         words = f"should be divisible by loop.micro_batch = {loop.micro_batch}, found {loop.batch_size}"
         yield ("loop", "batch_size"), words
-    parts = _get(values, "adapter", "parts", default=AdapterSection().parts)
+    parts = _get(values, "adapter", "parts", default=None)
     if _get(values, "adapter", "tokens") and isinstance(parts, dict):
         parts = parts | {"tokens": None}
     own = _get(values, "optimizer", "parts", default={})

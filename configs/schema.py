@@ -303,9 +303,10 @@ class AdapterSection(Section):
     """Rank of each adapted module."""
     alpha: float = Field(default=8.0, gt=0)
     """Scale numerator: the update of a weight is alpha / rank * B A."""
-    parts: dict[str, str | list[str]] = Field(default={"unet": "attention"}, min_length=1)
-    """Model part to target modules: presets joined by `+` (`attention+ff+conv`, `all-linear`), or a list of presets and
-    of `re:` with a regular expression for module names."""
+    parts: dict[str, str | list[str]] | None = Field(default=None, min_length=1)
+    """Model part to target modules: presets joined by `+` (`attention+ff+conv`, `all-linear`; `all` for `full`), or a
+    list of presets and of `re:` with a regular expression for module names. When not given: the denoiser's attention,
+    or all of it for `full`."""
     tokens: list[TokenSection] = []
     """New words that are learnt: alone by `method: textual_inversion`, or beside an adapter (pivotal tuning)."""
     start_from: str | None = None
@@ -449,6 +450,8 @@ class GuardSection(Section):
     """End the run with exit code 3, or leave the step out and write its images to `quarantine.jsonl`."""
     max_skips: int = Field(default=10, ge=0)
     """Steps that may be left out in a run."""
+    every: int | None = Field(default=None, ge=1)
+    """Steps after which losses are read from the device, and faults seen; 1 on a CPU, 10 elsewhere when not given."""
 
 
 class CheckpointSection(Section):

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from ..adapters.artifact import AdapterArtifact, module_path
 from ..adapters.format import FormatNames, read
@@ -37,9 +38,14 @@ class MergedBase(Base):
                 self._merge(part, parts[part])
         return parts
 
+    def changed(self) -> dict[str, dict[str, Tensor]]:
+        """Part -> parameter -> its value with the adapters in it, of all that they change."""
+        parts = super().load({part for artifact, _ in self.merged for part, _ in artifact.modules})
+        return {part: self._merge(part, model) for part, model in parts.items()}
+
     @torch.no_grad()
-    def _merge(self, part: str, model: torch.nn.Module) -> None:
-        """Every change is that of the base as it was, whatever stands before it in the list."""
+    def _merge(self, part: str, model: torch.nn.Module) -> dict[str, Tensor]:
+        """The weights that changed. Every change is that of the base as it was, whatever comes before it."""
         has, changes = {name for name, _ in model.named_modules()}, {}
         for artifact, weight in self.merged:
             for (owner, path), weights in artifact.modules.items():
@@ -51,3 +57,4 @@ class MergedBase(Base):
         for name, change in changes.items():
             parameter = model.get_submodule(name).get_parameter("weight")
             parameter.data = (parameter.float() + change.to(parameter.device)).to(parameter.dtype)
+        return {f"{name}.weight": model.get_submodule(name).get_parameter("weight").detach() for name in changes}

@@ -1,6 +1,6 @@
 """Proof that an adapter file holds what was trained: it is loaded into a fresh base and compared."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,18 +64,53 @@ def verify_file(
         raise AfterTrainingError([f"{file}: does not verify: {problem}" for problem in error.problems]) from error
     deltas = [weights.delta(base(key)).abs().max().item() for key, weights in artifact.modules.items()]
     words = [rows.abs().max().item() for own in artifact.embeddings.values() for rows in own.values()]
-    largest = max([*deltas, *words])
-    encode = encoder_of(engine.family, engine.parts, prompts)
-    prediction = probe(engine.family, engine.parts, encode, probe_prompt(artifact))
-    verification = Verification(
-        modules=len(loaded),
-        delta_difference=difference / max(largest, 1e-12),
-        prediction_difference=((prediction - trained_prediction).abs().max() / trained_prediction.abs().max()).item(),
-        tolerance=max(TOLERANCE[dtype] for dtype in dtypes),
-    )
-    worst = max(verification.delta_difference, verification.prediction_difference)
-    if not worst <= verification.tolerance:
-        raise AfterTrainingError(f"{file}: does not verify, it differs from what was trained: {verification}")
+    relative = difference / max(*deltas, *words, 1e-12)
+    prompt = probe_prompt(artifact)
+    return _judged(file, engine, len(loaded), relative, (prompt, trained_prediction), dtypes, prompts)
+
+
+def verify_pipeline(
+    folder: Path,
+    states: Mapping[str, Mapping[str, Tensor]],
+    trained_prediction: Tensor,
+    *,
+    dtypes: Collection[str] = ("fp32",),
+    device: str = "cpu",
+    prompts: PromptOptions = ONE_WINDOW,
+) -> Verification:
+    """Compares every trained tensor and one prediction of a pipeline folder with what was trained, as `verify_file`."""
+    try:
+        engine = Engine.load(str(folder), device=device)
+        difference = max(_difference(engine.parts[part], state) for part, state in states.items())
+    except UserError as error:
+        raise AfterTrainingError([f"{folder}: does not verify: {problem}" for problem in error.problems]) from error
+    modules = {(part, name.rpartition(".")[0]) for part, state in states.items() for name in state}
+    return _judged(folder, engine, len(modules), difference, (PROBE_PROMPT, trained_prediction), dtypes, prompts)
+
+
+def _difference(model: torch.nn.Module, state: Mapping[str, Tensor]) -> float:
+    """The largest one of a tensor, relative to its own largest number."""
+    found = {name: model.get_parameter(name).detach() for name in state}
+    pairs = [(found[name].float().cpu(), wanted.float().cpu()) for name, wanted in state.items()]
+    return max(((one - other).abs().max() / other.abs().max().clamp(min=1e-12)).item() for one, other in pairs)
+
+
+def _judged(
+    path: Path,
+    engine: Engine,
+    modules: int,
+    difference: float,
+    trained: tuple[str, Tensor],
+    dtypes: Collection[str],
+    prompts: PromptOptions,
+) -> Verification:
+    """With the prediction for a prompt beside that of training; AfterTrainingError where they are too far apart."""
+    prompt, wanted = trained
+    found = probe(engine.family, engine.parts, encoder_of(engine.family, engine.parts, prompts), prompt)
+    apart = ((found - wanted).abs().max() / wanted.abs().max()).item()
+    verification = Verification(modules, difference, apart, max(TOLERANCE[dtype] for dtype in dtypes))
+    if not max(difference, apart) <= verification.tolerance:
+        raise AfterTrainingError(f"{path}: does not verify, it differs from what was trained: {verification}")
     return verification
 
 

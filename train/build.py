@@ -196,9 +196,15 @@ def resolve(config: RunConfig, accelerator: Accelerator) -> RunConfig:
     return config.model_copy(
         update={
             "loop": loop.model_copy(update={"micro_batch": micro_batch, "threads": threads}),
+            "guard": config.guard.model_copy(update={"every": config.guard.every or _reading(accelerator)}),
             "model": config.model.model_copy(update={"revision": revision}),
         }
     )
+
+
+def _reading(accelerator: Accelerator) -> int:
+    """Steps after which losses are read: an accelerator would have to wait each time."""
+    return 1 if accelerator.device.type == "cpu" else 10
 
 
 def set_numerics(config: RunConfig) -> None:
@@ -215,7 +221,7 @@ def make_adapters(config: RunConfig, family: ModelFamily, parts: Parts) -> Adapt
     method = find("adapters.methods", config.adapter.method)
     seed, tokens = key_seed(config.loop.seed, "adapter"), config.adapter.tokens
     sets: list[AdapterSet] = []
-    if layer_parts(config):
+    if layer_parts(config, family):
         sets.append(method.inject(parts, config.adapter, targets_of(config, family, parts), seed))
     if tokens:
         sets.append(inject_tokens(parts, family.tokenizers, tokens, key_seed(config.loop.seed, "tokens")))

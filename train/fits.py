@@ -1,10 +1,13 @@
 """Whether a config fits the family of its base, before anything is loaded."""
 
+from collections.abc import Iterator
+from typing import Any
+
 from ..adapters.adapter import Targets
 from ..adapters.targets import problems_of, select
 from ..configs.choices import did_you_mean, find, names
 from ..configs.errors import UserError
-from ..configs.schema import RunConfig
+from ..configs.schema import AdapterSection, RunConfig
 from ..data.buckets import check_rules
 from ..data.dataset import bucket_rules
 from ..models.family import ModelFamily, Parts
@@ -23,12 +26,8 @@ def check_base_fits(config: RunConfig, family: ModelFamily) -> None:
     for rules in bucket_rules(config.data, family.size_multiple):
         problems += check_rules(rules, family.size_multiple)
     problems += _problems_of_method(config, family)
-    for part, selection in layer_parts(config).items():
-        if part not in family.targets:
-            hint, parts = did_you_mean(part, family.targets), ", ".join(family.targets)
-            problems.append(f"adapter.parts: {family.name} has no part {part!r}{hint}; there are: {parts}")
-        else:
-            problems += [f"adapter.parts.{part}: {p}" for p in problems_of(selection, family.targets[part])]
+    problems += _problems_of_selection(config, family)
+    problems += _problems_of_formats(config)
     if problems:
         raise UserError(list(dict.fromkeys(problems)))
 
@@ -37,54 +36,93 @@ def targets_of(config: RunConfig, family: ModelFamily, parts: Parts) -> Targets:
     """Part -> names of the modules to adapt; UserError for a preset or an expression that matches none."""
     return {
         part: select(part, parts[part], selection, family.targets[part])
-        for part, selection in layer_parts(config).items()
+        for part, selection in layer_parts(config, family).items()
     }
 
 
-def layer_parts(config: RunConfig) -> dict[str, str | list[str]]:
-    """Part -> selection of the layers that are adapted: none for a method that trains words alone."""
-    return config.adapter.parts if find("adapters.methods", config.adapter.method).ADAPTS_LAYERS else {}
+def layer_parts(config: RunConfig, family: ModelFamily) -> dict[str, str | list[str]]:
+    """Part -> selection of the layers that are trained: none for a method that trains words alone."""
+    selection = _method(config).SELECTION
+    return {} if selection is None else config.adapter.parts or {family.denoiser: selection}
 
 
 def trained_parts(config: RunConfig, family: ModelFamily) -> list[str]:
     """The parts whose weights, or words, change."""
-    return list(dict.fromkeys([*layer_parts(config), *(family.tokenizers if config.adapter.tokens else ())]))
+    return list(dict.fromkeys([*layer_parts(config, family), *(family.tokenizers if config.adapter.tokens else ())]))
 
 
-def _problems_of_method(config: RunConfig, family: ModelFamily) -> list[str]:
-    """Words where there can be none, none where there must be, and formats that cannot hold what is trained."""
-    adapter, problems = config.adapter, []
-    if not find("adapters.methods", adapter.method).ADAPTS_LAYERS:
+def changes_base(config: RunConfig) -> bool:
+    """Whether the run trains the base's own weights, so that a pipeline folder is written."""
+    return _method(config).CHANGES_BASE
+
+
+def _method(config: RunConfig) -> Any:
+    return find("adapters.methods", config.adapter.method)
+
+
+def _problems_of_selection(config: RunConfig, family: ModelFamily) -> Iterator[str]:
+    for part, selection in layer_parts(config, family).items():
+        if part not in family.targets:
+            hint, parts = did_you_mean(part, family.targets), ", ".join(family.targets)
+            yield f"adapter.parts: {family.name} has no part {part!r}{hint}; there are: {parts}"
+        else:
+            problems = problems_of(selection, family.targets[part], whole=changes_base(config))
+            yield from (f"adapter.parts.{part}: {problem}" for problem in problems)
+    known = [*trained_parts(config, family), *(["tokens"] if config.adapter.tokens else ())]
+    for part in config.optimizer.parts:
+        if part not in known:
+            yield f"optimizer.parts: {part} is not trained{did_you_mean(part, known)}; there are: {', '.join(known)}"
+
+
+def _problems_of_method(config: RunConfig, family: ModelFamily) -> Iterator[str]:
+    """Words where there can be none, none where there must be, and settings that a method has no use for."""
+    adapter = config.adapter
+    if _method(config).SELECTION is None:
         if not adapter.tokens:
-            problems.append(f"adapter.tokens: {adapter.method} learns new words; give them, such as [{{token: <sks>}}]")
-        if "parts" in adapter.model_fields_set:
-            problems.append(f"adapter.parts: {adapter.method} adapts no layers; take method lora to train both")
+            yield f"adapter.tokens: {adapter.method} learns new words; give them, such as [{{token: <sks>}}]"
+        if adapter.parts is not None:
+            yield f"adapter.parts: {adapter.method} adapts no layers; take method lora to train both"
     if adapter.tokens and not family.tokenizers:
-        problems.append(f"adapter.tokens: {family.name} has no text encoder that can learn new words")
+        yield f"adapter.tokens: {family.name} has no text encoder that can learn new words"
+    if changes_base(config):
+        plain = AdapterSection()
+        for name in ("rank", "alpha", "rank_pattern", "alpha_pattern"):
+            if getattr(adapter, name) != getattr(plain, name):
+                yield f"adapter.{name}: {adapter.method} trains the weights themselves, which have none"
+        if adapter.tokens and set(layer_parts(config, family)) & set(family.tokenizers):
+            yield f"adapter.tokens: {adapter.method} trains the words of a text encoder too; take either"
+        if adapter.start_from is not None:
+            yield f"adapter.start_from: {adapter.method} begins with the base: give the trained one as model.base"
+
+
+def _problems_of_formats(config: RunConfig) -> Iterator[str]:
+    """Formats that cannot hold what is trained."""
     needs = _needs(config)
+    if config.output.formats and not needs:
+        yield f"output.formats: {config.adapter.method} is written as a pipeline folder; leave them out"
+        return
     for name in formats_of(config):
         if lacking := needs - set(find("adapters.formats", name).HOLDS):
             able = [each for each in names("adapters.formats") if needs <= set(find("adapters.formats", each).HOLDS)]
-            what = " and ".join(sorted(lacking))
-            problems.append(f"output.formats: {name} cannot hold {what}; take {' or '.join(able)}")
-    if "embedding" in formats_of(config) and len(adapter.tokens) > 1:
-        problems.append("output.formats: embedding holds one word; take loraloom for several")
-    return problems
+            yield f"output.formats: {name} cannot hold {' and '.join(sorted(lacking))}; take {' or '.join(able)}"
+    if "embedding" in formats_of(config) and len(config.adapter.tokens) > 1:
+        yield "output.formats: embedding holds one word; take loraloom for several"
 
 
 def _needs(config: RunConfig) -> set[str]:
-    """What a file has to hold."""
-    adapter = config.adapter
-    layers = {"dora" if adapter.options.get("dora") else adapter.method} if layer_parts(config) else set()
-    return layers | ({"tokens"} if adapter.tokens else set())
+    """What an adapter file has to hold."""
+    adapter, needs = config.adapter, {"tokens"} if config.adapter.tokens else set()
+    if _method(config).SELECTION is not None and not changes_base(config):
+        needs.add("dora" if adapter.options.get("dora") else adapter.method)
+    return needs
 
 
 def formats_of(config: RunConfig) -> list[str]:
-    """The file formats of the adapter: those asked for, or those that suit it."""
-    if config.output.formats:
-        return config.output.formats
-    usual = list(find("adapters.methods", config.adapter.method).FORMATS)
-    if len(config.adapter.tokens) > (0 if layer_parts(config) else 1):
-        return ["loraloom"]
+    """The formats of the adapter file: those asked for, or those that suit it; none where there is no such file."""
     needs = _needs(config)
-    return [name for name in usual if needs <= set(find("adapters.formats", name).HOLDS)] or ["loraloom"]
+    if config.output.formats or not needs:
+        return config.output.formats
+    if len(config.adapter.tokens) > (1 if needs == {"tokens"} else 0):
+        return ["loraloom"]
+    usual = [name for name in _method(config).FORMATS if needs <= set(find("adapters.formats", name).HOLDS)]
+    return usual or ["loraloom"]

@@ -1,76 +1,106 @@
-"""What becomes of a step whose loss or gradients are not finite: it is never applied, and its samples are named."""
+"""What becomes of a step whose loss or gradients are not finite: it is never applied, and its samples are named.
+
+Whether a step is faulty is known on the device, and the optimiser leaves the step out there; the host learns of it
+when the losses are read, every `guard.every` steps and before each checkpoint, so that nothing waits in between.
+"""
 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from ..configs.errors import TrainingError
+from .run import SampleLoss, StepResult
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .run import Run
 
 QUARANTINE = "quarantine.jsonl"
 MOST_OVERFLOWS = 10  # of fp16 gradients in a row, each of which only lowers the loss scale
 
 
-@dataclass(frozen=True, slots=True)
-class SampleLoss:
-    """The loss of one sample, before any weight."""
+def fault_of(run: "Run", loss: "Tensor", norm: "Tensor") -> "Tensor":
+    """1 where the loss or the gradient's norm is not finite on any process, else 0; on the device, nothing waits.
 
-    source: str
-    file: str
-    value: float
+    With a gradient scaler the loss alone decides: it leaves out steps whose gradients overflow by itself.
+    """
+    finite = loss.isfinite() if run.accelerator.scaler is not None else loss.isfinite() & norm.isfinite()
+    faults: Any = 1 - finite.float()
+    if run.accelerator.num_processes > 1:
+        faults = run.accelerator.reduce(faults, "sum")
+    return faults.clamp(max=1)
 
 
-@dataclass(slots=True)
+def step_unless(optimizer: Any, fault: "Tensor", scaled: bool) -> None:
+    """One step of the optimiser unless `fault` is 1.
+
+    Fused optimisers of torch take the answer as a tensor, by the attribute through which gradient scalers give it; all
+    others have to wait for it.
+    """
+    inner = optimizer.optimizer
+    if getattr(inner, "_step_supports_amp_scaling", False) and not scaled:
+        inner.found_inf = fault
+        try:
+            optimizer.step()
+        finally:
+            del inner.found_inf
+    elif not fault.item():
+        optimizer.step()
+
+
 class Guard:
-    """Counts what went wrong; one for each run."""
+    """Looks at steps whose losses were read; one for each run."""
 
-    overflows: int = 0  # in a row
+    overflows = 0  # in a row
 
-    def allows(self, run: "Run", loss: float, norm: float, samples: Sequence[SampleLoss]) -> bool:
-        """Whether the step may be applied; TrainingError where the run has to end."""
-        if run.accelerator.scaler is not None and math.isfinite(loss) and not math.isfinite(norm):
-            return self._overflow(run, norm)
-        self.overflows = 0
-        if math.isfinite(loss) and math.isfinite(norm):
-            return True
-        section, words = run.config.guard, describe(run, loss, norm, samples)
-        if section.on_fault == "stop":
-            raise TrainingError(
-                f"{words}; nothing of this step is kept. Lower the learning rate, look at its images, or go on "
-                "without such steps by `guard.on_fault: skip`"
-            )
-        run.skipped += 1
-        if run.is_main:
-            _quarantine(run, loss, norm, samples)
-            tqdm.write(f"warning: {words}; the step is left out ({run.skipped} of {section.max_skips} allowed)")
-        if run.skipped > section.max_skips:
-            allowed = f"guard.max_skips allows {section.max_skips}"
-            raise TrainingError(f"{words}; {run.skipped} steps were left out, {allowed}")
-        return False
+    def look(self, run: "Run", results: Sequence[StepResult]) -> None:
+        """TrainingError where the run has to end."""
+        for result in results:
+            overflow = math.isfinite(result.loss) and not math.isfinite(result.grad_norm)
+            if overflow and run.accelerator.scaler is not None:
+                self._overflow(result)
+                continue
+            self.overflows = 0
+            if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
+                _leave_out(run, result)
 
-    def _overflow(self, run: "Run", norm: float) -> bool:
-        """The gradient scaler leaves such a step out by itself and lowers its scale."""
+    def _overflow(self, result: StepResult) -> None:
+        """The gradient scaler has left such a step out by itself and lowered its scale."""
         self.overflows += 1
         if self.overflows >= MOST_OVERFLOWS:
             raise TrainingError(
-                f"step {run.step + 1}: gradients overflow fp16 for the {self.overflows}th time in a row "
-                f"(norm {norm:g}); take loop.precision bf16 or a lower learning rate"
+                f"step {result.step}: gradients overflow fp16 for the {self.overflows}th time in a row "
+                f"(norm {result.grad_norm:g}); take loop.precision bf16 or a lower learning rate"
             )
-        return True
 
 
-def describe(run: "Run", loss: float, norm: float, samples: Sequence[SampleLoss]) -> str:
+def _leave_out(run: "Run", result: StepResult) -> None:
+    """A step that was not applied: the end of the run, or a line in the quarantine list."""
+    section, words = run.config.guard, describe(result)
+    if section.on_fault == "stop":
+        raise TrainingError(
+            f"{words}; nothing of this step is kept. Lower the learning rate, look at its images, or go on "
+            "without such steps by `guard.on_fault: skip`"
+        )
+    run.skipped += 1
+    if run.is_main:
+        _quarantine(run, result)
+        tqdm.write(f"warning: {words}; the step is left out ({run.skipped} of {section.max_skips} allowed)")
+    if run.skipped > section.max_skips:
+        allowed = f"guard.max_skips allows {section.max_skips}"
+        raise TrainingError(f"{words}; {run.skipped} steps were left out, {allowed}")
+
+
+def describe(result: StepResult) -> str:
     """The step, its rates and the files that are to blame: those whose own loss is not finite, or all."""
-    rates = ", ".join(f"{group['name']} {group['lr']:g}" for group in run.optimizer.param_groups)
-    files = ", ".join(dict.fromkeys(sample.file for sample in blamed(samples)))
-    found = f"the loss is {loss:g} and its gradient's norm {norm:g}"
-    return f"step {run.step + 1}: {found} (rates: {rates}; images: {files})"
+    rates = ", ".join(f"{part} {rate:g}" for part, rate in result.learning_rates.items())
+    files = ", ".join(dict.fromkeys(sample.file for sample in blamed(result.samples)))
+    found = f"the loss is {result.loss:g} and its gradient's norm {result.grad_norm:g}"
+    return f"step {result.step}: {found} (rates: {rates}; images: {files})"
 
 
 def blamed(samples: Sequence[SampleLoss]) -> list[SampleLoss]:
@@ -78,9 +108,9 @@ def blamed(samples: Sequence[SampleLoss]) -> list[SampleLoss]:
     return [sample for sample in samples if not math.isfinite(sample.value)] or list(samples)
 
 
-def _quarantine(run: "Run", loss: float, norm: float, samples: Sequence[SampleLoss]) -> None:
+def _quarantine(run: "Run", result: StepResult) -> None:
     """A line for each step that was left out, for `loraloom replay` and a look at the images."""
-    files = [sample.file for sample in blamed(samples)]
-    entry = {"step": run.step + 1, "loss": str(loss), "grad_norm": str(norm), "files": files}
+    files = [sample.file for sample in blamed(result.samples)]
+    entry = {"step": result.step, "loss": str(result.loss), "grad_norm": str(result.grad_norm), "files": files}
     with (run.folder / QUARANTINE).open("a") as stream:
         stream.write(json.dumps(entry) + "\n")

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow
 
 from ..adapters.format import file_name
+from ..adapters.targets import words_of
 from ..configs.arguments import add_config, positive
 from ..configs.errors import run_command
 from ..configs.loader import load_config, marked_yaml
 from ..configs.schema import PartSection, RunConfig
 from ..data.dataset import Images
-from .fits import formats_of, layer_parts, trained_parts
+from .fits import changes_base, formats_of, layer_parts, trained_parts
 from .gather import warn
 from .outlook import Changed, Outlook, dataset_ahead, look_ahead, missed_shares
 from .page import counted
@@ -165,22 +166,25 @@ def _describe_adapter(config: RunConfig, base: "Base") -> Iterator[str]:
     needed = trained_parts(config, family)
     parts = base.load([*needed, *(family.tokenizers[part] for part in needed if part in family.tokenizers)])
     adapters = make_adapters(config, family, parts)
-    modules = Counter(part for part, _ in adapters.artifact().modules)
-    ranks = f", rank {adapter.rank}, alpha {adapter.alpha:g}" if layer_parts(config) else ""
-    yield f"  {adapter.method}{ranks}, on the frozen base {config.model.base!r}"
+    modules = Counter(part for part, _ in adapters.modules())
+    selections, whole = layer_parts(config, family), changes_base(config)
+    ranks = f", rank {adapter.rank}, alpha {adapter.alpha:g}" if selections and not whole else ""
+    where = "of the base" if whole else "on the frozen base"
+    yield f"  {adapter.method}{ranks}, {where} {config.model.base!r}"
     yield f"  family {family.name}"
     for name, parameters in adapters.parameters().items():
         own = config.optimizer.parts.get(name, PartSection()).learning_rate
         rate = config.optimizer.learning_rate if own is None else own
-        trained = f"{sum(parameter.numel() for parameter in parameters):,} new weights"
+        count = sum(parameter.numel() for parameter in parameters)
+        trained = f"{count:,} {'weights of the base' if whole and name != TOKENS else 'new weights'}"
         if name == TOKENS:
             words = ", ".join(f"{section.token} ({counted(section.vectors, 'vector')})" for section in adapter.tokens)
             yield f"  {name}: {words}, {trained}, learning rate {rate:g}"
         else:
             frozen = sum(parameter.numel() for parameter in parts[name].parameters() if not parameter.requires_grad)
-            where = adapter.parts[name] if isinstance(adapter.parts[name], str) else "+".join(adapter.parts[name])
-            count = f"{modules[name]} modules ({where})"
-            yield f"  {name}: {count}, {trained} on {frozen:,} frozen ones, learning rate {rate:g}"
+            where = "+".join(words_of(selections[name]))
+            layers = f"{modules[name]} modules ({where})"
+            yield f"  {name}: {layers}, {trained} on {frozen:,} frozen ones, learning rate {rate:g}"
 
 
 def _describe_steps(config: RunConfig, data: Outlook) -> Iterator[str]:
@@ -199,6 +203,8 @@ def _describe_steps(config: RunConfig, data: Outlook) -> Iterator[str]:
 
 def _describe_files(config: RunConfig) -> Iterator[str]:
     folder, output = Path(config.output.dir), config.output
+    if changes_base(config):
+        yield f"  {folder / output.name}/ (a diffusers pipeline)"
     for name in formats_of(config):
         yield f"  {folder / file_name(output.name, name)}"
     for name in ("report.html", "config.yaml", "run.json", "checkpoints/", "samples/", "logs/"):

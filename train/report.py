@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..configs.choices import find, names
 from . import chart
 from .chart import Markup, Series, join, number, tag
 from .page import backdrop, counted, enlarging, page, picture_uri, write_page
@@ -179,9 +180,18 @@ def _base(config: Mapping[str, Any]) -> str | None:
 
 def _adapter(run: RunFiles) -> str | None:
     method, rank, alpha = (_at(run.config, f"adapter.{key}") for key in ("method", "rank", "alpha"))
-    words = [method, rank and f"rank {rank}", alpha and f"alpha {_value(alpha)}"]
+    words = [method]
+    if _has_rank(method):
+        words += [rank and f"rank {rank}", alpha and f"alpha {_value(alpha)}"]
     words += [f"{part}: {counted(count, 'module')}" for part, count in (run.record.get("modules") or {}).items()]
     return " · ".join(str(word) for word in words if word) or None
+
+
+def _has_rank(method: Any) -> bool:
+    if method not in names("adapters.methods"):
+        return True
+    found = find("adapters.methods", method)
+    return found.SELECTION is not None and not found.CHANGES_BASE
 
 
 def _if_number(value: Any) -> str | None:

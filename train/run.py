@@ -48,6 +48,7 @@ class Run:
     best: "Best | None" = None
     seconds_of: dict[str, float] = field(default_factory=dict)  # where the time went, since the run was started last
     facts: dict[str, Any] = field(default_factory=dict)  # goes into run.json
+    read: "Callable[[], object]" = lambda: None  # fetches losses that are still on the device; on all processes
 
     @property
     def is_main(self) -> bool:
@@ -63,14 +64,14 @@ class Run:
         """Whether something that happens every so many steps happens after this one."""
         return self.step % every == 0 or self.step >= self.config.loop.steps or self.ended is not None
 
-    def log(self, values: dict[str, float]) -> None:
+    def log(self, values: dict[str, float], step: int) -> None:
         """To the trackers; one that fails is left out from then on, and training goes on without it."""
         for tracker in list(self.accelerator.trackers) if self.is_main else ():
             try:
-                tracker.log(values, step=self.step)
+                tracker.log(values, step=step)
             except Exception as error:  # whatever a tracker's service does
                 self.accelerator.trackers.remove(tracker)
-                tqdm.write(f"warning: {tracker.name} stopped at step {self.step}, training goes on: {error}")
+                tqdm.write(f"warning: {tracker.name} stopped at step {step}, training goes on: {error}")
 
     @contextmanager
     def exported(self) -> "Iterator[None]":
@@ -110,11 +111,29 @@ class Best:
 
 
 @dataclass(frozen=True, slots=True)
-class StepResult:
-    """What one optimiser step has to tell."""
+class SampleLoss:
+    """The loss of one sample, before any weight."""
 
-    loss: float  # of the whole step, over all processes
-    source_losses: dict[str, float]  # mean unweighted loss of each source's samples
-    grad_norm: float
+    source: str
+    file: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimiser step has to tell, over all processes."""
+
+    step: int  # counted from 1
+    loss: float
+    samples: "Sequence[SampleLoss]"
+    grad_norm: float  # before it was clipped
     learning_rates: dict[str, float]  # of each part
     seconds: float
+
+    @property
+    def source_losses(self) -> dict[str, float]:
+        """Mean loss of each source's samples."""
+        by_source: dict[str, list[float]] = {}
+        for sample in self.samples:
+            by_source.setdefault(sample.source, []).append(sample.value)
+        return {source: sum(values) / len(values) for source, values in sorted(by_source.items())}

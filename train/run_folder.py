@@ -28,7 +28,7 @@ def prepare_folder(folder: Path, name: str, *, overwrite: bool) -> None:
     """Makes the run folder; removes what an old run left in it if that was asked for (not its class images)."""
     folder.mkdir(parents=True, exist_ok=True)
     if overwrite:
-        for below in ("checkpoints", "logs", "samples"):
+        for below in ("checkpoints", "logs", "samples", name):
             shutil.rmtree(folder / below, ignore_errors=True)
         for file in (folder / "run.json", folder / "report.html", *folder.glob(f"{name}*.safetensors")):
             file.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..configs.errors import UserError
-from ..configs.files import replace_file, sync
+from ..configs.files import permit, replace_file, sync
 from .run import Best, Run
 
 SCHEMA = 3
@@ -49,7 +49,7 @@ def register_hooks(run: Run) -> None:
 
 def _save(state: Mapping[str, Tensor], file: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
-    file.chmod(0o666 & ~_umask())  # safetensors leaves 0600
+    permit(file)
 
 
 def save_checkpoint(run: Run) -> Path:
@@ -174,9 +174,3 @@ def _prune(folder: Path, step: int, keep: int, best: int | None) -> None:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

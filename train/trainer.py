@@ -9,9 +9,10 @@ import torch
 from ..data.draws import key_seed
 from ..data.sample import Batch
 from .callback import Callback
-from .guard import Guard, SampleLoss
+from .guard import Guard, fault_of, step_unless
 from .objective import Losses, Objective
 from .optim import drop_stopped
+from .readings import Unread, read_all
 from .run import Run, StepResult
 
 
@@ -21,6 +22,8 @@ class Trainer:
     def __init__(self, run: Run, batches: Iterator[Batch], objective: Objective, callbacks: Sequence[Callback] = ()):
         self.run, self.batches, self.objective, self.callbacks = run, batches, objective, callbacks
         self.guard = Guard()
+        self.unread: list[Unread] = []
+        run.read = self.read
         loop, self.world = run.config.loop, run.accelerator.num_processes
         self.accumulation = loop.batch_size // ((loop.micro_batch or loop.batch_size // self.world) * self.world)
 
@@ -32,33 +35,47 @@ class Trainer:
                 stack.callback(callback.on_exit, run)
                 callback.on_start(run)
             while not run.is_last_step:
-                result = self.train_step()
+                self.train_step()
                 for callback in self.callbacks:
                     with run.timed(type(callback).__name__):
-                        callback.on_step(run, result)
+                        callback.on_step(run)
+            self.read()
             for callback in self.callbacks:
                 callback.on_end(run)
 
-    def train_step(self) -> StepResult:
-        """Forward and backward of every micro-batch, then one update."""
+    def train_step(self) -> list[StepResult]:
+        """Forward and backward of every micro-batch, then one update; the results that were read after it, if any."""
         run, started = self.run, time.perf_counter()
         rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
         with run.timed("data"):
             batches = [next(self.batches) for _ in range(self.accumulation)]
-        loss, samples = self._gather([self._accumulate(index, batch) for index, batch in enumerate(batches)])
+        losses = [(batch, self._accumulate(index, batch)) for index, batch in enumerate(batches)]
         with run.timed("optimiser"):
-            norm = self._update(loss, samples)
+            norm = self._update(losses)
         seconds = time.perf_counter() - started
         run.seconds += seconds
-        return StepResult(loss, source_means(samples), norm, rates, seconds)
+        self.unread.append(Unread(run.step, losses, norm, rates, seconds))
+        return self.read() if run.is_due(run.config.guard.every or 1) else []
 
-    def _update(self, loss: float, samples: Sequence[SampleLoss]) -> float:
-        """One step of the optimiser, unless the guard says no; the norm of the gradient before it was clipped."""
+    def read(self) -> list[StepResult]:
+        """Fetches the losses of the steps since the last time, tells the callbacks, and lets the guard look at them."""
+        unread, self.unread = self.unread, []
+        if not unread:
+            return []
+        results = read_all(self.run.accelerator, unread)
+        for callback in self.callbacks:
+            with self.run.timed(type(callback).__name__):
+                callback.on_results(self.run, results)
+        self.guard.look(self.run, results)
+        return results
+
+    def _update(self, losses: Sequence[tuple[Batch, Losses]]) -> torch.Tensor:
+        """One step of the optimiser, unless it is faulty; the norm of the gradient before it was clipped."""
         run = self.run
         drop_stopped(run.optimizer, run.step)
-        norm = float(run.accelerator.clip_grad_norm_(self._parameters(), run.config.optimizer.max_grad_norm) or 0.0)
-        if self.guard.allows(run, loss, norm, samples):
-            run.optimizer.step()
+        norm = torch.as_tensor(run.accelerator.clip_grad_norm_(self._parameters(), run.config.optimizer.max_grad_norm))
+        loss = torch.stack([each.total for _, each in losses]).sum()
+        step_unless(run.optimizer, fault_of(run, loss, norm), scaled=run.accelerator.scaler is not None)
         run.schedule.step()
         run.optimizer.zero_grad()
         run.step += 1
@@ -66,7 +83,7 @@ class Trainer:
             run.ema.update(run.adapters.named_parameters(), run.step)
         return norm
 
-    def _accumulate(self, index: int, batch: Batch) -> tuple[float, list[SampleLoss]]:
+    def _accumulate(self, index: int, batch: Batch) -> Losses:
         run = self.run
         with contextlib.ExitStack() as stack:
             if index < self.accumulation - 1:
@@ -76,8 +93,7 @@ class Trainer:
                 losses = self.forward(batch)
             with run.timed("backward"):
                 run.accelerator.backward(losses.total * self.world)  # DDP averages over the processes: undone here
-        values = losses.per_sample.tolist()
-        return losses.total.item(), [SampleLoss(*each) for each in zip(batch.sources, batch.files, values, strict=True)]
+        return Losses(losses.total.detach(), losses.per_sample.detach())
 
     def forward(self, batch: Batch) -> Losses:
         """The losses of one micro-batch, with the dropout that belongs to it."""
@@ -91,23 +107,5 @@ class Trainer:
         """Those at which `forward` looks at the samples of a micro-batch."""
         return self.objective.noised(self.run.parts, batch, self.run.accelerator.device)[0].timesteps.tolist()
 
-    def _gather(self, losses: list[tuple[float, list[SampleLoss]]]) -> tuple[float, list[SampleLoss]]:
-        """Loss of the step and of each sample, over all processes."""
-        total = sum(loss for loss, _ in losses)
-        samples = [sample for _, those in losses for sample in those]
-        if self.world > 1:
-            from accelerate.utils import gather_object
-
-            total, samples = sum(gather_object([total])), gather_object(samples)
-        return total, samples
-
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for parameters in self.run.adapters.parameters().values() for parameter in parameters]
-
-
-def source_means(samples: Sequence[SampleLoss]) -> dict[str, float]:
-    """Mean loss of each source's samples."""
-    by_source: dict[str, list[float]] = {}
-    for sample in samples:
-        by_source.setdefault(sample.source, []).append(sample.value)
-    return {source: sum(values) / len(values) for source, values in sorted(by_source.items())}

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from ..peft_adapters import PeftAdapters
 
 FORMATS = ("kohya",)
-ADAPTS_LAYERS = True
+SELECTION = "attention"
+CHANGES_BASE = False
 
 
 class Options(Section):

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from ..adapter import Targets
 
 FORMATS = ("embedding",)
-ADAPTS_LAYERS = False
+SELECTION = None
+CHANGES_BASE = False
 
 
 class Options(Section):

@@ -3,7 +3,7 @@
 x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps    (Ho et al. 2020, equation 4)
 """
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -108,5 +108,9 @@ def training_scheduler(scheduler: "DDPMScheduler", section: NoiseSection) -> "DD
             f"noise.zero_terminal_snr needs a base that predicts v, this one predicts {found}: at the last timestep "
             "there would be nothing but noise to predict noise from"
         )
-    options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    return cast("DDPMScheduler", type(scheduler).from_config(scheduler.config, **options))
+    return cast("DDPMScheduler", type(scheduler).from_config(scheduler.config, **scheduler_changes(section)))
+
+
+def scheduler_changes(section: NoiseSection) -> dict[str, Any]:
+    """Entries of the base's scheduler config that training has changed."""
+    return {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if section.zero_terminal_snr else {}

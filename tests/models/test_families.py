@@ -46,6 +46,8 @@ COUNTS = {  # preset -> modules, as the blocks of the real models have them
 }
 CAPTIONS = ["a sks creature", "a red star", "", "a blue moon on a hill"]
 SECTION = AdapterSection(rank=4, alpha=8)
+METHODS = {name: find("adapters.methods", name) for name in names("adapters.methods")}
+FILED = [name for name, method in METHODS.items() if method.SELECTION is not None and not method.CHANGES_BASE]
 
 
 @pytest.fixture(
@@ -245,7 +247,7 @@ def test_cached_and_uncached_steps_are_equal(family, load):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("method", [m for m in names("adapters.methods") if find("adapters.methods", m).ADAPTS_LAYERS])
+@pytest.mark.parametrize("method", FILED)
 def test_every_method_trains_and_its_file_makes_the_same_of_a_fresh_base(family, load, method, tmp_path):
     options = {"block_size": 8} if method == "oft" else {}
     section = AdapterSection(method=method, rank=2, alpha=4, options=options)
@@ -268,6 +270,29 @@ def test_every_method_trains_and_its_file_makes_the_same_of_a_fresh_base(family,
     ]
     torch.testing.assert_close(predictions[0], predictions[1], atol=1e-5, rtol=1e-5)
     assert (predictions[0] - predictions[2]).abs().max() > 1e-5
+
+
+def test_full_fine_tuning_is_a_bare_loop_over_all_weights(family, load):
+    parts = load()
+    adapters = adapters_of(family, parts, AdapterSection(method="full"), "all")
+    batches = [batch_of([0, 1]), batch_of([2, 3])]
+    losses = steps_of(objective_of(family, parts, adapters), adapters, parts, batches)
+    bare = load()
+    bare[family.denoiser].requires_grad_(True)
+    names = [name for name, _ in bare[family.denoiser].named_parameters()]
+    assert list(adapters.named_parameters()[family.denoiser]) == names
+    optimizer, wanted = torch.optim.AdamW(bare[family.denoiser].parameters(), lr=1e-3, weight_decay=0.01), []
+    objective = objective_of(family, bare, adapters_of(family, load()))
+    for batch in batches:
+        loss = objective(bare, batch, torch.device("cpu")).total
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        wanted.append(loss.item())
+    assert losses == wanted
+    assert losses[0] != losses[1]
+    for name, tensor in bare[family.denoiser].state_dict().items():
+        assert torch.equal(parts[family.denoiser].state_dict()[name], tensor), name
 
 
 def test_the_pipeline_takes_parts_prompts_and_adapter(family, load):

@@ -10,8 +10,10 @@ from loraloom.configs.loader import load_config
 from loraloom.train.__main__ import main
 from loraloom.train.build import build_trainer
 from loraloom.train.callback import Callback
+from loraloom.train.callbacks.checkpoint import Checkpoints
 from loraloom.train.callbacks.tracking import Tracking
-from loraloom.train.guard import MOST_OVERFLOWS, Guard, SampleLoss
+from loraloom.train.guard import MOST_OVERFLOWS, Guard
+from loraloom.train.run import SampleLoss, StepResult
 from loraloom.train.run_folder import read_history
 
 
@@ -70,7 +72,7 @@ def test_such_a_step_can_be_left_out(write_config):
     steps = {}
 
     class Keep(Callback):
-        def on_step(self, run, result):
+        def on_step(self, run):
             steps[run.step] = weights(trainer)
 
     trainer.callbacks.append(Keep())
@@ -103,21 +105,65 @@ def test_a_rate_beyond_reason_ends_with_exit_code_3_and_the_last_checkpoint(writ
     assert (folder / "checkpoints" / "latest").is_file()
 
 
+@pytest.mark.parametrize("name", ["adamw", "torch.optim.RAdam"])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_faults_between_two_looks_change_nothing(write_config, name, where):
+    """Fused AdamW leaves the step out on the device, others are asked to wait; the weights are the same to the bit."""
+    optimizer = {"name": name, "learning_rate": 1e-2}
+    states = {}
+    for every in (1, 5):
+        section = {"on_fault": "skip", "every": every}
+        trainer = broken(
+            trainer_of(write_config, f"by {every}", guard=section, optimizer=optimizer), steps=(2, 3), where=where
+        )
+        trainer.fit()
+        states[every] = weights(trainer), trainer.run.skipped
+        assert len((trainer.run.folder / "quarantine.jsonl").read_text().splitlines()) == 2
+    assert states[1][1] == states[5][1] == 2
+    assert all(torch.equal(one, other) for one, other in zip(states[1][0], states[5][0], strict=True))
+    assert all(bool(weight.isfinite().all()) for weight in states[5][0])
+
+
+def test_losses_are_read_together_and_nothing_is_lost_of_the_history(write_config):
+    trainer = trainer_of(write_config, guard={"every": 4})
+    trainer.callbacks = [Tracking()]
+    seen: list[int] = []
+
+    class Count(Callback):
+        def on_results(self, run, results):
+            seen.append(len(results))
+
+    trainer.callbacks.append(Count())
+    trainer.fit()
+    assert seen == [4, 4, 2]
+    history = read_history(trainer.run.folder / "logs" / "history.jsonl")
+    assert [entry["step"] for entry in history] == list(range(1, 11))
+    plain = trainer_of(write_config, "plain")
+    assert [plain.train_step()[0].loss for _ in range(10)] == [entry["loss"] for entry in history]
+
+
+def test_a_fault_that_nobody_has_seen_ends_the_run_before_a_checkpoint(write_config):
+    trainer = broken(trainer_of(write_config, guard={"every": 100}, checkpoint={"every": 4}))
+    trainer.callbacks = [Checkpoints()]
+    with pytest.raises(TrainingError, match="step 3: "):
+        trainer.fit()
+    assert trainer.run.step == 4
+    assert not (trainer.run.folder / "checkpoints").exists()
+
+
 class Scaled:
     """As much of a run as the guard looks at, with a gradient scaler."""
 
-    def __init__(self):
-        self.accelerator = type("", (), {"scaler": object()})()
-        self.step = 4
+    accelerator = type("", (), {"scaler": object()})()
+
+
+def results(loss: float, norm: float, count: int) -> list[StepResult]:
+    return [StepResult(step, loss, [SampleLoss("x", "a.png", loss)], norm, {"unet": 1.0}, 0.1) for step in range(count)]
 
 
 def test_an_overflow_that_the_scaler_absorbs_is_no_fault_but_ten_in_a_row_are():
     guard, run = Guard(), Scaled()
-    samples = [SampleLoss("x", "a.png", 0.1)]
-    for _ in range(MOST_OVERFLOWS - 1):
-        assert guard.allows(run, 0.1, float("inf"), samples)  # type: ignore[arg-type]
-    assert guard.allows(run, 0.1, 1.0, samples)  # type: ignore[arg-type]
-    for _ in range(MOST_OVERFLOWS - 1):
-        guard.allows(run, 0.1, float("inf"), samples)  # type: ignore[arg-type]
-    with pytest.raises(TrainingError, match="step 5: gradients overflow fp16 for the 10th time in a row"):
-        guard.allows(run, 0.1, float("inf"), samples)  # type: ignore[arg-type]
+    overflow, fine = results(0.1, float("inf"), MOST_OVERFLOWS - 1), results(0.1, 1.0, 1)
+    guard.look(run, [*overflow, *fine, *overflow])  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match="step 0: gradients overflow fp16 for the 10th time in a row"):
+        guard.look(run, overflow[:1])  # type: ignore[arg-type]

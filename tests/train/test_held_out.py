@@ -75,7 +75,7 @@ def test_it_does_not_touch_what_is_trained(write_config, views):
         for _ in range(3):
             if trainer.run.held_out is not None:
                 trainer.run.held_out.losses(trainer.run)
-            found.append(trainer.train_step().loss)
+            found.append(trainer.train_step()[0].loss)
         losses.append(found)
     assert losses[0] == losses[1]
 

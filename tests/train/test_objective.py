@@ -106,7 +106,7 @@ def test_a_source_can_keep_what_the_base_says(write_config, photos):
     trainer = build_trainer(load_config(config), overwrite=True)
     trainer.callbacks = []
     before = {part: [p.clone() for p in each] for part, each in trainer.run.adapters.parameters().items()}
-    losses = [trainer.train_step().loss for _ in range(2)]
+    losses = [trainer.train_step()[0].loss for _ in range(2)]
     assert losses[0] == 0.0  # the adapter says what the base says at first
     after = trainer.run.adapters.parameters()
     decayed = 1 - 1e-2 * 0.01  # nothing but the weight decay of AdamW

@@ -150,7 +150,7 @@ def test_gradients_of_checkpointing_are_the_same_to_the_bit(write_config):
     for on in (False, True):
         loop = {"steps": 3, "gradient_checkpointing": on}
         trainer = trainer_of(write_config, f"run{on}", loop=loop, adapter={"options": {"dropout": 0.3}})
-        losses[on] = [trainer.train_step().loss for _ in range(3)]
+        losses[on] = [trainer.train_step()[0].loss for _ in range(3)]
         kinds = [
             module for module in trainer.run.parts["unet"].modules() if getattr(module, "gradient_checkpointing", False)
         ]

@@ -124,7 +124,7 @@ def test_a_resumed_run_may_not_change_what_decides_its_weights(finished, capsys)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_stops(write_config, number):
     class Interrupt(Callback):
-        def on_step(self, run, result):
+        def on_step(self, run):
             if run.step == 3:
                 os.kill(os.getpid(), number)
 
@@ -139,7 +139,7 @@ def test_a_signal_saves_and_stops(write_config, number):
 
 def test_files_in_the_run_folder_save_and_stop(write_config):
     class Ask(Callback):
-        def on_step(self, run, result):
+        def on_step(self, run):
             for step, name in ((2, "save"), (5, "stop")):
                 if run.step == step:
                     (run.folder / name).touch()

@@ -90,6 +90,7 @@ def test_a_word_is_written_verified_and_read_by_diffusers_and_by_us(write_config
     folder = config.parent / "run"
     record = json.loads((folder / "run.json").read_text())
     assert record["files"] == ["tiny.embedding.safetensors"]
+    assert main(["--resume", str(folder)]) == 0
     (vectors,) = load_file(folder / "tiny.embedding.safetensors").values()
     assert vectors.shape == (1, 32)
 

@@ -21,8 +21,8 @@ class Recorder(Callback):
     def __init__(self):
         self.losses = []
 
-    def on_step(self, run, result):
-        self.losses.append(result.loss)
+    def on_results(self, run, results):
+        self.losses += [result.loss for result in results]
 
 
 def train(config_file):

@@ -5,7 +5,7 @@ import time
 from tqdm import tqdm
 
 from ..callback import Callback
-from ..run import Run, StepResult
+from ..run import Run
 from ..state import save_checkpoint
 
 
@@ -17,9 +17,10 @@ class Checkpoints(Callback):
     def on_start(self, run: Run) -> None:
         self.saved = time.monotonic()
 
-    def on_step(self, run: Run, result: StepResult) -> None:
+    def on_step(self, run: Run) -> None:
         if not (run.is_due(run.config.checkpoint.every) or run.stop or run.save or self._is_late(run)):
             return
+        run.read()  # a fault that nobody has seen yet ends the run before anything is saved
         checkpoint = save_checkpoint(run)
         if run.is_main and run.stop:
             tqdm.write(f"{run.stop}: saved {checkpoint}; go on with `loraloom resume {run.folder}`")

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import asdict, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -11,10 +12,13 @@ from ...adapters import format as adapter_format
 from ...adapters.artifact import AdapterArtifact
 from ...configs.errors import AfterTrainingError, UserError
 from ...inference.adapter_file import format_names
-from ...inference.verify import probe, probe_prompt, verify_file
+from ...inference.merged import MergedBase
+from ...inference.pipeline_folder import write_pipeline
+from ...inference.verify import Verification, probe, probe_prompt, verify_file, verify_pipeline
+from ...models.noise.ddpm import scheduler_changes
 from ..callback import Callback
 from ..captions import prompt_options
-from ..fits import formats_of
+from ..fits import changes_base, formats_of
 from ..run import Run
 from ..run_folder import write_run_file
 from ..state import checkpoint_of, load_checkpoint
@@ -26,7 +30,7 @@ class Export(Callback):
     def on_start(self, run: Run) -> None:
         counts = {part: sum(map(_numel, parameters)) for part, parameters in run.adapters.parameters().items()}
         run.facts["trainable_parameters"] = sum(counts.values())
-        run.facts["modules"] = dict(Counter(part for part, _ in run.adapters.artifact().modules))
+        run.facts["modules"] = dict(Counter(part for part, _ in run.adapters.modules()))
         run.facts["started"] = datetime.now().astimezone().isoformat(timespec="seconds")
         write_run_file(run, state="running")
 
@@ -68,26 +72,49 @@ def _load_best(run: Run) -> None:
 
 
 def write_and_verify(run: Run) -> tuple[list[str], dict[str, Any]]:
-    """The names of the files, one for each format, and what the verification of each found."""
-    artifact, output, model = make_artifact(run), run.config.output, run.config.model
-    parts = run.parts | run.adapters.carriers
+    """The names of what was written, and what the verification of each found."""
+    results: dict[str, tuple[Path, Verification]] = {}
+    if changes_base(run.config):
+        results["pipeline"] = _write_pipeline(run)
+    artifact = run.adapters.artifact()
+    if artifact is not None:
+        results |= _write_files(run, replace(artifact, metadata=_header(run)))
+    return [path.name for path, _ in results.values()], {kind: asdict(found) for kind, (_, found) in results.items()}
+
+
+def _write_files(run: Run, artifact: AdapterArtifact) -> dict[str, tuple[Path, Verification]]:
+    """An adapter file in each format."""
+    output, parts, results = run.config.output, run.parts | run.adapters.carriers, {}
     files = {kind: run.folder / adapter_format.file_name(output.name, kind) for kind in formats_of(run.config)}
     for kind, file in files.items():
         adapter_format.write(artifact, file, kind, format_names(run.family, parts), output.dtype)
-    precision = run.config.loop.precision
-    dtypes, device = {output.dtype, model.dtype, "fp32" if precision == "no" else precision}, run.accelerator.device
-    trained, results = probe(run.family, parts, run.encode, probe_prompt(artifact)), {}
+    model, trained = run.config.model, probe(run.family, parts, run.encode, probe_prompt(artifact))
+    if changes_base(run.config):
+        model = model.model_copy(update={"base": str(run.folder / output.name), "revision": None, "adapters": []})
     for kind, file in files.items():
-        prompts = prompt_options(run.config)
-        found = verify_file(file, artifact, model, trained, dtypes=dtypes, device=str(device), prompts=prompts)
-        results[kind] = asdict(found)
+        results[kind] = file, verify_file(file, artifact, model, trained, **_circumstances(run))
         tqdm.write(f"wrote and verified {file}")
-    return [file.name for file in files.values()], results
+    return results
 
 
-def make_artifact(run: Run) -> AdapterArtifact:
-    """The adapter as it is now."""
-    return replace(run.adapters.artifact(), metadata=_header(run))
+def _write_pipeline(run: Run) -> tuple[Path, Verification]:
+    """The base with what was trained in it."""
+    output, folder, states = run.config.output, run.folder / run.config.output.name, run.adapters.states()
+    base = MergedBase(run.config.model)
+    trained, merged = {p: s for p, s in states.items() if p in run.family.targets}, base.changed()
+    changed = {part: merged.get(part, {}) | trained.get(part, {}) for part in merged.keys() | trained}
+    write_pipeline(base, changed, folder, output.dtype, scheduler_changes(run.config.noise))
+    prediction = probe(run.family, run.parts | run.adapters.carriers, run.encode)
+    found = verify_pipeline(folder, trained, prediction, **_circumstances(run))
+    tqdm.write(f"wrote and verified {folder}")
+    return folder, found
+
+
+def _circumstances(run: Run) -> dict[str, Any]:
+    """What decides how near a reloaded result has to come."""
+    precision = run.config.loop.precision
+    dtypes = {run.config.output.dtype, run.config.model.dtype, "fp32" if precision == "no" else precision}
+    return {"dtypes": dtypes, "device": str(run.accelerator.device), "prompts": prompt_options(run.config)}
 
 
 def _header(run: Run) -> dict[str, str]:

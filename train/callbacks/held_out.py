@@ -6,7 +6,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..callback import Callback
-from ..run import Best, Run, StepResult
+from ..run import Best, Run
 
 
 class HeldOutLoss(Callback):
@@ -16,18 +16,19 @@ class HeldOutLoss(Callback):
         if run.held_out is not None and run.step == 0:
             self._measure(run)
 
-    def on_step(self, run: Run, result: StepResult) -> None:
+    def on_step(self, run: Run) -> None:
         if run.held_out is not None and run.is_due(run.config.validation.every) and not run.stop:
             self._measure(run)
 
     def _measure(self, run: Run) -> None:
         assert run.held_out is not None
+        run.read()  # trackers take steps in their order only
         losses = run.held_out.losses(run)
         total = losses.pop("")
         values = {"held_out": total, **{f"held_out/{source}": loss for source, loss in losses.items()}}
         if run.is_main:
             _append(run.folder / "logs" / "held_out.jsonl", {"step": run.step, **values})
-        run.log(values)
+        run.log(values, run.step)
         if run.best is None or total < run.best.loss:
             run.best = Best(run.step, total)
             run.save = run.save or run.step > 0

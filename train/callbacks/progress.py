@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
@@ -17,11 +18,14 @@ class Progress(Callback):
         self.bar = tqdm(total=steps, initial=run.step, desc="training", unit="step", disable=not run.is_main)
         self.smoothed: float | None = None
 
-    def on_step(self, run: Run, result: StepResult) -> None:
-        self.smoothed = result.loss if self.smoothed is None else 0.95 * self.smoothed + 0.05 * result.loss
-        rate = next(iter(result.learning_rates.values()))
-        self.bar.set_postfix_str(f"loss {self.smoothed:.4f}, rate {rate:.3g}, {memory(run)}", refresh=False)
+    def on_step(self, run: Run) -> None:
         self.bar.update()
+
+    def on_results(self, run: Run, results: Sequence[StepResult]) -> None:
+        for result in results:
+            self.smoothed = result.loss if self.smoothed is None else 0.95 * self.smoothed + 0.05 * result.loss
+        rate = next(iter(results[-1].learning_rates.values()))
+        self.bar.set_postfix_str(f"loss {self.smoothed:.4f}, rate {rate:.3g}, {memory(run)}", refresh=False)
 
     def on_exit(self, run: Run) -> None:
         self.bar.close()

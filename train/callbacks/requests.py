@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 from ..callback import Callback
-from ..run import Run, StepResult
+from ..run import Run
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 FILES = ("stop", "save")
@@ -22,7 +22,7 @@ class Requests(Callback):
     def on_start(self, run: Run) -> None:
         self.previous = {number: signal.signal(number, self._remember) for number in SIGNALS}
 
-    def on_step(self, run: Run, result: StepResult) -> None:
+    def on_step(self, run: Run) -> None:
         asked = [self.received or (_file(run.folder) if run.is_main else None)]
         if run.accelerator.num_processes > 1:
             from accelerate.utils import gather_object

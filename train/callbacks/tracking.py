@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -25,7 +26,11 @@ class Tracking(Callback):
             self.file = (folder / "history.jsonl").open("a", buffering=1)
             self.file.truncate(_whole_lines(folder / "history.jsonl"))
 
-    def on_step(self, run: Run, result: StepResult) -> None:
+    def on_results(self, run: Run, results: Sequence[StepResult]) -> None:
+        for result in results:
+            self._write(run, result)
+
+    def _write(self, run: Run, result: StepResult) -> None:
         values = {
             "loss": result.loss,
             **{f"loss/{source}": loss for source, loss in result.source_losses.items()},
@@ -34,8 +39,8 @@ class Tracking(Callback):
         }
         if self.file is not None:
             known = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
-            self.file.write(json.dumps({"step": run.step, **known, "seconds": round(result.seconds, 4)}) + "\n")
-        run.log(values)
+            self.file.write(json.dumps({"step": result.step, **known, "seconds": round(result.seconds, 4)}) + "\n")
+        run.log(values, result.step)
 
     def on_exit(self, run: Run) -> None:
         if self.file is not None:

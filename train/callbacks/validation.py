@@ -9,7 +9,7 @@ from pathlib import Path
 from ...inference.engine import Engine, Request, image_grid, png_info
 from ..callback import Callback
 from ..captions import prompt_options
-from ..run import Run, StepResult
+from ..run import Run
 
 
 class Validation(Callback):
@@ -19,7 +19,7 @@ class Validation(Callback):
         if run.config.validation.at_start and run.step == 0:
             self._sample(run, base=True)
 
-    def on_step(self, run: Run, result: StepResult) -> None:
+    def on_step(self, run: Run) -> None:
         if run.is_due(run.config.validation.every) and not run.stop:
             self._sample(run)
 

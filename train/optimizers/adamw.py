@@ -24,9 +24,8 @@ class Options(Section):
 
 
 def make(groups: list[dict[str, Any]], section: OptimizerSection, options: Options) -> "Optimizer":
-    """One kernel for all weights where they are on a GPU."""
+    """One kernel for all weights of a group, which also leaves a faulty step out without waiting for the device."""
     import torch
 
-    fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
     betas = (options.beta1, options.beta2)
-    return torch.optim.AdamW(groups, lr=section.learning_rate, betas=betas, eps=options.eps, fused=fused)
+    return torch.optim.AdamW(groups, lr=section.learning_rate, betas=betas, eps=options.eps, fused=True)
