@@ -23,13 +23,6 @@ _COMPONENT_FILES = frozenset({".safetensors", ".json", ".txt", ".model"})
 _SETTLED = 2.0  # seconds; the coarsest file times in use (FAT)
 
 
-def cache_folder(configured: str | None) -> Path:
-    """Folder of all caches: the configured one, `$LORALOOM_CACHE`, or `loraloom` in the user's cache folder."""
-    if chosen := configured or os.environ.get("LORALOOM_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loraloom"
-
-
 def content_key(*parts: Part) -> str:
     """32 hex characters; parts that differ in any value, type or grouping give another key."""
     return hashlib.blake2b(_unambiguous((FORMAT, *parts)), digest_size=KEY_BYTES).hexdigest()

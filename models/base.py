@@ -10,6 +10,7 @@ from ..configs.choices import find, names
 from ..configs.errors import UserError
 from ..configs.schema import ModelSection
 from . import pocket
+from .single_file import is_single_file, problems_of_file, unpacked
 
 EMBEDDED = {"pocket": pocket.FOLDER}
 INDEX = "model_index.json"
@@ -17,6 +18,8 @@ INDEX = "model_index.json"
 
 def check_base(base: str) -> list[str]:
     """Problems of a base that can be seen without network and without loading it."""
+    if is_single_file(base):
+        return problems_of_file(base)
     if (EMBEDDED.get(base, Path(base)) / INDEX).is_file():
         return []
     if base in EMBEDDED:
@@ -24,7 +27,10 @@ def check_base(base: str) -> list[str]:
     if Path(base).is_dir():
         return [f"base {base!r}: the folder holds no {INDEX}, so it is no diffusers pipeline"]
     if not _is_hub_id(base):
-        return [f"base {base!r}: there is no such folder; give {', '.join(EMBEDDED)}, a pipeline folder, or a hub id"]
+        return [
+            f"base {base!r}: there is no such folder; give {', '.join(EMBEDDED)}, a pipeline folder, "
+            "a .safetensors checkpoint, or a hub id"
+        ]
     return []
 
 
@@ -34,12 +40,14 @@ def locate_base(base: str, revision: str | None = None) -> Path:
         raise UserError(problems)
     if base in EMBEDDED:
         return EMBEDDED[base]
+    if is_single_file(base):
+        return unpacked(Path(base))
     return Path(base) if Path(base).is_dir() else _download(base, revision)
 
 
 def find_base(base: str, revision: str | None = None) -> Path | None:
     """The pipeline folder of a base if it is on this machine; None for a hub id that is still to be downloaded."""
-    if base in EMBEDDED or Path(base).is_dir():
+    if _is_here(base):
         return locate_base(base)
     from huggingface_hub import try_to_load_from_cache
 
@@ -49,8 +57,7 @@ def find_base(base: str, revision: str | None = None) -> Path | None:
 
 def pin_revision(base: str, revision: str | None) -> str | None:
     """The commit hash of a hub id, whose snapshot folder is named after it; other bases have none."""
-    local = base in EMBEDDED or Path(base).is_dir()
-    return revision if local else locate_base(base, revision).name
+    return revision if _is_here(base) else locate_base(base, revision).name
 
 
 def merged_key(model: ModelSection) -> tuple[tuple[str, float], ...]:
@@ -97,6 +104,10 @@ def _read_json(file: Path) -> dict[str, Any]:
         return dict(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{file}: cannot be read ({error})") from error
+
+
+def _is_here(base: str) -> bool:
+    return base in EMBEDDED or Path(base).is_dir() or is_single_file(base)
 
 
 def _is_hub_id(base: str) -> bool:

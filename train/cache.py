@@ -13,12 +13,13 @@ import torch
 from ..configs.arguments import add_config
 from ..configs.errors import UserError, run_command
 from ..configs.loader import load_config
+from ..configs.machine import cache_folder
 from ..configs.schema import ImageSection, RunConfig
 from ..data.buckets import Size
 from ..data.cache import Store
 from ..data.dataset import Dataset
 from ..data.draws import keyed_generator
-from ..data.keys import cache_folder, content_key, weights_hash
+from ..data.keys import content_key, weights_hash
 from ..data.loader import Cached
 from ..data.transforms import Geometry, mask_to_tensor, to_tensor
 from ..models.base import merged_key

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow
 
 from ..configs.errors import UserError
+from ..configs.machine import cache_folder
 from ..configs.schema import CaptionRules, DataSection, PriorSource, Source, ValidationSection
 from ..data.captions import check_caption, check_rules
 from ..data.dataset import Dataset, Images
-from ..data.keys import cache_folder
 from ..data.scan import apply_policy, scan
 from ..data.source import ImageSource, Problems, first_line, open_source
 from ..data.sources.prior import PriorImages

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from ..configs.errors import UserError
 from ..configs.files import replacing
+from ..configs.machine import cache_folder
 from ..configs.schema import PriorSource, RunConfig
 from ..data.draws import key_seed
-from ..data.keys import Part, cache_folder, content_key, weights_hash
+from ..data.keys import Part, content_key, weights_hash
 from ..models.base import find_base, merged_key
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraloom.configs.errors import UserError
+from loraloom.configs.machine import cache_folder
 from loraloom.data import keys
-from loraloom.data.keys import cache_folder, content_key, weights_hash
+from loraloom.data.keys import content_key, weights_hash
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.binary(max_size=4)
 parts = st.lists(st.recursive(scalars, lambda inner: st.lists(inner, max_size=3).map(tuple)), max_size=4).map(tuple)
