@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..configs.choices import did_you_mean, find
 from ..configs.errors import UserError
+from .sharded import whole
 
 Key = tuple[str, str]
 """(pipeline component, canonical module path), such as ("unet", "down_blocks.0.attentions.0.proj_in")."""
@@ -222,7 +223,7 @@ def _is_inside_adapter(name: str) -> bool:
 
 def copied(tensor: Tensor) -> Tensor:
     """In float32, in memory of its own."""
-    return tensor.detach().to("cpu", torch.float32, copy=True)
+    return whole(tensor.detach()).to("cpu", torch.float32, copy=True)
 
 
 def rank_and_alpha(weights: Mapping[str, Weights]) -> dict[str, Any]:

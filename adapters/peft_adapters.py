@@ -14,6 +14,7 @@ from ..configs.errors import UserError
 from ..configs.schema import AdapterSection
 from .adapter import Targets, seeded
 from .artifact import AdapterArtifact, Key, Weights, canonical_path, copied, listed, module_path
+from .sharded import spread_as
 from .targets import by_pattern
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ class PeftAdapters:
         shapes, expected = ({name: t.shape for name, t in s.items()} for s in (state, self.states()[part]))
         if odd := sorted({name for name, _ in shapes.items() ^ expected.items()}):
             raise UserError(f"adapter state of {part}: {len(odd)} tensors do not fit this adapter, first {odd[0]!r}")
-        set_peft_model_state_dict(self.carriers[part], dict(state), adapter_name=NAME)
+        held = self.states()[part]
+        placed = {name: spread_as(tensor, held[name]) for name, tensor in state.items()}
+        set_peft_model_state_dict(self.carriers[part], placed, adapter_name=NAME)
 
     @property
     def can_disable(self) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..configs.errors import UserError
 from .artifact import AdapterArtifact, Key, canonical_path
+from .sharded import spread_as
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class TrainedBase:
         if odd := sorted({name for name, _ in shapes.items() ^ expected.items()}):
             raise UserError(f"weights of {part}: {len(odd)} tensors do not fit this base, first {odd[0]!r}")
         for name, parameter in named.items():
-            parameter.data.copy_(state[name])
+            parameter.data.copy_(spread_as(state[name], parameter.data))
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

@@ -109,7 +109,7 @@ class Engine:
             raise UserError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
         return engine
 
-    @torch.inference_mode()
+    @torch.no_grad()  # inference_mode cannot read weights that FSDP2 gathers
     def generate(self, request: Request, *, progress: str | None = None) -> list[Image.Image]:
         """One image for each prompt, in order; `progress` is the title of a progress bar."""
         if request.resolution is not None and request.resolution % self.family.size_multiple:

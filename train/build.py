@@ -49,6 +49,8 @@ from .optim import make_optimizer, make_schedule
 from .prior import class_image_files
 from .run import Run
 from .run_folder import prepare_folder, write_config
+from .sharding import prepare as shard_or_wrap
+from .sharding import set_up_sharding
 from .state import load_checkpoint, register_hooks
 from .trainer import Trainer
 
@@ -177,6 +179,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     )
     if config.loop.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("loop.precision fp16 needs an accelerator, and there is none here: use bf16 or no")
+    set_up_sharding(accelerator)
     return accelerator
 
 
@@ -280,8 +283,9 @@ def _make_run(
         checkpoint_gradients(adapters.carriers)
     optimizer = make_optimizer(adapters, config.optimizer)
     schedule = make_schedule(optimizer, config.optimizer, config.loop.steps)
-    optimizer, schedule = accelerator.prepare(optimizer, schedule)
-    wrapped = {part: accelerator.prepare(module) for part, module in adapters.carriers.items()}
+    wrapped, optimizer, schedule = shard_or_wrap(
+        accelerator, adapters.carriers, optimizer, schedule, base.family.repeated_blocks
+    )
     for module in wrapped.values():
         module.train()
     decay = config.optimizer.ema_decay

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..adapters.sharded import is_sharded, spread_as
 from ..configs.errors import UserError
 
 Named = Mapping[str, Mapping[str, nn.Parameter]]
@@ -46,11 +47,16 @@ class Ema:
         for part, averages in self.averages.items():
             for name, average in averages.items():
                 parameter = parameters[part][name]
-                parameter.data, averages[name] = average, parameter.data
+                if is_sharded(parameter):  # FSDP2 keeps views of its memory
+                    weights = parameter.detach().clone()
+                    parameter.data.copy_(average)
+                    average.copy_(weights)
+                else:
+                    parameter.data, averages[name] = average, parameter.data
 
     def load(self, part: str, state: Mapping[str, Tensor]) -> None:
         """Puts averages back."""
         if odd := sorted(state.keys() ^ self.averages[part].keys()):
             raise UserError(f"averages of {part}: {len(odd)} tensors do not fit this adapter, first {odd[0]!r}")
         for name, average in self.averages[part].items():
-            average.copy_(state[name])
+            average.copy_(spread_as(state[name], average))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from ..adapters.sharded import is_sharded
 from ..configs.errors import TrainingError
 from .run import SampleLoss, StepResult
 
@@ -42,7 +43,8 @@ def step_unless(optimizer: Any, fault: "Tensor", scaled: bool) -> None:
     others have to wait for it.
     """
     inner = optimizer.optimizer
-    if getattr(inner, "_step_supports_amp_scaling", False) and not scaled:
+    sharded = any(is_sharded(each) for group in optimizer.param_groups for each in group["params"][:1])
+    if getattr(inner, "_step_supports_amp_scaling", False) and not scaled and not sharded:
         inner.found_inf = fault
         try:
             optimizer.step()

@@ -48,16 +48,19 @@ class HeldOut:
 
     @torch.no_grad()
     def losses(self, run: "Run") -> dict[str, float]:
-        """Mean of each source, and of all images as "". With several processes each takes its share of the images."""
-        rank, world = run.accelerator.process_index, run.accelerator.num_processes
+        """Mean of each source, and of all images as "".
+
+        With several processes each takes as many images; what is left over is looked at twice and counted once.
+        """
+        rank, world, count = run.accelerator.process_index, run.accelerator.num_processes, len(self.images)
         with run.exported(), run.accelerator.autocast():
-            mine = [(k, self._loss(run, k)) for k in range(rank, len(self.images), world)]
+            mine = [(k, self._loss(run, k % count)) for k in range(rank, -(-count // world) * world, world)]
         if world > 1:
             from accelerate.utils import gather_object
 
             mine = gather_object(mine)
         by_source: dict[str, list[float]] = defaultdict(list)
-        for number, loss in sorted(mine):  # in one order, so that the sum is the same on any number of processes
+        for number, loss in sorted(mine)[:count]:  # in one order: the sum is the same on any number of processes
             by_source[self.images[number].source].append(loss)
         everything = [loss for losses in by_source.values() for loss in losses]
         return {source: sum(losses) / len(losses) for source, losses in ({"": everything} | by_source).items()}
@@ -65,7 +68,7 @@ class HeldOut:
     def _loss(self, run: "Run", number: int) -> float:
         """Mean over the timesteps for one image."""
         image, device = self.images[number], run.accelerator.device
-        parts = run.parts | run.adapters.carriers  # not wrapped: processes may have different numbers of images
+        parts = run.parts | run.adapters.carriers  # not wrapped: nothing waits for others
         grid = self.noise.grid(self.timesteps).to(device)
         draws = Draws(SEED, range(number * len(grid), (number + 1) * len(grid)))
         noise = draws.normal("held out", image.latents.shape).to(device)

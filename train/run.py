@@ -56,6 +56,18 @@ class Run:
         return self.accelerator.is_main_process
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether weights are spread over the processes (FSDP), so that all have to run the model together."""
+        from accelerate.utils import DistributedType
+
+        return self.accelerator.distributed_type == DistributedType.FSDP
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether this process runs the model where the main one would be enough."""
+        return self.is_main or self.is_sharded
+
+    @property
     def is_last_step(self) -> bool:
         """Whether no step follows."""
         return self.step >= self.config.loop.steps or self.stop is not None or self.ended is not None
@@ -81,12 +93,21 @@ class Run:
             if hasattr(self.optimizer.optimizer, "eval"):
                 self.optimizer.eval()  # of schedule-free optimisers, which train a point beside the average
                 stack.callback(self.optimizer.train)
+            self._gather_no_more()
             if self.ema is not None:
                 stack.enter_context(self.ema.swapped(self.adapters.named_parameters()))
+            stack.callback(self._gather_no_more)
             for part, module in self.adapters.carriers.items():
                 module.eval()
                 stack.callback(module.train, modes[part])
             yield
+
+    def _gather_no_more(self) -> None:
+        """FSDP keeps the weights of the last forward pass together, whatever becomes of its shards."""
+        for carrier in self.adapters.carriers.values() if self.is_sharded else ():
+            for module in carrier.modules():
+                if hasattr(module, "reshard"):
+                    module.reshard()  # type: ignore[operator]
 
     @contextmanager
     def timed(self, what: str) -> "Iterator[None]":

@@ -16,9 +16,11 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..adapters.sharded import whole
 from ..configs.errors import UserError
 from ..configs.files import permit, replace_file, sync
 from .run import Best, Run
+from .sharding import optimizer_by_name
 
 SCHEMA = 3
 MANIFEST, STATE, LATEST = "manifest.json", "run_state.json", "latest"
@@ -28,12 +30,12 @@ def register_hooks(run: Run) -> None:
     """Makes `accelerator.save_state` and `load_state` write and read adapter weights only."""
 
     def save(models: list[Any], weights: list[Any], output_dir: str) -> None:
-        if run.is_main:
-            for part, state in run.adapters.states().items():
-                file = Path(output_dir) / f"adapter_{part}.safetensors"
-                _save(state, file)
-            for part, averages in (run.ema.averages if run.ema is not None else {}).items():
-                _save(averages, Path(output_dir) / f"ema_{part}.safetensors")
+        kinds = {"adapter": run.adapters.states(), "ema": run.ema.averages if run.ema is not None else {}}
+        for kind, states in kinds.items():
+            for part, state in states.items():
+                tensors = {name: whole(tensor) for name, tensor in state.items()}
+                if run.is_main:
+                    _save(tensors, Path(output_dir) / f"{kind}_{part}.safetensors")
         weights.clear()
 
     def load(models: list[Any], input_dir: str) -> None:
@@ -61,7 +63,9 @@ def save_checkpoint(run: Run) -> Path:
         _clear_partial(folder)
         partial.mkdir(parents=True)
     run.accelerator.wait_for_everyone()
-    run.accelerator.save_state(str(partial))
+    with optimizer_by_name(run) as by_name:
+        run.accelerator.save_state(str(partial))
+        by_name.save(partial)
     run.accelerator.wait_for_everyone()
     if run.is_main:
         best = None if run.best is None else [run.best.step, run.best.loss]
@@ -122,7 +126,10 @@ def load_checkpoint(run: Run, checkpoint: Path) -> None:
     state = json.loads((checkpoint / STATE).read_text())
     if problems := list(_differences(state["data"], run.data)):
         raise UserError([*problems, "the run cannot go on as it began; train anew with another output.dir"])
-    run.accelerator.load_state(str(checkpoint))
+    with optimizer_by_name(run) as by_name:
+        by_name.check(checkpoint)
+        run.accelerator.load_state(str(checkpoint))
+        by_name.load(checkpoint)
     run.step, run.seconds, run.skipped = state["step"], state["seconds"], state["skipped"]
     run.best = Best(*state["best"]) if state["best"] else None
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from ..adapters.sharded import whole
 from ..data.draws import key_seed
 from ..data.sample import Batch
 from .callback import Callback
@@ -73,7 +74,8 @@ class Trainer:
         """One step of the optimiser, unless it is faulty; the norm of the gradient before it was clipped."""
         run = self.run
         drop_stopped(run.optimizer, run.step)
-        norm = torch.as_tensor(run.accelerator.clip_grad_norm_(self._parameters(), run.config.optimizer.max_grad_norm))
+        norm = run.accelerator.clip_grad_norm_(self._parameters(), run.config.optimizer.max_grad_norm)
+        norm = whole(torch.as_tensor(norm))
         loss = torch.stack([each.total for _, each in losses]).sum()
         step_unless(run.optimizer, fault_of(run, loss, norm), scaled=run.accelerator.scaler is not None)
         run.schedule.step()

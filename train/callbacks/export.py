@@ -1,20 +1,23 @@
 """Writes the trained adapter in every wanted format and verifies the files; run.json says how the run stands."""
 
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from ...adapters import format as adapter_format
 from ...adapters.artifact import AdapterArtifact
+from ...adapters.sharded import whole
 from ...configs.errors import AfterTrainingError, UserError
 from ...inference.adapter_file import format_names
 from ...inference.merged import MergedBase
 from ...inference.pipeline_folder import write_pipeline
 from ...inference.verify import Verification, probe, probe_prompt, verify_file, verify_pipeline
+from ...models.encode import PROBE_PROMPT
 from ...models.noise.ddpm import scheduler_changes
 from ..callback import Callback
 from ..captions import prompt_options
@@ -37,7 +40,7 @@ class Export(Callback):
     def on_end(self, run: Run) -> None:
         if run.stop:
             write_run_file(run, state="stopped", exit_code=5, message=f"stopped by {run.stop}")
-        elif run.is_main:
+        elif run.takes_part:
             self._export(run)
         run.accelerator.wait_for_everyone()
 
@@ -71,41 +74,64 @@ def _load_best(run: Run) -> None:
     run.facts["weights"] = f"of step {run.best.step}"
 
 
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a run has to write, and what it predicts."""
+
+    artifact: AdapterArtifact | None  # beside the base
+    states: dict[str, dict[str, Tensor]]  # of the base itself, by part
+    predictions: dict[str, Tensor]  # of the probe, by prompt
+
+
 def write_and_verify(run: Run) -> tuple[list[str], dict[str, Any]]:
-    """The names of what was written, and what the verification of each found."""
-    results: dict[str, tuple[Path, Verification]] = {}
-    if changes_base(run.config):
-        results["pipeline"] = _write_pipeline(run)
-    artifact = run.adapters.artifact()
-    if artifact is not None:
-        results |= _write_files(run, replace(artifact, metadata=_header(run)))
+    """The names of what was written, and what the verification of each found; on the main process."""
+    trained, results = what_was_trained(run), {}
+    if not run.is_main:
+        return [], {}
+    if trained.states:
+        results["pipeline"] = _write_pipeline(run, trained)
+    if trained.artifact is not None:
+        results |= _write_files(run, trained.artifact, trained.predictions[probe_prompt(trained.artifact)])
     return [path.name for path, _ in results.values()], {kind: asdict(found) for kind, (_, found) in results.items()}
 
 
-def _write_files(run: Run, artifact: AdapterArtifact) -> dict[str, tuple[Path, Verification]]:
+def what_was_trained(run: Run) -> Trained:
+    """Copies, which every process has to ask for where the weights are sharded."""
+    artifact, states, prompts = run.adapters.artifact(), {}, [PROBE_PROMPT]
+    if artifact is not None:
+        artifact = replace(artifact, metadata=_header(run))
+        prompts = [probe_prompt(artifact)]
+    if changes_base(run.config):
+        found = {part: state for part, state in run.adapters.states().items() if part in run.family.targets}
+        states = {part: {name: whole(tensor) for name, tensor in state.items()} for part, state in found.items()}
+        prompts.append(PROBE_PROMPT)
+    parts = run.parts | run.adapters.carriers
+    predictions = {prompt: probe(run.family, parts, run.encode, prompt) for prompt in dict.fromkeys(prompts)}
+    return Trained(artifact, states, predictions)
+
+
+def _write_files(run: Run, artifact: AdapterArtifact, prediction: Tensor) -> dict[str, tuple[Path, Verification]]:
     """An adapter file in each format."""
     output, parts, results = run.config.output, run.parts | run.adapters.carriers, {}
     files = {kind: run.folder / adapter_format.file_name(output.name, kind) for kind in formats_of(run.config)}
     for kind, file in files.items():
         adapter_format.write(artifact, file, kind, format_names(run.family, parts), output.dtype)
-    model, trained = run.config.model, probe(run.family, parts, run.encode, probe_prompt(artifact))
+    model = run.config.model
     if changes_base(run.config):
         model = model.model_copy(update={"base": str(run.folder / output.name), "revision": None, "adapters": []})
     for kind, file in files.items():
-        results[kind] = file, verify_file(file, artifact, model, trained, **_circumstances(run))
+        results[kind] = file, verify_file(file, artifact, model, prediction, **_circumstances(run))
         tqdm.write(f"wrote and verified {file}")
     return results
 
 
-def _write_pipeline(run: Run) -> tuple[Path, Verification]:
+def _write_pipeline(run: Run, trained: Trained) -> tuple[Path, Verification]:
     """The base with what was trained in it."""
-    output, folder, states = run.config.output, run.folder / run.config.output.name, run.adapters.states()
-    base = MergedBase(run.config.model)
-    trained, merged = {p: s for p, s in states.items() if p in run.family.targets}, base.changed()
-    changed = {part: merged.get(part, {}) | trained.get(part, {}) for part in merged.keys() | trained}
+    output, folder, base = run.config.output, run.folder / run.config.output.name, MergedBase(run.config.model)
+    merged, states = base.changed(), trained.states
+    changed = {part: merged.get(part, {}) | states.get(part, {}) for part in merged.keys() | states}
     write_pipeline(base, changed, folder, output.dtype, scheduler_changes(run.config.noise))
-    prediction = probe(run.family, run.parts | run.adapters.carriers, run.encode)
-    found = verify_pipeline(folder, trained, prediction, **_circumstances(run))
+    found = verify_pipeline(folder, states, trained.predictions[PROBE_PROMPT], **_circumstances(run))
     tqdm.write(f"wrote and verified {folder}")
     return folder, found
 

@@ -24,7 +24,7 @@ class Validation(Callback):
             self._sample(run)
 
     def _sample(self, run: Run, base: bool = False) -> None:
-        if run.config.validation.prompts and run.is_main:
+        if run.config.validation.prompts and run.takes_part:
             sample_prompts(run, run.folder / "samples" / f"step-{run.step:06d}", base=base)
         run.accelerator.wait_for_everyone()
 
@@ -58,7 +58,10 @@ def sample_prompts(run: Run, folder: Path, base: bool = False) -> None:
     parts = run.parts | run.adapters.carriers | run.load(absent)  # the decoder is here only while it is needed
     with run.exported(), run.adapters.disabled() if base and run.adapters.can_disable else nullcontext():
         engine = Engine(run.family, parts, encode=run.encode)
-        images = [image for request in requests for image in engine.generate(request, progress="validation")]
+        progress = "validation" if run.is_main else None
+        images = [image for request in requests for image in engine.generate(request, progress=progress)]
+    if not run.is_main:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     listed = []
     asked = [pair for request in requests for pair in zip(request.prompts, request.seeds, strict=True)]

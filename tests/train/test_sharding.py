@@ -1,0 +1,88 @@
+"""FSDP2 with two processes on the CPU: what one process trains, within rounding; resumed, the same bytes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from loraloom.train.__main__ import main
+
+pytestmark = pytest.mark.slow
+
+SHARDED = {
+    "ACCELERATE_USE_CPU": "true",
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "OMP_NUM_THREADS": "1",
+}
+COMMON = {
+    "loop": {"steps": 4, "batch_size": 4, "micro_batch": 2, "threads": 1},
+    "optimizer": {"learning_rate": 1e-3, "ema_decay": 0.9},
+    "checkpoint": {"every": 2},
+}
+
+
+def run_two(*arguments: str, fails: bool = False) -> str:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "loraloom.train", *arguments]
+    done = subprocess.run(command, env=os.environ | SHARDED, capture_output=True, text=True, timeout=300)
+    assert (done.returncode != 0) == fails, done.stderr[-3000:]
+    return done.stderr
+
+
+def config_of(write_config, name, adapter, photos):
+    own = [{"path": str(photos), "caption": "a sks creature"}]
+    images = {"prompts": ["a hill"], "num_images": 1, "steps": 2, "every": 2, "sources": own, "timesteps": 2}
+    file = write_config(name, validation=images, **COMMON)
+    content = yaml.safe_load(file.read_text())
+    content["adapter"] = adapter
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("adapter", "result"),
+    [
+        ({"method": "full", "parts": {"unet": "all"}}, "tiny/unet/diffusion_pytorch_model.safetensors"),
+        ({"rank": 4, "alpha": 8, "parts": {"unet": "attention"}, "options": {"dropout": 0.1}}, "tiny.safetensors"),
+    ],
+)
+def test_two_shards_train_what_one_process_trains(write_config, photos, tmp_path, adapter, result):
+    one, two = (config_of(write_config, name, adapter, photos) for name in ("one", "two"))
+    assert main([str(one)]) == 0
+    run_two(str(two))
+    alone, sharded = (load_file(tmp_path / name / result) for name in ("one", "two"))
+    assert alone.keys() == sharded.keys()
+    for name, tensor in alone.items():
+        torch.testing.assert_close(sharded[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+    record = json.loads((tmp_path / "two/run.json").read_text())
+    assert (record["state"], record["processes"]) == ("done", 2)
+    assert all(found["prediction_difference"] < 1e-5 for found in record["verify"].values())
+    curves = [
+        [json.loads(line)["held_out"] for line in (tmp_path / name / "logs/held_out.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    torch.testing.assert_close(torch.tensor(curves[0]), torch.tensor(curves[1]), rtol=1e-4, atol=0)
+    saved = tmp_path / "two/checkpoints/step-000004"
+    assert "text_encoder" not in " ".join(file.name for file in saved.iterdir())
+    trained = sum(tensor.numel() for tensor in load_file(saved / "adapter_unet.safetensors").values())
+    assert trained == record["trainable_parameters"]
+
+    wanted = (tmp_path / "two" / result).read_bytes()
+    shutil.rmtree(saved)
+    run_two("--resume", str(tmp_path / "two"))
+    assert (tmp_path / "two" / result).read_bytes() == wanted
+
+
+def test_what_cannot_be_sharded_is_said(write_config, tmp_path):
+    assert "FSDP shards one part, and text_encoder and unet train here" in run_two(str(write_config()), fails=True)
