@@ -20,8 +20,8 @@ from ..data.dataset import Images
 from .fits import formats_of, layer_parts, trained_parts
 from .gather import warn
 from .outlook import Changed, Outlook, dataset_ahead, look_ahead, missed_shares
-from .page import counted
 from .preflight import preflight
+from .words import aligned, counted
 
 if TYPE_CHECKING:
     from ..models.load import Base
@@ -151,10 +151,8 @@ def _describe_changed(title: str, changed: Sequence[Changed]) -> Iterator[str]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        first, *rest = zip(row, widths, strict=True)
-        yield ("  " + first[0].ljust(first[1]) + "".join(f"  {cell.rjust(width)}" for cell, width in rest)).rstrip()
+    """Words to the left, numbers to the right."""
+    yield from (f"  {line}" for line in aligned([head, *rows], "<" + ">" * (len(head) - 1)))
 
 
 def _describe_adapter(config: RunConfig, base: "Base") -> Iterator[str]:
