@@ -25,6 +25,7 @@ VERBS = {
     "train": Verb("loraloom.train.__main__", "train an adapter: CONFIG.yaml [key=value ...]"),
     "resume": Verb("loraloom.train.__main__", "go on with a run from its newest sound checkpoint: RUN_FOLDER"),
     "replay": Verb("loraloom.train.replay", "run one step of a run again and show its images, captions and losses"),
+    "runs": Verb("loraloom.train.runs", "list runs, and compare some of them: config, losses, curves, images"),
     "sample": Verb("loraloom.inference.__main__", "make images with a base model and adapters"),
     "slurm": Verb("loraloom.launch.slurm", "write a batch script for a cluster that saves, requeues and resumes"),
     "schema": Verb("loraloom.launch.schema", "print the JSON schema of a config, for editors"),

@@ -12,6 +12,7 @@ from ..configs.arguments import add_config
 from ..configs.errors import OUT_OF_MEMORY, STOPPED, TrainingError, UserError, run_command
 from ..configs.loader import load_config
 from ..configs.schema import FolderSource, RunConfig
+from .run_folder import LOCK, write_run_file
 
 if TYPE_CHECKING:
     from ..data.dataset import Images
@@ -61,7 +62,6 @@ def _fit(config: RunConfig, images: "Sequence[Images | None]", checkpoint: Path 
 
     from .build import build_trainer
     from .report import write_report
-    from .run_folder import write_run_file
 
     run = None
     try:
@@ -101,7 +101,7 @@ def _locked(folder: Path) -> Iterator[None]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
+        lock = FileLock(folder / LOCK, timeout=0)
         lock.acquire()
     except Timeout:
         raise UserError(f"{folder}: another process is training in this folder") from None

@@ -7,17 +7,18 @@ is read here.
 import html
 import json
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
+from .words import number
+
 MAX_POINTS = 1000
 """A curve with more points is drawn by the lowest and the highest point of each stretch, which keeps its spikes."""
 COLOURS = 6
-"""Colours in STYLE; more curves start again with the first."""
+"""Colours in STYLE; more curves start again with the first, dashed, and then dotted."""
 
 
 class Markup(str):
@@ -33,6 +34,7 @@ class Series:
     name: str
     steps: Sequence[int]  # (n,), rising
     values: Sequence[float]  # (n,); nan and inf are not drawn, but noted below the chart
+    colour: int | None = None  # the same in all charts of a page; None: by its place among those that are drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def tag(name: str, /, *children: object, **attributes: object) -> Markup:
         elif value is not None and value is not False:
             words.append(f'{key}="{html.escape(str(value))}"')
     start = f"<{' '.join(words)}>"
-    return Markup(start if name in ("img", "input", "meta") else f"{start}{join(*children)}</{name}>")
+    return Markup(start if name in ("img", "input", "meta", "wbr") else f"{start}{join(*children)}</{name}>")
 
 
 def join(*children: object) -> Markup:
@@ -76,22 +78,13 @@ def join(*children: object) -> Markup:
     return Markup("".join(parts))
 
 
-def number(value: float, digits: int = 3) -> str:
-    """A number for people: '0.0312', '5e-5', '1,200'."""
-    if 1e3 <= abs(value) < 1e7:
-        return f"{value:,.0f}"
-    if 0 < abs(value) < 1e-3:
-        return re.sub(r"\.?0*e-0*", "e-", f"{value:.{digits - 1}e}")
-    return re.sub(r"e\+0*", "e", f"{value:.{digits}g}")
-
-
 def line_chart(title: str, series: Sequence[Series], smooth: bool = False) -> Markup:
     """A <figure> with all curves over the step; with `smooth` thin raw curves and thick smoothed ones.
 
     The vertical axis is logarithmic if the highest values of the curves lie a decade or more apart. Nothing to draw
     gives an empty Markup.
     """
-    finite = [kept for kept in map(_finite, series) if kept.steps]
+    finite = _coloured([kept for kept in map(_finite, series) if kept.steps])
     if not finite:
         return Markup("")
     steps, values = _step_axis(finite), value_axis(finite)
@@ -99,8 +92,8 @@ def line_chart(title: str, series: Sequence[Series], smooth: bool = False) -> Ma
     drawing = tag(
         "svg",
         *(_line("grid", 0, 1000, y, y) for y in (1000 - 1000 * values.position(t) for t in values.ticks())),
-        *(_curve("raw", i, raw, steps, values) for i, (raw, _) in enumerate(curves) if smooth),
-        *(_curve("main", i, main, steps, values) for i, (_, main) in enumerate(curves)),
+        *(_curve("raw", raw, steps, values) for raw, _ in curves if smooth),
+        *(_curve("main", main, steps, values) for _, main in curves),
         viewBox="0 0 1000 1000",
         preserveAspectRatio="none",
         role="img",
@@ -108,7 +101,7 @@ def line_chart(title: str, series: Sequence[Series], smooth: bool = False) -> Ma
     )
     return tag(
         "figure",
-        tag("figcaption", tag("h3", title), *(_legend(i, main) for i, (_, main) in enumerate(curves))),
+        tag("figcaption", tag("h3", title), *(_legend(main) for _, main in curves)),
         tag("div", *_labels(values, "bottom", values.ticks()), class_="y-axis"),
         tag("div", drawing, class_="plot", data_chart=_hover_data(curves, steps, smooth)),
         tag("div", *_labels(steps, "left", [t for t in steps.ticks() if t.is_integer()]), class_="x-axis"),
@@ -136,9 +129,8 @@ def thin_out(curve: Series, main: Sequence[float], limit: int = MAX_POINTS) -> t
         value = curve.values.__getitem__
         keep = sorted({i for stretch in stretches for i in (min(stretch, key=value), max(stretch, key=value))})
     steps = [curve.steps[i] for i in keep]
-    return Series(curve.name, steps, [curve.values[i] for i in keep]), Series(
-        curve.name, steps, [main[i] for i in keep]
-    )
+    values, smooth = ([line[i] for i in keep] for line in (curve.values, main))
+    return replace(curve, steps=steps, values=values), replace(curve, steps=steps, values=smooth)
 
 
 def value_axis(series: Sequence[Series]) -> Axis:
@@ -173,7 +165,11 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 def _finite(curve: Series) -> Series:
     kept = [(step, value) for step, value in zip(curve.steps, curve.values, strict=True) if math.isfinite(value)]
-    return Series(curve.name, [step for step, _ in kept], [value for _, value in kept])
+    return replace(curve, steps=[step for step, _ in kept], values=[value for _, value in kept])
+
+
+def _coloured(series: Sequence[Series]) -> list[Series]:
+    return [replace(curve, colour=i) if curve.colour is None else curve for i, curve in enumerate(series)]
 
 
 def _step_axis(series: Sequence[Series]) -> Axis:
@@ -185,21 +181,31 @@ def _line(kind: str, x1: float, x2: float, y1: float, y2: float) -> Markup:
     return tag("path", class_=kind, d=f"M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}")
 
 
-def _curve(kind: str, index: int, curve: Series, steps: Axis, values: Axis) -> Markup:
+def _curve(kind: str, curve: Series, steps: Axis, values: Axis) -> Markup:
     points = [
         f"{1000 * steps.position(step):.1f} {1000 - 1000 * values.position(value):.1f}"
         for step, value in zip(curve.steps, curve.values, strict=True)
     ]
-    return tag("path", class_=f"{kind} colour-{index % COLOURS}", d=f"M{'L'.join(points)}h0")  # h0: one point is a dot
+    return tag("path", class_=f"{kind} {_colour(curve.colour)}", d=f"M{'L'.join(points)}h0")  # h0: one point is a dot
 
 
 def _labels(axis: Axis, edge: str, ticks: Sequence[float]) -> list[Markup]:
     return [tag("span", number(t, 6), style=f"{edge}:{100 * axis.position(t):.2f}%") for t in ticks]
 
 
-def _legend(index: int, curve: Series) -> Markup:
-    last = tag("b", number(curve.values[-1]))
-    return tag("span", tag("i"), curve.name, " ", last, class_=f"key colour-{index % COLOURS}")
+def _legend(curve: Series) -> Markup:
+    return key(curve.colour, curve.name, " ", tag("b", number(curve.values[-1])))
+
+
+def key(colour: int | None, *words: object) -> Markup:
+    """A dash of a curve's colour and what it stands for."""
+    return tag("span", tag("i"), *words, class_=f"key {_colour(colour)}")
+
+
+def _colour(number: int | None) -> str:
+    """CSS classes."""
+    turn, colour = divmod(number or 0, COLOURS)
+    return f"colour-{colour}{f' turn-{min(turn, 2)}' if turn else ''}"
 
 
 def _hover_data(curves: Sequence[tuple[Series, Series]], steps: Axis, smooth: bool) -> str:
@@ -207,7 +213,7 @@ def _hover_data(curves: Sequence[tuple[Series, Series]], steps: Axis, smooth: bo
         return [float(f"{value:.4g}") for value in values]
 
     rows = [
-        {"name": raw.name, "steps": raw.steps, "values": rounded(raw.values)}
+        {"name": raw.name, "key": _colour(raw.colour), "steps": raw.steps, "values": rounded(raw.values)}
         | ({"smooth": rounded(main.values)} if smooth else {})
         for raw, main in curves
     ]
@@ -231,6 +237,9 @@ def _count(count: int, noun: str) -> str:
 
 
 STYLE = """
+.charts { display: grid; grid-template-columns: 1fr 1fr; gap: 0 .9rem; }
+.charts > :first-child { grid-column: 1 / -1; }
+@media (max-width: 700px) { .charts { grid-template-columns: minmax(0, 1fr); } }
 .chart { display: grid; grid-template: auto 13rem 1.4rem auto / 3.1rem 1fr; margin: 0; }
 .chart > figcaption, .chart > .note { grid-column: 1 / -1; }
 .chart > figcaption { display: flex; flex-wrap: wrap; gap: .2rem 1rem; align-items: baseline; margin-bottom: .7rem; }
@@ -238,6 +247,8 @@ STYLE = """
 .key { color: var(--soft); font-size: .82rem; overflow-wrap: anywhere; }
 .key i { display: inline-block; width: .85em; height: .22em; margin-right: .45em; border-radius: 1em;
   vertical-align: .25em; background: var(--colour); }
+.turn-1 > i { background: linear-gradient(90deg, var(--colour) 38%, #0000 0 62%, var(--colour) 0); }
+.turn-2 > i { background: repeating-linear-gradient(90deg, var(--colour) 0 .2em, #0000 0 .4em); }
 .key b { color: var(--text); font-variant-numeric: tabular-nums; }
 .plot { grid-column: 2; position: relative; cursor: crosshair; touch-action: pan-y; }
 .plot svg { display: block; width: 100%; height: 100%; overflow: hidden; }
@@ -245,6 +256,7 @@ STYLE = """
 .plot .grid { stroke: var(--line); stroke-width: 1; }
 .plot .raw { stroke: var(--colour); stroke-width: 1; opacity: .35; }
 .plot .main { stroke: var(--colour); stroke-width: 2.25; }
+.plot .turn-1 { stroke-dasharray: 9 6; } .plot .turn-2 { stroke-dasharray: 1 6; }
 .y-axis, .x-axis { position: relative; color: var(--soft); font-size: .75rem; font-variant-numeric: tabular-nums; }
 .y-axis span { position: absolute; right: .6rem; transform: translateY(50%); line-height: 1; }
 .x-axis { grid-column: 2; }
@@ -261,7 +273,8 @@ STYLE = """
   .colour-3 { --colour: #c49bff; } .colour-4 { --colour: #f58ac0; } .colour-5 { --colour: #a7b4c2; }
 }
 """
-"""CSS of the charts; the page around them defines --text, --soft, --line and --tip."""
+"""CSS of the charts, and of the `.charts` that they stand in, the first across all of it; the page around them defines
+--text, --soft, --line and --tip."""
 
 SCRIPT = """
 for (const plot of document.querySelectorAll(".plot")) {
@@ -294,7 +307,7 @@ for (const plot of document.querySelectorAll(".plot")) {
     series.forEach((s, i) => {
       const mean = s.smooth ? `, smoothed ${s.smooth[found[i]]}` : "";
       const other = steps[i] === step ? "" : ` (step ${steps[i].toLocaleString("en")})`;
-      const row = add(tip, `key colour-${i % COLOURS}`);
+      const row = add(tip, `key ${s.key}`);
       row.append(document.createElement("i"), `${s.name} `);
       row.appendChild(document.createElement("b")).textContent = `${s.values[found[i]]}`;
       row.append(mean + other);
@@ -309,5 +322,5 @@ for (const plot of document.querySelectorAll(".plot")) {
   plot.addEventListener("pointerleave", () => show(false));
   show(false);
 }
-""".replace("COLOURS", str(COLOURS))
+"""
 """JavaScript that shows step and values under the pointer; the charts are whole without it."""

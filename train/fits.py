@@ -56,6 +56,13 @@ def changes_base(config: RunConfig) -> bool:
     return _method(config).CHANGES_BASE
 
 
+def words_of_method(config: RunConfig) -> list[str]:
+    """The method, with rank and alpha where it has them."""
+    adapter, method = config.adapter, _method(config)
+    has_rank = method.SELECTION is not None and not method.CHANGES_BASE
+    return [adapter.method, *([f"rank {adapter.rank}", f"alpha {adapter.alpha:g}"] if has_rank else [])]
+
+
 def _method(config: RunConfig) -> Any:
     return find("adapters.methods", config.adapter.method)
 

@@ -5,11 +5,17 @@ for anything. Every text on it is escaped by `chart.tag`: prompts, captions and 
 """
 
 import base64
+import io
 from pathlib import Path
+
+from PIL import Image
 
 from ..configs.files import replace_file
 from .chart import Markup, join, tag
 
+LARGEST_PNG = 120_000
+"""Bytes; a larger picture is shown as a JPEG of at most PICTURE_SIZE pixels, so that the page stays small."""
+PICTURE_SIZE = 768
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -38,9 +44,17 @@ def picture_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def counted(count: int, noun: str) -> str:
-    """'1 step', '1,200 steps'."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def data_uri(file: Path) -> str:
+    """The picture as a data URI: a small PNG as it is, a large one smaller and as a JPEG."""
+    content, kind = file.read_bytes(), "png"
+    if len(content) > LARGEST_PNG:
+        with Image.open(io.BytesIO(content)) as image:
+            reduced = image.convert("RGB")
+        reduced.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
+        buffer = io.BytesIO()
+        reduced.save(buffer, "JPEG", quality=88)
+        content, kind = buffer.getvalue(), "jpeg"
+    return picture_uri(content, kind)
 
 
 def enlarging(number: int, picture: Markup, words: str, caption: object) -> Markup:
@@ -78,6 +92,7 @@ STYLE = """
 body { margin: 0; background: var(--page); color: var(--text); font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 1100px; margin: 0 auto; padding: 2.2rem 1.2rem 4rem; }
 h1 { margin: 0; font-size: 1.9rem; line-height: 1.25; letter-spacing: -.02em; overflow-wrap: anywhere; }
+.what { font-weight: 400; color: var(--soft); }
 h2 { margin: 2.4rem 0 .1rem; font-size: 1.2rem; letter-spacing: -.01em; }
 h3 { margin: 0; font-size: .95rem; font-weight: 600; }
 p { margin: 0; }

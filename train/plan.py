@@ -18,11 +18,11 @@ from ..configs.errors import run_command
 from ..configs.loader import load_config, marked_yaml
 from ..configs.schema import PartSection, RunConfig
 from ..data.dataset import Images
-from .fits import changes_base, formats_of, layer_parts, trained_parts
+from .fits import changes_base, formats_of, layer_parts, trained_parts, words_of_method
 from .gather import warn
 from .outlook import Changed, Outlook, dataset_ahead, look_ahead, missed_shares
-from .page import counted
 from .preflight import preflight
+from .words import aligned, counted
 
 if TYPE_CHECKING:
     from ..models.load import Base
@@ -152,10 +152,8 @@ def _describe_changed(title: str, changed: Sequence[Changed]) -> Iterator[str]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        first, *rest = zip(row, widths, strict=True)
-        yield ("  " + first[0].ljust(first[1]) + "".join(f"  {cell.rjust(width)}" for cell, width in rest)).rstrip()
+    """Words to the left, numbers to the right."""
+    yield from (f"  {line}" for line in aligned([head, *rows], "<" + ">" * (len(head) - 1)))
 
 
 def _describe_adapter(config: RunConfig, base: "Base") -> Iterator[str]:
@@ -168,9 +166,8 @@ def _describe_adapter(config: RunConfig, base: "Base") -> Iterator[str]:
     adapters = make_adapters(config, family, parts)
     modules = Counter(part for part, _ in adapters.modules())
     selections, whole = layer_parts(config, family), changes_base(config)
-    ranks = f", rank {adapter.rank}, alpha {adapter.alpha:g}" if selections and not whole else ""
     where = "of the base" if whole else "on the frozen base"
-    yield f"  {adapter.method}{ranks}, {where} {config.model.base!r}"
+    yield f"  {', '.join(words_of_method(config))}, {where} {config.model.base!r}"
     yield f"  family {family.name}"
     for name, parameters in adapters.parameters().items():
         own = config.optimizer.parts.get(name, PartSection()).learning_rate

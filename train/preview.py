@@ -18,10 +18,11 @@ from .choice import Choice, Place, choose
 from .contact_sheet import Tile, contact_sheet, scaled, shown_size
 from .gather import Say, warn
 from .outlook import BucketOutlook, dataset_ahead, look_ahead, missed_shares
-from .page import counted, write_page
+from .page import write_page
 from .preflight import check_output, preflight
 from .preview_page import Bucket, Preview, preview_page
 from .view import changed, cuts_of, find_uses, look, reddened
+from .words import counted
 
 SHEET = re.compile(r"sheet-\d+x\d+\.png")
 HELP = """\

@@ -9,8 +9,9 @@ from ..data.transforms import Size
 from .chart import Markup, join, tag
 from .choice import Planned
 from .outlook import BucketOutlook, Changed, Outlook, SourceOutlook
-from .page import backdrop, counted, enlarging, page, picture_uri
+from .page import backdrop, enlarging, page, picture_uri
 from .view import Encoded, View, box_of
+from .words import counted
 
 SHOWN_CAPTIONS = 6
 ALMOST_ALL = 0.95  # of the pixels, not looked at: nothing is left to learn
@@ -266,7 +267,6 @@ def _cut_words(config: RunConfig) -> str:
 
 STYLE = """
 main { max-width: 1240px; }
-.what { font-weight: 400; color: var(--soft); }
 .notes { --tone: var(--warn); font-size: .9rem; }
 .bucket > h2 { margin-top: 2.8rem; font-variant-numeric: tabular-nums; }
 .views { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); gap: 0 .9rem; }

@@ -1,23 +1,22 @@
 """One page about one run: `report.html`, made from the files of the run folder and from nothing else."""
 
-import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from ..configs.choices import find, names
 from . import chart
-from .chart import Markup, Series, join, number, tag
-from .page import backdrop, counted, enlarging, page, picture_uri, write_page
-from .run_folder import Picture, RunFiles, read_run
+from .chart import Markup, Series, join, tag
+from .curves import curve, names_of
+from .facts import at, final_loss, seconds_of, step_of, steps_of
+from .page import backdrop, data_uri, enlarging, page, write_page
+from .run_folder import Picture, RunFiles, read_pictures, read_run
+from .words import counted, duration, number
 
-LARGEST_PNG = 120_000
-"""Bytes; a larger picture is shown as a JPEG of at most PICTURE_SIZE pixels, so that the page stays small."""
-PICTURE_SIZE = 768
+MAX_VALIDATIONS = 12
+"""Of more validations, this many are shown: the first, the last and some between."""
 STATES = ("done", "running", "failed", "stopped")
 
 
@@ -64,9 +63,9 @@ def summary(run: RunFiles) -> Markup | None:
         "Steps": _steps(run),
         "Batch": _batch(run.config),
         "Learning rate": _learning_rate(run.config),
-        "Loss": _loss(run.history),
+        "Loss": _loss(run),
         "Time": _time(run),
-        "Where the time went": _seconds_of(run),
+        "Where the time went": _shares_of_time(run),
         "Started": str(run.record.get("started") or "").replace("T", " ", 1),
         "Files": _files(run),
     }
@@ -88,20 +87,28 @@ def curves(run: RunFiles) -> Markup | None:
 
 def pictures(run: RunFiles) -> Markup | None:
     """A table of images for each prompt: one row for each validation, the newest first, one column for each seed."""
-    if not run.pictures:
+    found = read_pictures(run.validations, reversed(spread([*run.validations], MAX_VALIDATIONS)))
+    if not found:
         return None
     by_prompt: dict[str, list[Picture]] = {}  # in the order of the newest validation
-    for picture in sorted(run.pictures, key=lambda picture: -picture.step):
+    for picture in found:
         by_prompt.setdefault(picture.prompt, []).append(picture)
-    shown = len({picture.step for picture in run.pictures})
-    left_out = f" {shown} of {run.num_validations} validations." if shown < run.num_validations else ""
+    shown, numbers = len({picture.step for picture in found}), count(1)
+    left_out = f" {shown} of {len(run.validations)} validations." if shown < len(run.validations) else ""
     return tag(
         "section",
         tag("h2", "Validation images"),
         tag("p", f"Newest first; select an image to enlarge it.{left_out}", class_="soft"),
-        tag("div", *(_prompt_card(prompt, found) for prompt, found in by_prompt.items()), class_="prompts"),
+        tag("div", *(_prompt_card(prompt, group, numbers) for prompt, group in by_prompt.items()), class_="prompts"),
         backdrop(),
     )
+
+
+def spread(steps: list[int], limit: int) -> list[int]:
+    """At most `limit` (2 or more) of the steps, evenly spread, with the first and the last."""
+    if len(steps) <= limit:
+        return steps
+    return [steps[round(i * (len(steps) - 1) / (limit - 1))] for i in range(limit)]
 
 
 def verification(run: RunFiles) -> Markup | None:
@@ -136,62 +143,34 @@ def details(run: RunFiles) -> Markup | None:
     return tag("section", tag("h2", "Details"), *folds) if folds else None
 
 
-def data_uri(file: Path) -> str:
-    """The picture as a data URI: a small PNG as it is, a large one smaller and as a JPEG."""
-    content, kind = file.read_bytes(), "png"
-    if len(content) > LARGEST_PNG:
-        with Image.open(io.BytesIO(content)) as image:
-            reduced = image.convert("RGB")
-        reduced.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
-        buffer = io.BytesIO()
-        reduced.save(buffer, "JPEG", quality=88)
-        content, kind = buffer.getvalue(), "jpeg"
-    return picture_uri(content, kind)
+def _series(history: list[dict[str, Any]], group: str) -> list[Series]:
+    """A curve for each `group/<name>` of the history, or one for `group` if it is not divided."""
+    parts = names_of(history, group)
+    return [curve(history, f"{group}/{part}", part) for part in parts] or [curve(history, group, _spoken(group))]
 
 
-def duration(seconds: float) -> str:
-    """'41.2 s', '12 min 5 s' or '3 h 20 min'."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+def _spoken(key: str) -> str:
+    return key.replace("_", " ")
 
 
 def _name(run: RunFiles) -> str:
-    return str(_at(run.config, "output.name") or run.folder.resolve().name)
+    return str(at(run.config, "output.name") or run.folder.resolve().name)
 
 
 def _state(run: RunFiles) -> str:
     return str(run.record.get("state") or "state unknown")
 
 
-def _at(config: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path such as `adapter.rank`; None if the config has no such place."""
-    value: Any = config
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
-
-
 def _base(config: Mapping[str, Any]) -> str | None:
-    base, *extra = (_at(config, f"model.{key}") for key in ("base", "family", "revision"))
+    base, *extra = (at(config, f"model.{key}") for key in ("base", "family", "revision"))
     return " · ".join(str(word) for word in (base, *extra) if word) or None
 
 
 def _adapter(run: RunFiles) -> str | None:
-    method, rank, alpha = (_at(run.config, f"adapter.{key}") for key in ("method", "rank", "alpha"))
-    words = [method]
-    if _has_rank(method):
-        words += [rank and f"rank {rank}", alpha and f"alpha {_value(alpha)}"]
+    method, rank, alpha = (at(run.config, f"adapter.{key}") for key in ("method", "rank", "alpha"))
+    words = run.record.get("adapter") or [method, rank and f"rank {rank}", alpha and f"alpha {_value(alpha)}"]
     words += [f"{part}: {counted(count, 'module')}" for part, count in (run.record.get("modules") or {}).items()]
     return " · ".join(str(word) for word in words if word) or None
-
-
-def _has_rank(method: Any) -> bool:
-    if method not in names("adapters.methods"):
-        return True
-    found = find("adapters.methods", method)
-    return found.SELECTION is not None and not found.CHANGES_BASE
 
 
 def _if_number(value: Any) -> str | None:
@@ -199,33 +178,29 @@ def _if_number(value: Any) -> str | None:
 
 
 def _steps(run: RunFiles) -> str | None:
-    step = run.record.get("step", run.history[-1]["step"] if run.history else None)
-    steps = run.record.get("steps", _at(run.config, "loop.steps"))
-    known = [f"{value:,}" for value in (step, steps) if value is not None]
+    known = [f"{value:,}" for value in (step_of(run), steps_of(run)) if value is not None]
     return " of ".join(known) or None
 
 
 def _batch(config: Mapping[str, Any]) -> str | None:
-    batch, micro = _at(config, "loop.batch_size"), _at(config, "loop.micro_batch")
+    batch, micro = at(config, "loop.batch_size"), at(config, "loop.micro_batch")
     return batch and (f"{batch} · {micro} at a time" if micro and micro != batch else str(batch))
 
 
 def _learning_rate(config: Mapping[str, Any]) -> str | None:
-    rate, schedule = _at(config, "optimizer.learning_rate"), _at(config, "optimizer.schedule")
-    own = {part: section.get("learning_rate") for part, section in (_at(config, "optimizer.parts") or {}).items()}
+    rate, schedule = at(config, "optimizer.learning_rate"), at(config, "optimizer.schedule")
+    own = {part: section.get("learning_rate") for part, section in (at(config, "optimizer.parts") or {}).items()}
     others = [f"{part}: {_value(other)}" for part, other in own.items() if other is not None]
     words = [rate and _value(rate), *others, schedule]
     return " · ".join(word for word in words if word) or None
 
 
-def _loss(history: list[dict[str, Any]]) -> str | None:
-    """Mean over the last tenth of the run: single steps say little, their noise levels differ."""
-    losses = [float(entry["loss"]) for entry in history if entry.get("loss") is not None]
-    last = losses[-max(1, len(losses) // 10) :]
-    return f"{number(sum(last) / len(last))} · mean of {counted(len(last), 'step')}" if last else None
+def _loss(run: RunFiles) -> str | None:
+    last = final_loss(run)
+    return last and last.words()
 
 
-def _seconds_of(run: RunFiles) -> str | None:
+def _shares_of_time(run: RunFiles) -> str | None:
     """Parts of the time since the run was started last, the longest first."""
     seconds = run.record.get("seconds_of") or {}
     total = sum(seconds.values())
@@ -239,7 +214,7 @@ def _spaced(name: str) -> str:
 
 
 def _time(run: RunFiles) -> str | None:
-    seconds = run.record.get("train_seconds")
+    seconds = seconds_of(run)
     if seconds is None:
         return None
     each = [float(entry["seconds"]) for entry in run.history if entry.get("seconds") is not None]
@@ -255,34 +230,22 @@ def _files(run: RunFiles) -> Markup | None:
     return join(*lines) if lines else None
 
 
-def _series(history: list[dict[str, Any]], group: str) -> list[Series]:
-    """A curve for each `group/<name>` of the history, or one for `group` if it is not divided."""
-    parts = list(dict.fromkeys(key for entry in history for key in entry if key.startswith(f"{group}/"))) or [group]
-    series = []
-    for key in parts:
-        known = [entry for entry in history if key in entry]
-        values = [float("nan") if entry[key] is None else float(entry[key]) for entry in known]
-        name = key.replace("_", " ") if key == group else key.removeprefix(f"{group}/")
-        series.append(Series(name, [int(entry["step"]) for entry in known], values))
-    return series
-
-
-def _prompt_card(prompt: str, found: Iterable[Picture]) -> Markup:
+def _prompt_card(prompt: str, found: Iterable[Picture], numbers: Iterator[int]) -> Markup:
     rows: dict[int, list[Picture]] = {}
     for picture in found:
         rows.setdefault(picture.step, []).append(picture)
     columns = max(len(row) for row in rows.values())
     lines = [
-        tag("div", tag("span", f"step {step:,}", class_="row"), *map(_image, row), class_="at")
+        tag("div", tag("span", f"step {step:,}", class_="row"), *map(_image, row, numbers), class_="at")
         for step, row in rows.items()
     ]
     return tag("div", tag("h3", prompt, dir="auto", title=prompt), *lines, class_="card", style=f"--columns:{columns}")
 
 
-def _image(picture: Picture) -> Markup:
+def _image(picture: Picture, number: int) -> Markup:
     seed = None if picture.seed is None else f"seed {picture.seed}"
     where = " · ".join(word for word in (f"step {picture.step:,}", seed, picture.prompt) if word)
-    return enlarging(picture.number, tag("img", src=data_uri(picture.file), alt=where), where, seed)
+    return enlarging(number, tag("img", src=data_uri(picture.file), alt=where), where, seed)
 
 
 def _value(value: Any) -> str:
@@ -304,13 +267,10 @@ STYLE = """
 .done { --tone: var(--good); } .failed { --tone: var(--bad); } .stopped { --tone: var(--warn); }
 .running { --tone: var(--busy); } .unknown { --tone: var(--soft); }
 progress { width: 100%; height: .5rem; margin-top: .9rem; accent-color: var(--busy); }
-.charts { display: grid; grid-template-columns: 1fr 1fr; gap: 0 .9rem; }
-.charts > :first-child { grid-column: 1 / -1; }
 .prompts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: 0 .9rem; }
 .prompts h3 { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden;
   overflow-wrap: anywhere; margin-bottom: auto; }
 .prompts .card { display: flex; flex-direction: column; }
 .at { display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 12rem)); gap: .1rem .5rem; }
 .at .row { grid-column: 1 / -1; margin-top: .6rem; color: var(--soft); font-size: .8rem; }
-@media (max-width: 700px) { .charts { grid-template-columns: minmax(0, 1fr); } }
 """

@@ -1,9 +1,15 @@
-"""The folder of a run: made, its config and record written, and read back with history and pictures. No torch."""
+"""The folder of a run: made, its config and record written, and read back with history and pictures. No torch.
 
-import importlib.metadata
+What reads needs no schema either, so that many runs are listed at once.
+"""
+
+import fcntl
 import json
+import os
 import re
 import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,16 +18,27 @@ import yaml
 
 from ..configs.errors import UserError
 from ..configs.files import replace_file
-from ..configs.loader import dump_yaml
-from ..configs.schema import RunConfig
 
 if TYPE_CHECKING:
+    from ..configs.schema import RunConfig
     from .run import Run
 
+LOCK = ".lock"
+"""Held by the process that trains in the folder, for all of its run."""
+STATE = "run_state.json"
+"""In each checkpoint: where the run stood, and the fingerprint of its images."""
 LIBRARIES = ("loraloom", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
 
-MAX_VALIDATIONS = 12
-"""Of more validations, this many are shown: the first, the last and some between."""
+RECORD = {
+    **dict.fromkeys(("state", "message", "started"), str),
+    **dict.fromkeys(("step", "steps", "processes"), int),
+    **dict.fromkeys(("seconds_of", "versions", "modules", "verify"), dict),
+    "train_seconds": int | float,
+    "files": list,
+}
+"""Types of what is read in run.json; each may be null as well."""
+NUMBERS = {int, float, type(None)}
+"""Types of the values of a history; null is a number that was not finite."""
 
 
 def prepare_folder(folder: Path, name: str, *, overwrite: bool) -> None:
@@ -34,8 +51,10 @@ def prepare_folder(folder: Path, name: str, *, overwrite: bool) -> None:
             file.unlink(missing_ok=True)
 
 
-def write_config(config: RunConfig, folder: Path) -> None:
+def write_config(config: "RunConfig", folder: Path) -> None:
     """config.yaml, resolved: what `loraloom resume` goes on with."""
+    from ..configs.loader import dump_yaml
+
     replace_file(folder / "config.yaml", dump_yaml(config))
 
 
@@ -43,6 +62,8 @@ def write_run_file(run: "Run", **facts: Any) -> None:
     """run.json: where the run stands. Written on the main process."""
     if not run.is_main:
         return
+    import importlib.metadata
+
     run.facts.update(facts)
     content = {
         "state": None,
@@ -63,7 +84,6 @@ def write_run_file(run: "Run", **facts: Any) -> None:
 class Picture:
     """One validation image."""
 
-    number: int  # from 1, its own on the page
     file: Path
     prompt: str
     seed: int | None
@@ -80,84 +100,149 @@ class RunFiles:
     record: dict[str, Any]  # run.json
     history: list[dict[str, Any]]  # one entry for each step, rising
     held_out: list[dict[str, Any]]  # one entry for each validation with held-out images
-    pictures: list[Picture]  # rising steps
-    num_validations: int  # that the folder holds, also those whose pictures are left out
+    validations: dict[int, Path]  # step to its samples.json, rising
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Everything that the page is made of; UserError for a missing folder or a damaged file."""
+    """All that the pages about runs are made of; UserError for a missing folder or a damaged file."""
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such run folder")
     config_text = _text(folder / "config.yaml") or ""
-    try:
-        config = yaml.safe_load(config_text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{folder / 'config.yaml'}: this is not YAML ({' '.join(str(error).split())})") from error
-    pictures, num_validations = read_pictures(folder / "samples")
     return RunFiles(
         folder=folder,
         config_text=config_text,
-        config=config if isinstance(config, dict) else {},
-        record=_json(folder / "run.json", default={}),
+        config=_config(folder / "config.yaml", config_text),
+        record=_record(folder / "run.json"),
         history=read_history(folder / "logs" / "history.jsonl"),
         held_out=read_history(folder / "logs" / "held_out.jsonl"),
-        pictures=pictures,
-        num_validations=num_validations,
+        validations=find_validations(folder / "samples"),
     )
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether it holds what every run writes."""
+    return any(os.path.isfile(folder / name) for name in ("config.yaml", "run.json"))
+
+
+def is_locked(folder: Path) -> bool | None:
+    """Whether a process trains in the folder; None if that cannot be known."""
+    try:
+        with (folder / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that ask do not take each other for a run
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:  # not ours to read, or a file system without locks
+        return None
+    return False
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run folder, rising steps; whether they are sound is another question."""
+    found = (path for path in (folder / "checkpoints").glob("step-*") if re.fullmatch(r"step-[0-9]+", path.name))
+    return sorted(found, key=checkpoint_step)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The step that its name has."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def read_fingerprint(folder: Path) -> list[dict[str, Any]]:
+    """Of each source its name, the number of images, and the hash of them and their captions, as a checkpoint has it.
+
+    Empty if no checkpoint can be read: all of a run have the same.
+    """
+    for checkpoint in reversed(checkpoints(folder)):
+        with suppress(UserError, KeyError, TypeError, AttributeError):  # damaged, or of another version
+            sources = _json(checkpoint / STATE, default={}).get("data", {}).get("sources", [])
+            return [{"name": s["name"], "images": s["images"], "sha256": s["sha256"]} for s in sources]
+    return []
 
 
 def read_history(file: Path) -> list[dict[str, Any]]:
     """The entries of history.jsonl by rising step; of entries for the same step the last one counts.
 
-    A killed run may leave half a line at the end, which is ignored; any other line that is not a JSON object with a
-    `step` raises UserError.
+    A killed run may leave half a line at the end, which is ignored; any other line that is not a JSON object of
+    numbers with a `step` raises UserError.
     """
-    if not file.is_file():
-        return []
     entries: dict[int, dict[str, Any]] = {}
-    *lines, unfinished = file.read_bytes().split(b"\n")
+    *lines, unfinished = (_bytes(file) or b"").split(b"\n")
     for index, line in enumerate([*lines, unfinished]):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
+            if not NUMBERS.issuperset(map(type, entry.values())):
+                raise TypeError
             entries[int(entry["step"])] = entry
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             if index == len(lines):
                 continue
-            raise UserError(f"{file}: line {index + 1} is not a JSON object with a step") from error
+            raise UserError(f"{file}: line {index + 1} is not a JSON object of numbers with a step") from error
     return [entries[step] for step in sorted(entries)]
 
 
-def read_pictures(samples: Path) -> tuple[list[Picture], int]:
-    """The validation images to show, and how many validations there are.
-
-    A validation counts when its `samples.json` exists, for that is written after the images.
-    """
+def find_validations(samples: Path) -> dict[int, Path]:
+    """Step to `samples.json` of every validation that was finished: that is written after the images."""
     lists = {
         int(found[1]): file
         for file in samples.glob("step-*/samples.json")
-        if (found := re.fullmatch(r"step-(\d+)", file.parent.name))
+        if (found := re.fullmatch(r"step-([0-9]+)", file.parent.name))
     }
+    return dict(sorted(lists.items()))
+
+
+def read_pictures(validations: Mapping[int, Path], steps: Iterable[int]) -> list[Picture]:
+    """The images of the validations at these steps."""
     pictures: list[Picture] = []
-    for step in spread(sorted(lists), MAX_VALIDATIONS):
-        for entry in _json(lists[step], default=[]):
-            file = lists[step].parent / Path(entry["file"]).name  # only the name: nothing outside the folder is shown
+    for step in steps:
+        for entry in _json(validations[step], default=[]):
+            if not (isinstance(entry, dict) and isinstance(entry.get("file"), str)):
+                raise UserError(f"{validations[step]}: an entry names no file")
+            # only the name: nothing outside the folder is shown
+            file = validations[step].parent / Path(entry["file"]).name
             if file.is_file():
-                number = len(pictures) + 1
-                pictures.append(Picture(number, file, entry.get("prompt", ""), entry.get("seed"), step))
-    return pictures, len(lists)
+                pictures.append(Picture(file, str(entry.get("prompt", "")), entry.get("seed"), step))
+    return pictures
 
 
-def spread(steps: list[int], limit: int) -> list[int]:
-    """At most `limit` (2 or more) of the steps, evenly spread, with the first and the last."""
-    if len(steps) <= limit:
-        return steps
-    return [steps[round(i * (len(steps) - 1) / (limit - 1))] for i in range(limit)]
+def _config(file: Path, text: str) -> dict[str, Any]:
+    """Values of config.yaml, which has plain ones only; an empty file has none."""
+    try:
+        config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # ten times as fast
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: this is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(config, dict | None):
+        raise UserError(f"{file}: expected a mapping (`section:` and `key: value` lines)")
+    return config or {}
+
+
+def _record(file: Path) -> dict[str, Any]:
+    record = _json(file, default={})
+    for key, kind in RECORD.items():
+        if not isinstance(record.get(key), kind | None):
+            raise UserError(f"{file}: {key} cannot be {json.dumps(record[key])}")
+    return record
 
 
 def _text(file: Path) -> str | None:
-    return file.read_text("utf-8") if file.is_file() else None
+    content = _bytes(file)
+    try:
+        return None if content is None else content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: this is not UTF-8 text (byte {error.start})") from error
+
+
+def _bytes(file: Path) -> bytes | None:
+    """Of a file that may not be there; UserError if it cannot be read."""
+    try:
+        return file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def _json(file: Path, default: Any) -> Any:

@@ -7,7 +7,6 @@ leaves behind is never taken for a checkpoint. accelerate's own files stay as th
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,10 +19,11 @@ from ..adapters.sharded import whole
 from ..configs.errors import UserError
 from ..configs.files import permit, replace_file, sync
 from .run import Best, Run
+from .run_folder import STATE, checkpoint_step, checkpoints
 from .sharding import optimizer_by_name
 
 SCHEMA = 3
-MANIFEST, STATE, LATEST = "manifest.json", "run_state.json", "latest"
+MANIFEST, LATEST = "manifest.json", "latest"
 
 
 def register_hooks(run: Run) -> None:
@@ -77,7 +77,7 @@ def save_checkpoint(run: Run) -> Path:
         os.replace(partial, final)
         sync(folder)
         replace_file(folder / LATEST, final.name)
-        _prune(folder, run.step, run.config.checkpoint.keep, run.best and run.best.step)
+        _prune(run.folder, run.step, run.config.checkpoint.keep, run.best and run.best.step)
     run.accelerator.wait_for_everyone()
     return final
 
@@ -85,7 +85,7 @@ def save_checkpoint(run: Run) -> Path:
 def newest_sound_checkpoint(folder: Path) -> tuple[Path, list[str]]:
     """The newest checkpoint of a run folder whose manifest holds, and why newer ones were passed over."""
     passed: list[str] = []
-    for checkpoint in reversed(_checkpoints(folder / "checkpoints")):
+    for checkpoint in reversed(checkpoints(folder)):
         problem = find_damage(checkpoint)
         if problem is None:
             return checkpoint, passed
@@ -100,7 +100,7 @@ def checkpoint_of(folder: Path, step: int) -> Path:
 
 def sound_checkpoint_before(folder: Path, step: int) -> Path | None:
     """The newest sound checkpoint that was saved before a step (counted from 1); None: begin anew."""
-    saved = [path for path in _checkpoints(folder / "checkpoints") if _step_of(path) < step]
+    saved = [path for path in checkpoints(folder) if checkpoint_step(path) < step]
     return next((path for path in reversed(saved) if find_damage(path) is None), None)
 
 
@@ -147,14 +147,6 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
             yield f"{new['name']}: its images or captions were changed since the checkpoint was saved ({counts})"
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.glob("step-*") if re.fullmatch(r"step-[0-9]+", path.name)), key=_step_of)
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
-
-
 def _clear_partial(folder: Path) -> None:
     for path in folder.glob("step-*.tmp"):
         shutil.rmtree(path)
@@ -171,10 +163,10 @@ def _seal(folder: Path) -> None:
 
 def _prune(folder: Path, step: int, keep: int, best: int | None) -> None:
     """Removes all but the newest `keep` and the best; what lies beyond `step` was damaged, or we would not be here."""
-    void = [path for path in _checkpoints(folder) if _step_of(path) > step]
-    old = [path for path in _checkpoints(folder) if _step_of(path) <= step][:-keep]
+    void = [path for path in checkpoints(folder) if checkpoint_step(path) > step]
+    old = [path for path in checkpoints(folder) if checkpoint_step(path) <= step][:-keep]
     for path in void + old:
-        if _step_of(path) != best:
+        if checkpoint_step(path) != best:
             shutil.rmtree(path)
 
 

@@ -23,8 +23,10 @@ from loraloom.configs.errors import UserError
 from loraloom.models.pocket.scenes import draw, random_scene
 from loraloom.train import chart
 from loraloom.train.chart import Axis, Series
-from loraloom.train.report import data_uri, duration, write_report
-from loraloom.train.run_folder import MAX_VALIDATIONS, read_history, spread
+from loraloom.train.page import data_uri
+from loraloom.train.report import MAX_VALIDATIONS, spread, write_report
+from loraloom.train.run_folder import read_history
+from loraloom.train.words import duration
 
 PROMPTS = ["a sks creature on a blue background", 'two <script>alert("x")</script> & stars', "a creature, green"]
 CONFIG = {
@@ -226,7 +228,7 @@ def test_a_cut_off_last_line_is_ignored_and_only_the_last(tmp_path: Path) -> Non
     assert read_history(write_history(tmp_path, entries, tail='{"step": 4, "lo')) == entries
     assert read_history(write_history(tmp_path, entries, tail=json.dumps({"step": 4})))[-1] == {"step": 4}
     for damage in ('{"step": 4, "lo\n', '{"step": 4, "lo\n{"step": 5}\n', '{"loss": 4}\n', "[4]\n"):
-        with pytest.raises(UserError, match="line 4 is not a JSON object with a step"):
+        with pytest.raises(UserError, match="line 4 is not a JSON object of numbers with a step"):
             read_history(write_history(tmp_path, entries, tail=damage))
 
 

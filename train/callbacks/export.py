@@ -21,7 +21,7 @@ from ...models.encode import PROBE_PROMPT
 from ...models.noise.ddpm import scheduler_changes
 from ..callback import Callback
 from ..captions import prompt_options
-from ..fits import changes_base, formats_of
+from ..fits import changes_base, formats_of, words_of_method
 from ..run import Run
 from ..run_folder import write_run_file
 from ..state import checkpoint_of, load_checkpoint
@@ -33,6 +33,7 @@ class Export(Callback):
     def on_start(self, run: Run) -> None:
         counts = {part: sum(map(_numel, parameters)) for part, parameters in run.adapters.parameters().items()}
         run.facts["trainable_parameters"] = sum(counts.values())
+        run.facts["adapter"] = words_of_method(run.config)
         run.facts["modules"] = dict(Counter(part for part, _ in run.adapters.modules()))
         run.facts["started"] = datetime.now().astimezone().isoformat(timespec="seconds")
         write_run_file(run, state="running")
