@@ -42,7 +42,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     main = _locate(str(path), Path())
     document = _override(_read_chain(main, ()), overrides)
     _spell_precision(document.values)
-    config, problems = _validate(document, str(main))
+    return accepted(document, str(main))
+
+
+def accepted(document: Document, name: str) -> RunConfig:
+    """The config that a document called `name` is. UserError as of `load_config`."""
+    config, problems = _validate(document, name)
     if config is None or problems:
         raise UserError(problems)
     return config

@@ -16,7 +16,7 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "init": Verb("loraloom.launch.init", "write a small, commented config for a folder of images"),
+    "init": Verb("loraloom.launch.init", "write a config: a small one for a folder of images, or another trainer's"),
     "plan": Verb("loraloom.train.plan", "show everything that a config would do; trains nothing"),
     "preview": Verb(
         "loraloom.train.preview", "show what the model will see of the images: crops, buckets, masks, captions"

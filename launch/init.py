@@ -1,4 +1,4 @@
-"""`loraloom init`: a small, commented config for a folder of images."""
+"""`loraloom init`: a small, commented config for a folder of images, or from another trainer's file."""
 
 import argparse
 import re
@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ..configs.arguments import positive
 from ..configs.errors import UserError
-from ..configs.loader import inline_yaml
+from ..configs.loader import accepted, inline_yaml
 from ..data.source import SUFFIXES
 from ..data.sources.folder import image_files
+from .values import file_word
 
 
 class Start(NamedTuple):
@@ -25,6 +27,8 @@ class Start(NamedTuple):
 
 POCKET = Start(resolution=64, learning_rate=2e-3, steps=300, batch_size=8, class_images=64)
 LARGE = Start(resolution=512, learning_rate=1e-4, steps=800, batch_size=2, class_images=200)
+
+FROM = "TOML of kohya's sd-scripts, or a shell script with a command of sd-scripts or of diffusers' examples"
 
 TEMPLATE = """\
 # loraloom train {out}
@@ -65,17 +69,61 @@ output:
 def main(arguments: Sequence[str]) -> int:
     """Write the config and say what to do with it."""
     chosen = _parser().parse_args(arguments)
+    _check_together(chosen)
+    return _translate(chosen) if chosen.source else _begin(chosen)
+
+
+def _begin(chosen: argparse.Namespace) -> int:
+    """A config for a folder of images."""
     data: Path = chosen.data
     count = count_images(data)
     name = _checked_name(chosen.name) if chosen.name else _name_of(data)
     out: Path = chosen.out or Path(f"{name}.yaml")
     class_prompt = (chosen.class_prompt or "").strip() or None
     trigger = chosen.trigger or default_trigger(class_prompt)
-    _write(out, config_text(data, chosen.base, trigger, class_prompt, name, out), chosen.force)
-    command = shlex.quote(str(out))
-    print(f"{out}: {count} image{'s' * (count != 1)} of {data} as {trigger!r}\n\nnext:")
-    print(f"  loraloom plan {command}\n  loraloom train {command}")
+    _write(out, config_text(data, chosen.base or "pocket", trigger, class_prompt, name, out), chosen.force)
+    print(f"{out}: {count} image{'s' * (count != 1)} of {data} as {trigger!r}")
+    _print_next(out)
     return 0
+
+
+def _translate(chosen: argparse.Namespace) -> int:
+    """A config from another trainer's file, and what is not the same in it."""
+    from . import translated
+    from .peer import Asked, translate
+
+    file: Path = chosen.source
+    translation = translate(file, Asked(chosen.base, chosen.data, chosen.steps, chosen.name))
+    name = translation.named(_checked_name(chosen.name) if chosen.name else file_word(file.stem))
+    if "model.base" not in translation.values:
+        raise UserError(f"{file}: names no base model; give --base")
+    accepted(translated.document_of(translation), str(file))
+    if chosen.strict and translation.lost:
+        raise UserError([f"{translated.said(line)} (--strict)" for line in translation.lost])
+    out: Path = chosen.out or Path(f"{name}.yaml")
+    _write(out, translated.config_text(translation, file, out), chosen.force)
+    print(f"{out}: from {file} ({translation.tool})")
+    print("\n".join(translated.summary(translation, chosen.verbose)))
+    _print_next(out)
+    return 0
+
+
+def _print_next(out: Path) -> None:
+    command = shlex.quote(str(out))
+    print(f"\nnext:\n  loraloom plan {command}\n  loraloom train {command}")
+
+
+def _check_together(chosen: argparse.Namespace) -> None:
+    """Arguments that make no sense with the others."""
+    if chosen.source is None and chosen.data is None:
+        raise UserError("which images? --data FOLDER, or --from FILE of another trainer")
+    theirs = {"--trigger": chosen.trigger, "--class": chosen.class_prompt}
+    ours = {"--steps": chosen.steps, "--strict": chosen.strict, "--verbose": chosen.verbose}
+    for name, value in (theirs if chosen.source else ours).items():
+        if value:
+            raise UserError(f"{name}: {'not with' if chosen.source else 'only with'} --from")
+    if chosen.source and chosen.data:
+        count_images(chosen.data)
 
 
 def config_text(data: Path, base: str, trigger: str, class_prompt: str | None, name: str, out: Path) -> str:
@@ -125,16 +173,12 @@ def count_images(folder: Path) -> int:
 
 def _checked_name(name: str) -> str:
     if not re.fullmatch(r"[\w.-]+", name):
-        raise UserError(f"--name {name!r}: may have letters, digits, '.', '-' and '_'; such as {_word(name)}")
+        raise UserError(f"--name {name!r}: may have letters, digits, '.', '-' and '_'; such as {file_word(name)}")
     return name
 
 
 def _name_of(folder: Path) -> str:
-    return _word(folder.resolve().name)
-
-
-def _word(text: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", text).strip("-") or "adapter"
+    return file_word(folder.resolve().name)
 
 
 def _write(out: Path, text: str, force: bool) -> None:
@@ -149,11 +193,16 @@ def _write(out: Path, text: str, force: bool) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("loraloom init", description="Write a small, commented config.")
-    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="folder with images")
-    parser.add_argument("--base", default="pocket", help="`pocket`, a diffusers folder, or a hub id (default: pocket)")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder with images")
+    parser.add_argument("--base", help="`pocket`, a diffusers folder, or a hub id (default: pocket, or that of --from)")
     parser.add_argument("--trigger", metavar="TEXT", help='caption of every image, such as "a sks dog"')
     parser.add_argument("--class", dest="class_prompt", metavar="TEXT", help='add class images of, say, "a dog"')
     parser.add_argument("--name", help="name of the adapter (default: the folder's)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the config file (default: NAME.yaml)")
     parser.add_argument("--force", action="store_true", help="write over the file if it exists")
+    group = parser.add_argument_group("from another trainer")
+    group.add_argument("--from", dest="source", type=Path, metavar="FILE", help=FROM)
+    group.add_argument("--steps", type=positive, metavar="N", help="steps, where FILE counts epochs of absent images")
+    group.add_argument("--strict", action="store_true", help="write nothing if a setting has no counterpart here")
+    group.add_argument("--verbose", action="store_true", help="also list what is carried over")
     return parser
