@@ -1,7 +1,6 @@
 """One page about one run: `report.html`, made from the files of the run folder and from nothing else."""
 
 import io
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from ..configs.choices import find, names
 from . import chart
-from .chart import Markup, Series, join, number, tag
-from .page import backdrop, counted, enlarging, page, picture_uri, write_page
+from .chart import Markup, Series, join, tag
+from .page import backdrop, enlarging, page, picture_uri, write_page
+from .run_facts import adapter_of, at, batch_of, in_words, learning_rate_of, loss_of, steps_of, time_of
 from .run_folder import Picture, RunFiles, read_run
 
 LARGEST_PNG = 120_000
@@ -59,13 +58,13 @@ def summary(run: RunFiles) -> Markup | None:
     """The facts that a reader asks for first."""
     facts = {
         "Base": _base(run.config),
-        "Adapter": _adapter(run),
+        "Adapter": adapter_of(run),
         "Trained parameters": _if_number(run.record.get("trainable_parameters")),
-        "Steps": _steps(run),
-        "Batch": _batch(run.config),
-        "Learning rate": _learning_rate(run.config),
-        "Loss": _loss(run.history),
-        "Time": _time(run),
+        "Steps": steps_of(run),
+        "Batch": batch_of(run.config),
+        "Learning rate": learning_rate_of(run.config),
+        "Loss": loss_of(run.history),
+        "Time": time_of(run),
         "Where the time went": _seconds_of(run),
         "Started": str(run.record.get("started") or "").replace("T", " ", 1),
         "Files": _files(run),
@@ -112,7 +111,7 @@ def verification(run: RunFiles) -> Markup | None:
     results = {form: found if isinstance(found, dict) else {"result": found} for form, found in checks.items()}
     columns = list(dict.fromkeys(column for found in results.values() for column in found))
     rows = [
-        tag("tr", tag("th", form, scope="row"), *(tag("td", _value(found.get(column))) for column in columns))
+        tag("tr", tag("th", form, scope="row"), *(tag("td", in_words(found.get(column))) for column in columns))
         for form, found in results.items()
     ]
     titles = [tag("th", column.replace("_", " "), scope="col") for column in ("format", *columns)]
@@ -149,80 +148,21 @@ def data_uri(file: Path) -> str:
     return picture_uri(content, kind)
 
 
-def duration(seconds: float) -> str:
-    """'41.2 s', '12 min 5 s' or '3 h 20 min'."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def _name(run: RunFiles) -> str:
-    return str(_at(run.config, "output.name") or run.folder.resolve().name)
+    return str(at(run.config, "output.name") or run.folder.resolve().name)
 
 
 def _state(run: RunFiles) -> str:
     return str(run.record.get("state") or "state unknown")
 
 
-def _at(config: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path such as `adapter.rank`; None if the config has no such place."""
-    value: Any = config
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
-
-
 def _base(config: Mapping[str, Any]) -> str | None:
-    base, *extra = (_at(config, f"model.{key}") for key in ("base", "family", "revision"))
+    base, *extra = (at(config, f"model.{key}") for key in ("base", "family", "revision"))
     return " · ".join(str(word) for word in (base, *extra) if word) or None
-
-
-def _adapter(run: RunFiles) -> str | None:
-    method, rank, alpha = (_at(run.config, f"adapter.{key}") for key in ("method", "rank", "alpha"))
-    words = [method]
-    if _has_rank(method):
-        words += [rank and f"rank {rank}", alpha and f"alpha {_value(alpha)}"]
-    words += [f"{part}: {counted(count, 'module')}" for part, count in (run.record.get("modules") or {}).items()]
-    return " · ".join(str(word) for word in words if word) or None
-
-
-def _has_rank(method: Any) -> bool:
-    if method not in names("adapters.methods"):
-        return True
-    found = find("adapters.methods", method)
-    return found.SELECTION is not None and not found.CHANGES_BASE
 
 
 def _if_number(value: Any) -> str | None:
     return None if value is None else f"{value:,}"
-
-
-def _steps(run: RunFiles) -> str | None:
-    step = run.record.get("step", run.history[-1]["step"] if run.history else None)
-    steps = run.record.get("steps", _at(run.config, "loop.steps"))
-    known = [f"{value:,}" for value in (step, steps) if value is not None]
-    return " of ".join(known) or None
-
-
-def _batch(config: Mapping[str, Any]) -> str | None:
-    batch, micro = _at(config, "loop.batch_size"), _at(config, "loop.micro_batch")
-    return batch and (f"{batch} · {micro} at a time" if micro and micro != batch else str(batch))
-
-
-def _learning_rate(config: Mapping[str, Any]) -> str | None:
-    rate, schedule = _at(config, "optimizer.learning_rate"), _at(config, "optimizer.schedule")
-    own = {part: section.get("learning_rate") for part, section in (_at(config, "optimizer.parts") or {}).items()}
-    others = [f"{part}: {_value(other)}" for part, other in own.items() if other is not None]
-    words = [rate and _value(rate), *others, schedule]
-    return " · ".join(word for word in words if word) or None
-
-
-def _loss(history: list[dict[str, Any]]) -> str | None:
-    """Mean over the last tenth of the run: single steps say little, their noise levels differ."""
-    losses = [float(entry["loss"]) for entry in history if entry.get("loss") is not None]
-    last = losses[-max(1, len(losses) // 10) :]
-    return f"{number(sum(last) / len(last))} · mean of {counted(len(last), 'step')}" if last else None
 
 
 def _seconds_of(run: RunFiles) -> str | None:
@@ -236,14 +176,6 @@ def _seconds_of(run: RunFiles) -> str | None:
 def _spaced(name: str) -> str:
     """`HeldOutLoss` in words."""
     return re.sub(r"(?<!^)(?=[A-Z])", " ", name).lower()
-
-
-def _time(run: RunFiles) -> str | None:
-    seconds = run.record.get("train_seconds")
-    if seconds is None:
-        return None
-    each = [float(entry["seconds"]) for entry in run.history if entry.get("seconds") is not None]
-    return duration(seconds) + (f" · {number(sum(each) / len(each), 2)} s per step" if each else "")
 
 
 def _files(run: RunFiles) -> Markup | None:
@@ -283,14 +215,6 @@ def _image(picture: Picture) -> Markup:
     seed = None if picture.seed is None else f"seed {picture.seed}"
     where = " · ".join(word for word in (f"step {picture.step:,}", seed, picture.prompt) if word)
     return enlarging(picture.number, tag("img", src=data_uri(picture.file), alt=where), where, seed)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return number(value)
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _card(content: Markup) -> Markup:

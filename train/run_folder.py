@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("loraloom", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
 
+CARD = "README.md"
+"""The model card, under the name that the hub shows."""
+CARD_MARK = "<!-- Written by loraloom. Take this line out, and no run writes over your changes. -->"
+
 MAX_VALIDATIONS = 12
 """Of more validations, this many are shown: the first, the last and some between."""
 
@@ -30,8 +34,14 @@ def prepare_folder(folder: Path, name: str, *, overwrite: bool) -> None:
     if overwrite:
         for below in ("checkpoints", "logs", "samples", name):
             shutil.rmtree(folder / below, ignore_errors=True)
-        for file in (folder / "run.json", folder / "report.html", *folder.glob(f"{name}*.safetensors")):
+        old_card = [folder / CARD] if is_our_card(folder / CARD) else []
+        for file in (*old_card, folder / "run.json", folder / "report.html", *folder.glob(f"{name}*.safetensors")):
             file.unlink(missing_ok=True)
+
+
+def is_our_card(file: Path) -> bool:
+    """Whether a model card is as a run wrote it; one without the mark has become its owner's."""
+    return file.is_file() and CARD_MARK in file.read_text("utf-8", "replace")
 
 
 def write_config(config: RunConfig, folder: Path) -> None:

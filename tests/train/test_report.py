@@ -23,7 +23,8 @@ from loraloom.configs.errors import UserError
 from loraloom.models.pocket.scenes import draw, random_scene
 from loraloom.train import chart
 from loraloom.train.chart import Axis, Series
-from loraloom.train.report import data_uri, duration, write_report
+from loraloom.train.report import data_uri, write_report
+from loraloom.train.run_facts import duration
 from loraloom.train.run_folder import MAX_VALIDATIONS, read_history, spread
 
 PROMPTS = ["a sks creature on a blue background", 'two <script>alert("x")</script> & stars', "a creature, green"]

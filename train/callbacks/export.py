@@ -30,6 +30,7 @@ class Export(Callback):
     def on_start(self, run: Run) -> None:
         counts = {part: sum(map(_numel, parameters)) for part, parameters in run.adapters.parameters().items()}
         run.facts["trainable_parameters"] = sum(counts.values())
+        run.facts["family"] = run.family.name
         run.facts["modules"] = dict(Counter(part for part, _ in run.adapters.modules()))
         run.facts["started"] = datetime.now().astimezone().isoformat(timespec="seconds")
         write_run_file(run, state="running")
