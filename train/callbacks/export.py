@@ -92,9 +92,10 @@ def _write_files(run: Run, artifact: AdapterArtifact) -> dict[str, tuple[Path, V
     model, trained = run.config.model, probe(run.family, parts, run.encode, probe_prompt(artifact))
     if changes_base(run.config):
         model = model.model_copy(update={"base": str(run.folder / output.name), "revision": None, "adapters": []})
-    for kind, file in files.items():
-        results[kind] = file, verify_file(file, artifact, model, trained, **_circumstances(run))
-        tqdm.write(f"wrote and verified {file}")
+    with run.parked():
+        for kind, file in files.items():
+            results[kind] = file, verify_file(file, artifact, model, trained, **_circumstances(run))
+            tqdm.write(f"wrote and verified {file}")
     return results
 
 
