@@ -22,6 +22,8 @@ from ..models.load import DTYPES, Base
 States = Mapping[str, Mapping[str, Tensor]]
 """Part -> parameter -> its new value."""
 
+_PLACES = ("_name_or_path", "name_or_path", "special_tokens_map_file")
+"""Where a base's files once lay, in configs that were saved from a folder: no reader needs it, and it names places."""
 _VARIANT = re.compile(r"\.fp16[.-]|non_ema")
 
 
@@ -37,7 +39,7 @@ def write_pipeline(base: Base, states: States, folder: Path, dtype: str, schedul
     parts = [name for name in files.index if files.has(name) and (base.folder / name).is_dir()]
     try:
         partial.mkdir(parents=True)
-        shutil.copyfile(base.folder / INDEX, partial / INDEX)
+        _copy(base.folder / INDEX, partial / INDEX)
         for part in tqdm(parts, desc="writing the pipeline", unit="part", leave=False):
             _write_part(base.folder / part, partial / part, states.get(part, {}), DTYPES[dtype])
         _update(partial / "scheduler" / "scheduler_config.json", scheduler)
@@ -55,10 +57,20 @@ def _write_part(source: Path, target: Path, state: Mapping[str, Tensor], dtype: 
         if state and file.suffix == ".safetensors":
             left -= _write_weights(file, target / file.name, state, dtype)
         else:
-            shutil.copyfile(file, target / file.name)
+            _copy(file, target / file.name)
         sync(target / file.name)
     if left:
         raise UserError(f"{source}: its files have no place for {len(left)} trained tensors, first {min(left)!r}")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """As it is, but for the places in a config."""
+    shutil.copyfile(source, target)
+    if source.name == INDEX or source.name.endswith("config.json"):
+        values = json.loads(source.read_text("utf-8"))
+        if known := values.keys() & {*_PLACES}:
+            kept = {key: value for key, value in values.items() if key not in known}
+            target.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _write_weights(source: Path, target: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> set[str]:

@@ -27,6 +27,7 @@ VERBS = {
     "replay": Verb("loraloom.train.replay", "run one step of a run again and show its images, captions and losses"),
     "runs": Verb("loraloom.train.runs", "list runs, and compare some of them: config, losses, curves, images"),
     "sample": Verb("loraloom.inference.__main__", "make images with a base model and adapters"),
+    "push": Verb("loraloom.train.push", "upload files and model card of a finished run to the Hugging Face hub"),
     "slurm": Verb("loraloom.launch.slurm", "write a batch script for a cluster that saves, requeues and resumes"),
     "schema": Verb("loraloom.launch.schema", "print the JSON schema of a config, for editors"),
     "doctor": Verb("loraloom.launch.doctor", "what is installed, on which devices, and what is broken"),

@@ -60,6 +60,11 @@ def pin_revision(base: str, revision: str | None) -> str | None:
     return revision if _is_here(base) else locate_base(base, revision).name
 
 
+def hub_id(base: str, revision: str | None) -> str | None:
+    """The hub repository of a base in the config of a run, where a hub id has its commit; None for what lies here."""
+    return base if revision and base not in EMBEDDED and _is_hub_id(base) and not Path(base).is_dir() else None
+
+
 def merged_key(model: ModelSection) -> tuple[tuple[str, float], ...]:
     """What the adapters in the base are: the hash of each file, and its weight."""
     named = [file_and_weight(text) for text in model.adapters]

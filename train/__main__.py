@@ -61,6 +61,7 @@ def _fit(config: RunConfig, images: "Sequence[Images | None]", checkpoint: Path 
     import torch
 
     from .build import build_trainer
+    from .push import push_finished
     from .report import write_report
 
     run = None
@@ -75,6 +76,8 @@ def _fit(config: RunConfig, images: "Sequence[Images | None]", checkpoint: Path 
             write_report(run.folder)
         raise failure from error
     run.accelerator.end_training()
+    if config.output.push_to is not None and run.is_main and not run.stop:
+        push_finished(run, config.output.push_to)
     return STOPPED if run.stop else 0
 
 

@@ -31,6 +31,7 @@ from ..models.family import Conditioning, ModelFamily, Parts
 from ..models.noise.ddpm import training_scheduler
 from .cache import Wanted, fill, want
 from .callback import Callback
+from .callbacks.card import Card
 from .callbacks.checkpoint import Checkpoints
 from .callbacks.export import Export
 from .callbacks.held_out import HeldOutLoss
@@ -316,4 +317,4 @@ def checkpoint_gradients(carriers: Mapping[str, Any]) -> None:
 
 def _make_callbacks() -> list[Callback]:
     """In the order in which they act."""
-    return [Progress(), Tracking(), Requests(), HeldOutLoss(), Checkpoints(), Validation(), Export(), Report()]
+    return [Progress(), Tracking(), Requests(), HeldOutLoss(), Checkpoints(), Validation(), Export(), Card(), Report()]

@@ -204,8 +204,10 @@ def _describe_files(config: RunConfig) -> Iterator[str]:
         yield f"  {folder / output.name}/ (a diffusers pipeline)"
     for name in formats_of(config):
         yield f"  {folder / file_name(output.name, name)}"
-    for name in ("report.html", "config.yaml", "run.json", "checkpoints/", "samples/", "logs/"):
+    for name in ("README.md", "report.html", "config.yaml", "run.json", "checkpoints/", "samples/", "logs/"):
         yield f"  {folder / name}"
+    if output.push_to is not None:
+        yield f"  then files, README.md and its pictures to the hub: {output.push_to}"
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ def preflight(
         *check_trackers(config.trackers),
         *check_spans(config),
     ]
+    check_push(config, say)
     images: list[Images | None] = []
     try:
         images = gather(config.data, progress=progress, trust_sizes=trust_sizes, say=say)
@@ -61,6 +62,15 @@ def check_adapter_files(config: RunConfig) -> list[str]:
     if config.adapter.start_from is not None:
         named.append(("adapter.start_from", config.adapter.start_from))
     return [f"{key}: {file}: there is no such file" for key, file in named if not Path(file).is_file()]
+
+
+def check_push(config: RunConfig, say: Say) -> None:
+    """A note where the push at the end will fail unless somebody logs in until then."""
+    if config.output.push_to is not None:
+        from .push import LOG_IN, token
+
+        if token() is None:
+            say(f"output.push_to {config.output.push_to}: there is no token for the hub yet: {LOG_IN}")
 
 
 def check_spans(config: RunConfig) -> list[str]:

@@ -1,6 +1,5 @@
 """One page about one run: `report.html`, made from the files of the run folder and from nothing else."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
@@ -10,10 +9,10 @@ from typing import Any
 from . import chart
 from .chart import Markup, Series, join, tag
 from .curves import curve, names_of
-from .facts import at, final_loss, seconds_of, step_of, steps_of
+from .facts import at
 from .page import backdrop, data_uri, enlarging, page, write_page
 from .run_folder import Picture, RunFiles, read_pictures, read_run
-from .words import counted, duration, number
+from .told import adapter_of, batch_of, in_words, learning_rate_of, loss_of, progress_of, time_of
 
 MAX_VALIDATIONS = 12
 """Of more validations, this many are shown: the first, the last and some between."""
@@ -58,13 +57,13 @@ def summary(run: RunFiles) -> Markup | None:
     """The facts that a reader asks for first."""
     facts = {
         "Base": _base(run.config),
-        "Adapter": _adapter(run),
+        "Adapter": adapter_of(run),
         "Trained parameters": _if_number(run.record.get("trainable_parameters")),
-        "Steps": _steps(run),
-        "Batch": _batch(run.config),
-        "Learning rate": _learning_rate(run.config),
-        "Loss": _loss(run),
-        "Time": _time(run),
+        "Steps": progress_of(run),
+        "Batch": batch_of(run.config),
+        "Learning rate": learning_rate_of(run.config),
+        "Loss": loss_of(run),
+        "Time": time_of(run),
         "Where the time went": _shares_of_time(run),
         "Started": str(run.record.get("started") or "").replace("T", " ", 1),
         "Files": _files(run),
@@ -119,7 +118,7 @@ def verification(run: RunFiles) -> Markup | None:
     results = {form: found if isinstance(found, dict) else {"result": found} for form, found in checks.items()}
     columns = list(dict.fromkeys(column for found in results.values() for column in found))
     rows = [
-        tag("tr", tag("th", form, scope="row"), *(tag("td", _value(found.get(column))) for column in columns))
+        tag("tr", tag("th", form, scope="row"), *(tag("td", in_words(found.get(column))) for column in columns))
         for form, found in results.items()
     ]
     titles = [tag("th", column.replace("_", " "), scope="col") for column in ("format", *columns)]
@@ -166,38 +165,8 @@ def _base(config: Mapping[str, Any]) -> str | None:
     return " · ".join(str(word) for word in (base, *extra) if word) or None
 
 
-def _adapter(run: RunFiles) -> str | None:
-    method, rank, alpha = (at(run.config, f"adapter.{key}") for key in ("method", "rank", "alpha"))
-    words = run.record.get("adapter") or [method, rank and f"rank {rank}", alpha and f"alpha {_value(alpha)}"]
-    words += [f"{part}: {counted(count, 'module')}" for part, count in (run.record.get("modules") or {}).items()]
-    return " · ".join(str(word) for word in words if word) or None
-
-
 def _if_number(value: Any) -> str | None:
     return None if value is None else f"{value:,}"
-
-
-def _steps(run: RunFiles) -> str | None:
-    known = [f"{value:,}" for value in (step_of(run), steps_of(run)) if value is not None]
-    return " of ".join(known) or None
-
-
-def _batch(config: Mapping[str, Any]) -> str | None:
-    batch, micro = at(config, "loop.batch_size"), at(config, "loop.micro_batch")
-    return batch and (f"{batch} · {micro} at a time" if micro and micro != batch else str(batch))
-
-
-def _learning_rate(config: Mapping[str, Any]) -> str | None:
-    rate, schedule = at(config, "optimizer.learning_rate"), at(config, "optimizer.schedule")
-    own = {part: section.get("learning_rate") for part, section in (at(config, "optimizer.parts") or {}).items()}
-    others = [f"{part}: {_value(other)}" for part, other in own.items() if other is not None]
-    words = [rate and _value(rate), *others, schedule]
-    return " · ".join(word for word in words if word) or None
-
-
-def _loss(run: RunFiles) -> str | None:
-    last = final_loss(run)
-    return last and last.words()
 
 
 def _shares_of_time(run: RunFiles) -> str | None:
@@ -211,14 +180,6 @@ def _shares_of_time(run: RunFiles) -> str | None:
 def _spaced(name: str) -> str:
     """`HeldOutLoss` in words."""
     return re.sub(r"(?<!^)(?=[A-Z])", " ", name).lower()
-
-
-def _time(run: RunFiles) -> str | None:
-    seconds = seconds_of(run)
-    if seconds is None:
-        return None
-    each = [float(entry["seconds"]) for entry in run.history if entry.get("seconds") is not None]
-    return duration(seconds) + (f" · {number(sum(each) / len(each), 2)} s per step" if each else "")
 
 
 def _files(run: RunFiles) -> Markup | None:
@@ -246,14 +207,6 @@ def _image(picture: Picture, number: int) -> Markup:
     seed = None if picture.seed is None else f"seed {picture.seed}"
     where = " · ".join(word for word in (f"step {picture.step:,}", seed, picture.prompt) if word)
     return enlarging(number, tag("img", src=data_uri(picture.file), alt=where), where, seed)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return number(value)
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _card(content: Markup) -> Markup:

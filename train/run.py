@@ -110,6 +110,17 @@ class Run:
                     module.reshard()  # type: ignore[operator]
 
     @contextmanager
+    def parked(self) -> "Iterator[None]":
+        """Within, what is loaded waits in the machine's own memory: a second base fits where there is room for one."""
+        loaded = [part for part in self.parts.values() if hasattr(part, "parameters")]
+        modules = [] if self.is_sharded else loaded
+        with ExitStack() as stack:
+            for module in modules:
+                stack.callback(module.to, self.accelerator.device)
+                module.to("cpu")
+            yield
+
+    @contextmanager
     def timed(self, what: str) -> "Iterator[None]":
         """Adds the time within to `seconds_of`."""
         started = time.perf_counter()

@@ -39,6 +39,9 @@ RECORD = {
 """Types of what is read in run.json; each may be null as well."""
 NUMBERS = {int, float, type(None)}
 """Types of the values of a history; null is a number that was not finite."""
+CARD = "README.md"
+"""The model card, under the name that the hub shows."""
+CARD_MARK = "<!-- Written by loraloom. Take this line out, and no run writes over your changes. -->"
 
 
 def prepare_folder(folder: Path, name: str, *, overwrite: bool) -> None:
@@ -47,8 +50,14 @@ def prepare_folder(folder: Path, name: str, *, overwrite: bool) -> None:
     if overwrite:
         for below in ("checkpoints", "logs", "samples", name):
             shutil.rmtree(folder / below, ignore_errors=True)
-        for file in (folder / "run.json", folder / "report.html", *folder.glob(f"{name}*.safetensors")):
+        old_card = [folder / CARD] if is_our_card(folder / CARD) else []
+        for file in (*old_card, folder / "run.json", folder / "report.html", *folder.glob(f"{name}*.safetensors")):
             file.unlink(missing_ok=True)
+
+
+def is_our_card(file: Path) -> bool:
+    """Whether a model card is as a run wrote it; one without the mark has become its owner's."""
+    return file.is_file() and CARD_MARK in file.read_text("utf-8", "replace")
 
 
 def write_config(config: "RunConfig", folder: Path) -> None:

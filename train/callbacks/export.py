@@ -34,6 +34,7 @@ class Export(Callback):
         counts = {part: sum(map(_numel, parameters)) for part, parameters in run.adapters.parameters().items()}
         run.facts["trainable_parameters"] = sum(counts.values())
         run.facts["adapter"] = words_of_method(run.config)
+        run.facts["family"] = run.family.name
         run.facts["modules"] = dict(Counter(part for part, _ in run.adapters.modules()))
         run.facts["started"] = datetime.now().astimezone().isoformat(timespec="seconds")
         write_run_file(run, state="running")
@@ -120,9 +121,10 @@ def _write_files(run: Run, artifact: AdapterArtifact, prediction: Tensor) -> dic
     model = run.config.model
     if changes_base(run.config):
         model = model.model_copy(update={"base": str(run.folder / output.name), "revision": None, "adapters": []})
-    for kind, file in files.items():
-        results[kind] = file, verify_file(file, artifact, model, prediction, **_circumstances(run))
-        tqdm.write(f"wrote and verified {file}")
+    with run.parked():
+        for kind, file in files.items():
+            results[kind] = file, verify_file(file, artifact, model, prediction, **_circumstances(run))
+            tqdm.write(f"wrote and verified {file}")
     return results
 
 
