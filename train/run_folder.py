@@ -34,7 +34,7 @@ RECORD = {
     **dict.fromkeys(("step", "steps", "processes"), int),
     **dict.fromkeys(("seconds_of", "versions", "modules", "verify"), dict),
     "train_seconds": int | float,
-    "files": list,
+    **dict.fromkeys(("files", "adapter"), list),
 }
 """Types of what is read in run.json; each may be null as well."""
 NUMBERS = {int, float, type(None)}

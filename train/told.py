@@ -12,7 +12,11 @@ from .words import counted, duration, number
 def adapter_of(run: RunFiles) -> str | None:
     """Method, rank and alpha where it has them, and how many modules of each part it trains."""
     method, rank, alpha = (at(run.config, f"adapter.{key}") for key in ("method", "rank", "alpha"))
-    words = run.record.get("adapter") or [method, rank and f"rank {rank}", alpha and f"alpha {in_words(alpha)}"]
+    words: list[Any] = [*(run.record.get("adapter") or ())] or [
+        method,
+        rank and f"rank {rank}",
+        alpha and f"alpha {in_words(alpha)}",
+    ]
     words += [f"{part}: {counted(count, 'module')}" for part, count in (run.record.get("modules") or {}).items()]
     return " · ".join(str(word) for word in words if word) or None
 
