@@ -14,6 +14,7 @@ from ..configs.errors import UserError
 from ..configs.files import replace_file
 from ..configs.loader import dump_yaml
 from ..configs.schema import RunConfig
+from .journal import tolerated
 
 if TYPE_CHECKING:
     from .run import Run
@@ -40,7 +41,7 @@ def write_config(config: RunConfig, folder: Path) -> None:
 
 
 def write_run_file(run: "Run", **facts: Any) -> None:
-    """run.json: where the run stands. Written on the main process."""
+    """run.json: where the run stands. Written on the main process; a warning where the disk refuses."""
     if not run.is_main:
         return
     run.facts.update(facts)
@@ -56,7 +57,8 @@ def write_run_file(run: "Run", **facts: Any) -> None:
         "versions": {library: importlib.metadata.version(library) for library in LIBRARIES},
         **run.facts,
     }
-    replace_file(run.folder / "run.json", json.dumps(content, indent=1) + "\n")
+    with tolerated("run.json"):
+        replace_file(run.folder / "run.json", json.dumps(content, indent=1) + "\n")
 
 
 @dataclass(frozen=True, slots=True)
