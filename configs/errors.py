@@ -24,6 +24,12 @@ class TrainingError(UserError):
     exit_code = TRAINING_FAILED
 
 
+class OutOfMemory(TrainingError):
+    """A step, or the base, takes more memory than there is."""
+
+    exit_code = OUT_OF_MEMORY
+
+
 class AfterTrainingError(UserError):
     """The adapter is trained and saved, but a later step (verifying it, ...) failed."""
 
