@@ -13,6 +13,7 @@ from ..configs.errors import STOPPED, OutOfMemory, TrainingError, UserError, run
 from ..configs.files import reason
 from ..configs.loader import load_config
 from ..configs.schema import FolderSource, RunConfig
+from ..configs.streams import lasting_streams
 
 if TYPE_CHECKING:
     from ..data.dataset import Images
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         check_fresh(Path(config.output.dir))
     images = _look(config, resumed=options.resume)
     folder = Path(config.output.dir)
-    with _locked(folder):
+    with lasting_streams(), _locked(folder):
         return _fit(config, images, _find_checkpoint(folder) if options.resume else None, options.overwrite)
 
 

@@ -371,6 +371,16 @@ def test_half_a_line_of_a_killed_run_is_cut_off(tmp_path):
     assert file.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
+@pytest.mark.slow
+def test_a_log_on_a_full_disk_ends_nothing(write_config):
+    """Nor does it change the exit code, where there is an error that cannot be told."""
+    command = [sys.executable, "-m", "loraloom.train", str(write_config(loop={"steps": 2}))]
+    with open("/dev/full", "w") as full:
+        for expected, more in ((0, "output.formats=[loraloom]"), (3, "optimizer.learning_rate=1e30")):
+            done = subprocess.run([*command, more, "--overwrite"], stdout=full, stderr=full, timeout=120)
+            assert done.returncode == expected
+
+
 TWO = """
 import errno, os, sys
 import torch
