@@ -236,6 +236,7 @@ def test_out_of_memory_is_one_line_of_advice(write_config, error, monkeypatch, c
     assert newest_sound_checkpoint(folder) == (folder / "checkpoints" / "step-000002", [])
 
 
+@pytest.mark.slow
 def test_a_run_that_was_out_of_memory_goes_on_with_less(write_config):
     config = write_config(loop={"steps": 1})
     assert main([str(config)]) == 0
