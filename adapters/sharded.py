@@ -16,6 +16,12 @@ def whole(tensor: Tensor) -> Tensor:
     return sharded.full_tensor() if is_sharded(tensor) else tensor
 
 
+def own(tensor: Tensor) -> Tensor:
+    """What this process holds of it."""
+    sharded: Any = tensor
+    return sharded.to_local() if is_sharded(tensor) else tensor
+
+
 def spread_as(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, spread as another one is."""
     sharded: Any = like

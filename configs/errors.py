@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Callable, Sequence
 
+from .streams import lasting_streams
+
 INTERRUPTED = 130  # what shells expect after Ctrl-C: 128 + SIGINT
 DONE, BAD_INPUT, TRAINING_FAILED, OUT_OF_MEMORY, STOPPED, AFTER_TRAINING = 0, 2, 3, 4, 5, 6
 """Exit codes of every command (docs/architecture.md)."""
@@ -24,6 +26,12 @@ class TrainingError(UserError):
     exit_code = TRAINING_FAILED
 
 
+class OutOfMemory(TrainingError):
+    """A step, or the base, takes more memory than there is."""
+
+    exit_code = OUT_OF_MEMORY
+
+
 class AfterTrainingError(UserError):
     """The adapter is trained and saved, but a later step (verifying it, ...) failed."""
 
@@ -35,8 +43,9 @@ def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] |
     try:
         return main(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+        with lasting_streams():  # the exit code tells it even where nobody can read
+            for problem in error.problems:
+                print(f"error: {problem}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

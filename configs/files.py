@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_OS_ERROR = re.compile(r"\(os error (?P<number>\d+)\)")  # as Rust words it
 _TEMPORARY = re.compile(r"\.tmp-(?P<host>.*)-(?P<pid>\d+)$")
 _DAY = 86_400  # seconds
 
@@ -32,6 +33,24 @@ def replace_file(file: Path, content: bytes | str) -> None:
     """Writes a file whole or not at all; text as UTF-8."""
     with replacing(file) as new:
         new.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def as_os_error() -> Iterator[None]:
+    """Within, a disk that refuses a file raises OSError, also where safetensors has other words for it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        if (found := _OS_ERROR.search(str(error))) is None:
+            raise
+        raise OSError(int(found["number"]), os.strerror(int(found["number"]))) from error
+
+
+def reason(error: OSError) -> str:
+    """What a disk said, and of which file."""
+    return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
 
 
 def permit(file: Path) -> None:

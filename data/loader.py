@@ -1,5 +1,7 @@
 """From positions to batches: latents and embeddings from the cache, or pixels from files where there is none."""
 
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -139,7 +141,23 @@ def _through_workers(samples: Samples, groups: Iterator[list[int]], workers: int
     from torch.utils.data import DataLoader
 
     careful = _InWorker(samples)
-    for batch in DataLoader(careful, batch_sampler=groups, collate_fn=careful.collate, num_workers=workers):
+    for batch in DataLoader(
+        careful,
+        batch_sampler=groups,
+        collate_fn=careful.collate,
+        num_workers=workers,
+        worker_init_fn=_outlive_signals,
+    ):
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+def _outlive_signals(worker: int) -> None:
+    """Ctrl-C and clusters send signals to all processes: without its workers the main one could not finish its step.
+
+    They leave on a second TERM, by which torch ends those of a loader that nobody has closed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, lambda *_: os._exit(0)))

@@ -9,20 +9,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..configs.arguments import add_config
-from ..configs.errors import OUT_OF_MEMORY, STOPPED, TrainingError, UserError, run_command
+from ..configs.errors import STOPPED, OutOfMemory, TrainingError, UserError, run_command
+from ..configs.files import reason
 from ..configs.loader import load_config
 from ..configs.schema import FolderSource, RunConfig
+from ..configs.streams import lasting_streams
 from .run_folder import LOCK, write_run_file
 
 if TYPE_CHECKING:
     from ..data.dataset import Images
+    from .run import Run
 
 FREE_ON_RESUME = (
     *("checkpoint", "validation", "trackers", "output", "guard"),
-    *("loop.steps", "loop.threads", "loop.micro_batch"),
+    *("loop.steps", "loop.threads", "loop.micro_batch", "loop.gradient_checkpointing"),
     *("data.cache.dir", "data.cache.keep_vae", "data.workers"),
 )
 """What a resumed run may change: the rest decides which weights it ends with."""
+
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+"""How torch, its CPU allocator and CUDA's libraries say it, in a RuntimeError."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         check_fresh(Path(config.output.dir))
     images = _look(config, resumed=options.resume)
     folder = Path(config.output.dir)
-    with _locked(folder):
+    with lasting_streams(), _locked(folder):
         return _fit(config, images, _find_checkpoint(folder) if options.resume else None, options.overwrite)
 
 
@@ -58,22 +64,20 @@ def _look(config: RunConfig, resumed: bool) -> "list[Images | None]":
 
 
 def _fit(config: RunConfig, images: "Sequence[Images | None]", checkpoint: Path | None, overwrite: bool) -> int:
-    import torch
-
     from .build import build_trainer
     from .push import push_finished
-    from .report import write_report
 
     run = None
     try:
         trainer = build_trainer(config, images, checkpoint=checkpoint, overwrite=overwrite)
         run = trainer.run
         trainer.fit()
-    except (UserError, OSError, torch.OutOfMemoryError) as error:
-        failure = _explain(error, torch.OutOfMemoryError, run.step + 1 if run else None)
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        failure = _explain(error, run)
+        if failure is None:
+            raise
         if run is not None and run.is_main:
-            write_run_file(run, state="failed", exit_code=failure.exit_code, message=str(failure))
-            write_report(run.folder)
+            _record(run, failure)
         raise failure from error
     run.accelerator.end_training()
     if config.output.push_to is not None and run.is_main and not run.stop:
@@ -81,17 +85,39 @@ def _fit(config: RunConfig, images: "Sequence[Images | None]", checkpoint: Path 
     return STOPPED if run.stop else 0
 
 
-def _explain(error: Exception, out_of_memory: type[Exception], step: int | None) -> UserError:
-    """What the user is told."""
+def _record(run: "Run", failure: UserError) -> None:
+    """What the folder says of a run that failed."""
+    from .journal import tolerated
+    from .report import write_report
+
+    write_run_file(run, state="failed", exit_code=failure.exit_code, message=str(failure))
+    with tolerated("report.html"):
+        write_report(run.folder)
+
+
+def _explain(error: Exception, run: "Run | None") -> UserError | None:
+    """What the user is told; None for an error that is ours."""
     if isinstance(error, UserError):
         return error
-    where = f"step {step}: " if step else ""
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    if not isinstance(error, out_of_memory):
-        return TrainingError(f"{where}{reason}")
-    failure = TrainingError(f"{where}out of memory ({reason}); try a smaller loop.micro_batch or data.resolution")
-    failure.exit_code = OUT_OF_MEMORY
-    return failure
+    where = f"step {run.step + 1}: " if run and not run.is_last_step else ""
+    if isinstance(error, OSError):
+        return TrainingError(f"{where}{reason(error)}")
+    if not isinstance(error, MemoryError) and not any(words in str(error) for words in NO_MEMORY):
+        return None
+    words = (str(error) or "in Python").splitlines()[0]
+    return OutOfMemory(f"{where}out of memory ({words}); try {_take_less(run)}")
+
+
+def _take_less(run: "Run | None") -> str:
+    """What would make a step need less memory; a run may go on with all but another resolution."""
+    if run is None:
+        return "a smaller data.resolution"
+    loop, saved = run.config.loop, (run.folder / "checkpoints" / "latest").is_file()
+    ways = [] if loop.gradient_checkpointing else ["loop.gradient_checkpointing=true"]
+    ways += [] if loop.micro_batch == 1 else ["loop.micro_batch=1"]
+    resume = f" (`loraloom resume {run.folder} {' '.join(ways)}`)" if ways and saved else ""
+    smaller = f"a data.resolution below {max(run.config.data.resolutions)}"
+    return f"{' and '.join(ways)}{resume}, or {smaller}" if ways else smaller
 
 
 @contextmanager
@@ -160,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="loraloom train",
         description="Train an adapter as a config file says.",
         epilog="exit codes: 0 done, 2 bad input, 3 training went wrong, 4 out of memory, 5 stopped by a signal with a "
-        "checkpoint saved, 6 trained and saved but a later step failed",
+        "checkpoint saved, 6 trained and saved but a later step failed (see docs/training.md, When the disk refuses)",
     )
     add_config(parser, "YAML file (with --resume: the run folder)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest sound checkpoint of a run folder")

@@ -228,7 +228,7 @@ def fill(
         title = "prompt embeddings" if accelerator.is_main_process else None
 
         def prompts_of(key: str) -> dict[str, torch.Tensor]:
-            return dict(encode_caption(family, parts, wanted.captions[key], wanted.options))
+            return _embeddings(family, parts, wanted.captions[key], wanted.options)
 
         size = prompt_bytes(config, family, parts)
         wanted.prompts.check_room(len(prompts) * size)
@@ -258,6 +258,16 @@ def _latents(
     entry = {"moments": moments}
     if mask is not None:
         entry["mask"] = pool_masks(mask_to_tensor(mask), moments)
+    return entry
+
+
+def _embeddings(family: ModelFamily, parts: Parts, caption: str, options: PromptOptions) -> dict[str, torch.Tensor]:
+    entry = dict(encode_caption(family, parts, caption, options))
+    if not all(tensor.isfinite().all() for tensor in entry.values()):
+        raise UserError(
+            f"{caption!r}: the text encoders make numbers of it that are not finite; "
+            "their weights may not bear model.dtype fp16: try bf16 or fp32"
+        )
     return entry
 
 

@@ -4,7 +4,6 @@ Whether a step is faulty is known on the device, and the optimiser leaves the st
 when the losses are read, every `guard.every` steps and before each checkpoint, so that nothing waits in between.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from ..adapters.sharded import is_sharded
 from ..configs.errors import TrainingError
+from .journal import Journal
 from .run import SampleLoss, StepResult
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Guard:
     """Looks at steps whose losses were read; one for each run."""
 
     overflows = 0  # in a row
+    quarantine: Journal | None = None
 
     def look(self, run: "Run", results: Sequence[StepResult]) -> None:
         """TrainingError where the run has to end."""
@@ -68,7 +69,7 @@ class Guard:
                 continue
             self.overflows = 0
             if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-                _leave_out(run, result)
+                self._leave_out(run, result)
 
     def _overflow(self, result: StepResult) -> None:
         """The gradient scaler has left such a step out by itself and lowered its scale."""
@@ -79,22 +80,22 @@ class Guard:
                 f"(norm {result.grad_norm:g}); take loop.precision bf16 or a lower learning rate"
             )
 
-
-def _leave_out(run: "Run", result: StepResult) -> None:
-    """A step that was not applied: the end of the run, or a line in the quarantine list."""
-    section, words = run.config.guard, describe(result)
-    if section.on_fault == "stop":
-        raise TrainingError(
-            f"{words}; nothing of this step is kept. Lower the learning rate, look at its images, or go on "
-            "without such steps by `guard.on_fault: skip`"
-        )
-    run.skipped += 1
-    if run.is_main:
-        _quarantine(run, result)
-        tqdm.write(f"warning: {words}; the step is left out ({run.skipped} of {section.max_skips} allowed)")
-    if run.skipped > section.max_skips:
-        allowed = f"guard.max_skips allows {section.max_skips}"
-        raise TrainingError(f"{words}; {run.skipped} steps were left out, {allowed}")
+    def _leave_out(self, run: "Run", result: StepResult) -> None:
+        """A step that was not applied: the end of the run, or a line in the quarantine list."""
+        section, words = run.config.guard, describe(result)
+        if section.on_fault == "stop":
+            raise TrainingError(
+                f"{words}; nothing of this step is kept. Look at its images; train anew with a lower learning rate, "
+                "which a resumed run cannot change; or resume without such steps by `guard.on_fault: skip`"
+            )
+        run.skipped += 1
+        if run.is_main:
+            self.quarantine = self.quarantine or Journal(run.folder / QUARANTINE)
+            self.quarantine.add(_entry(result))
+            tqdm.write(f"warning: {words}; the step is left out ({run.skipped} of {section.max_skips} allowed)")
+        if run.skipped > section.max_skips:
+            allowed = f"guard.max_skips allows {section.max_skips}"
+            raise TrainingError(f"{words}; {run.skipped} steps were left out, {allowed}")
 
 
 def describe(result: StepResult) -> str:
@@ -110,9 +111,7 @@ def blamed(samples: Sequence[SampleLoss]) -> list[SampleLoss]:
     return [sample for sample in samples if not math.isfinite(sample.value)] or list(samples)
 
 
-def _quarantine(run: "Run", result: StepResult) -> None:
-    """A line for each step that was left out, for `loraloom replay` and a look at the images."""
+def _entry(result: StepResult) -> dict[str, Any]:
+    """What the list says of a step that was left out, for `loraloom replay` and a look at the images."""
     files = [sample.file for sample in blamed(result.samples)]
-    entry = {"step": result.step, "loss": str(result.loss), "grad_norm": str(result.grad_norm), "files": files}
-    with (run.folder / QUARANTINE).open("a") as stream:
-        stream.write(json.dumps(entry) + "\n")
+    return {"step": result.step, "loss": str(result.loss), "grad_norm": str(result.grad_norm), "files": files}

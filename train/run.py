@@ -43,6 +43,7 @@ class Run:
     stop: str | None = None  # why the loop should end after this step, if it should
     skipped: int = 0  # steps that were left out, as their loss or gradients were not finite
     save: bool = False  # whether a checkpoint was asked for
+    unsaved: str | None = None  # why the last checkpoint could not be saved, if it could not
     ended: str | None = None  # why the run is done before its last step, if it is
     held_out: "HeldOut | None" = None
     best: "Best | None" = None

@@ -18,6 +18,7 @@ import yaml
 
 from ..configs.errors import UserError
 from ..configs.files import replace_file
+from .journal import tolerated
 
 if TYPE_CHECKING:
     from ..configs.schema import RunConfig
@@ -68,7 +69,7 @@ def write_config(config: "RunConfig", folder: Path) -> None:
 
 
 def write_run_file(run: "Run", **facts: Any) -> None:
-    """run.json: where the run stands. Written on the main process."""
+    """run.json: where the run stands. Written on the main process; a warning where the disk refuses."""
     if not run.is_main:
         return
     import importlib.metadata
@@ -86,7 +87,8 @@ def write_run_file(run: "Run", **facts: Any) -> None:
         "versions": {library: importlib.metadata.version(library) for library in LIBRARIES},
         **run.facts,
     }
-    replace_file(run.folder / "run.json", json.dumps(content, indent=1) + "\n")
+    with tolerated("run.json"):
+        replace_file(run.folder / "run.json", json.dumps(content, indent=1) + "\n")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,21 +9,32 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..adapters.sharded import whole
-from ..configs.errors import UserError
-from ..configs.files import permit, replace_file, sync
+from ..adapters.sharded import own, whole
+from ..configs.errors import TrainingError, UserError
+from ..configs.files import as_os_error, permit, reason, replace_file, sync
+from .journal import tolerated
 from .run import Best, Run
 from .run_folder import STATE, checkpoint_step, checkpoints
 from .sharding import optimizer_by_name
+from .together import together
 
 SCHEMA = 3
 MANIFEST, LATEST = "manifest.json", "latest"
+OVERHEAD = 512  # bytes for each tensor, at most: its entry in the header of a file, and what fills up its place
+SMALL_FILES = 128 * 1024  # bytes: schedule, random states, images, manifest
+
+
+class SaveError(TrainingError):
+    """A checkpoint cannot be written; those that were there are as they were."""
 
 
 def register_hooks(run: Run) -> None:
@@ -55,31 +66,109 @@ def _save(state: Mapping[str, Tensor], file: Path) -> None:
 
 
 def save_checkpoint(run: Run) -> Path:
-    """Writes `checkpoints/step-N`, then points `latest` to it, then removes what is older than `checkpoint.keep`."""
-    folder = run.folder / "checkpoints"
+    """Writes `checkpoints/step-N`, then points `latest` to it, then removes what is older than `checkpoint.keep`.
+
+    Raises SaveError where the disk refuses, TrainingError for weights that are not finite; the same on all processes.
+    Nothing of the new checkpoint is left then, and the old ones are as they were.
+    """
     final = checkpoint_of(run.folder, run.step)
-    partial = folder / f"{final.name}.tmp"
+    unfinished = final.with_name(f"{final.name}.tmp")
+    try:
+        for write in (_begin, _write, _publish):
+            together(run.accelerator, partial(write, run, unfinished))
+    except UserError:
+        if run.is_main:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     if run.is_main:
-        _clear_partial(folder)
-        partial.mkdir(parents=True)
-    run.accelerator.wait_for_everyone()
-    with optimizer_by_name(run) as by_name:
-        run.accelerator.save_state(str(partial))
-        by_name.save(partial)
-    run.accelerator.wait_for_everyone()
-    if run.is_main:
-        best = None if run.best is None else [run.best.step, run.best.loss]
-        state = {"step": run.step, "seconds": run.seconds, "skipped": run.skipped, "best": best, "data": run.data}
-        (partial / STATE).write_text(json.dumps(state))
-        _seal(partial)
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(partial, final)
-        sync(folder)
-        replace_file(folder / LATEST, final.name)
-        _prune(run.folder, run.step, run.config.checkpoint.keep, run.best and run.best.step)
-    run.accelerator.wait_for_everyone()
+        with tolerated(f"{final} is saved, but what points to it, or what is older,"):
+            replace_file(final.with_name(LATEST), final.name)
+            _prune(run.folder, run.step, run.config.checkpoint.keep, run.best and run.best.step)
     return final
+
+
+@contextmanager
+def _as_save_error() -> Iterator[None]:
+    try:
+        with as_os_error():
+            yield
+    except OSError as error:
+        raise SaveError(reason(error)) from error
+
+
+@_as_save_error()
+def _begin(run: Run, unfinished: Path) -> None:
+    """An empty folder, once the weights are worth it and there is room for them."""
+    check_finite(run)
+    if not run.is_main:
+        return
+    _clear_partial(unfinished.parent)
+    unfinished.mkdir(parents=True)
+    needed, free = checkpoint_bytes(run), shutil.disk_usage(unfinished).free
+    if free < needed:
+        raise SaveError(f"{_size(needed)} are needed and {_size(free)} are free in {unfinished.parent}")
+
+
+@_as_save_error()
+def _write(run: Run, unfinished: Path) -> None:
+    try:
+        with optimizer_by_name(run) as by_name:
+            run.accelerator.save_state(str(unfinished))
+            by_name.save(unfinished)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # so torch.save takes every refusal; the reason stays in its C++ streams
+        free = _size(shutil.disk_usage(unfinished).free)
+        raise SaveError(f"torch.save: {str(error).splitlines()[0]}; {free} are free in {unfinished.parent}") from error
+
+
+@_as_save_error()
+def _publish(run: Run, unfinished: Path) -> None:
+    """Whole and described, it gets its name."""
+    if not run.is_main:
+        return
+    final, best = unfinished.with_suffix(""), None if run.best is None else [run.best.step, run.best.loss]
+    state = {"step": run.step, "seconds": run.seconds, "skipped": run.skipped, "best": best, "data": run.data}
+    (unfinished / STATE).write_text(json.dumps(state))
+    _seal(unfinished)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(unfinished, final)
+    sync(final.parent)
+
+
+def check_finite(run: Run) -> None:
+    """TrainingError for weights, or averages of them, that are not finite: they must not take a good file's place."""
+    states = [*run.adapters.named_parameters().items(), *(run.ema.averages.items() if run.ema is not None else ())]
+    broken = [f"{part}.{name}" for part, state in states for name, tensor in state.items() if not _is_finite(tensor)]
+    if broken:
+        total = sum(len(state) for _, state in states)
+        raise TrainingError(
+            f"step {run.step}: {len(broken)} of {total} trained tensors are not finite, first {broken[0]}; nothing of "
+            f"them is saved. {saved_so_far(run.folder)}; train anew with a lower learning rate if this comes again"
+        )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(own(tensor).isfinite().all())
+
+
+def checkpoint_bytes(run: Run) -> int:
+    """What a checkpoint takes on disk, at most: trained weights, their averages, the state of the optimiser."""
+    groups = [*run.adapters.named_parameters().values(), *run.optimizer.optimizer.state.values()]
+    groups += run.ema.averages.values() if run.ema is not None else ()
+    tensors = [value for group in groups for value in group.values() if isinstance(value, Tensor)]
+    return SMALL_FILES + sum(tensor.numel() * tensor.element_size() + OVERHEAD for tensor in tensors)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"
+
+
+def saved_so_far(folder: Path) -> str:
+    """What a run folder holds to go on from, in words."""
+    saved = checkpoints(folder)
+    return f"the newest checkpoint is {saved[-1].name}" if saved else "there is no checkpoint"
 
 
 def newest_sound_checkpoint(folder: Path) -> tuple[Path, list[str]]:
@@ -118,7 +207,13 @@ def find_damage(checkpoint: Path) -> str | None:
         file = checkpoint / name
         if not file.is_file() or file.stat().st_size != size or _sha256(file) != digest:
             return f"{name} is missing or damaged"
-    return None if STATE in expected else f"{STATE} is missing"
+    return _find_stranger(checkpoint) if STATE in expected else f"{STATE} is missing"
+
+
+def _find_stranger(checkpoint: Path) -> str | None:
+    """Whether a sound checkpoint has the name of another step, as copies get."""
+    step = json.loads((checkpoint / STATE).read_text())["step"]
+    return None if step == checkpoint_step(checkpoint) else f"it holds step {step}, whatever its name says"
 
 
 def load_checkpoint(run: Run, checkpoint: Path) -> None:

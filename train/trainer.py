@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 
@@ -32,6 +32,8 @@ class Trainer:
         """All steps that are left, with the callbacks around them."""
         run = self.run
         with contextlib.ExitStack() as stack:
+            if isinstance(self.batches, Generator):
+                stack.enter_context(contextlib.closing(self.batches))  # and with it the workers
             for callback in self.callbacks:
                 stack.callback(callback.on_exit, run)
                 callback.on_start(run)

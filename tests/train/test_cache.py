@@ -173,6 +173,16 @@ def test_latents_that_are_not_finite_are_named_before_training(write, tiny_base,
     assert "not finite" in line
 
 
+def test_embeddings_that_are_not_finite_are_named_before_training(write, tiny_base, tmp_path, capsys):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    file = next((base / "text_encoder").glob("*.safetensors"))
+    save_file({name: tensor * float("nan") for name, tensor in load_file(file).items()}, file)
+    assert run_command(cache, [str(write(captions={})), f"model.base={base}"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert "'sks, tag 0, small, round': the text encoders" in line
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

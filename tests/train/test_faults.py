@@ -1,6 +1,7 @@
 """Bad input: one clear line each, exit code 2, no traceback, and found before any model is loaded."""
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,13 @@ from accelerate.state import AcceleratorState
 
 from loraloom.configs.errors import TrainingError, run_command
 from loraloom.configs.loader import load_config
+from loraloom.train import build
 from loraloom.train.__main__ import main
 from loraloom.train.build import build_trainer
 from loraloom.train.callback import Callback
+from loraloom.train.callbacks.export import Export
+from loraloom.train.state import newest_sound_checkpoint
+from loraloom.train.trainer import Trainer
 
 
 def answer(config: Path, capsys, *arguments: str) -> list[str]:
@@ -62,6 +67,19 @@ def test_an_output_folder_below_a_file(write_config, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     (line,) = answer(write_config(output={"dir": str(tmp_path / "file" / "run")}), capsys)
     assert "is a file" in line
+
+
+def test_an_output_folder_that_is_a_file(write_config, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (line,) = answer(write_config(output={"dir": str(tmp_path / "file")}), capsys)
+    assert "is a file" in line
+
+
+def test_an_output_folder_that_cannot_be_written(write_config, capsys):
+    """In /proc, where even root can make no folder."""
+    (line,) = answer(write_config(output={"dir": "/proc/run"}), capsys)
+    assert "output.dir /proc/run" in line
+    assert "cannot be written" in line
 
 
 def test_an_output_folder_inside_the_images(write_config, photos, capsys):
@@ -146,6 +164,90 @@ def test_weights_are_those_before_a_step_that_failed(write_config, photos):
     with pytest.raises(TrainingError, match=r"step 1:.*\.png"):
         trainer.fit()
     assert all(torch.equal(old, new) for old, new in zip(before, trainer._parameters(), strict=True))
+
+
+def broken_weights(run, where) -> torch.Tensor:
+    """A trained tensor, or the average of it."""
+    named = run.ema.averages if where == "average" else run.adapters.named_parameters()
+    return next(iter(named["unet"].values())).data
+
+
+@pytest.mark.parametrize(("where", "value"), [("weight", "nan"), ("weight", "inf"), ("average", "nan")])
+def test_weights_that_are_not_finite_take_no_good_file_s_place(write_config, where, value, capsys, monkeypatch):
+    class Break(Callback):
+        def on_step(self, run):
+            if run.step == 2:
+                broken_weights(run, where)[0, 0] = float(value)
+
+    whole = build._make_callbacks()
+    monkeypatch.setattr(build, "_make_callbacks", lambda: [Break(), *whole])
+    config = write_config(optimizer={"ema_decay": 0.9}, loop={"steps": 3}, checkpoint={"every": 1, "keep": 1})
+    assert run_command(main, [str(config)]) == 3
+    folder = config.parent / "run"
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert re.search(r"step 2: 1 of \d+ trained tensors are not finite, first unet\.\S+lora_A", line), line
+    assert "newest checkpoint is step-000001" in line
+    assert newest_sound_checkpoint(folder)[0].name == "step-000001"
+    assert not list(folder.glob("*.safetensors"))
+
+
+def test_an_adapter_that_is_not_finite_is_not_written_over_a_good_one(write_config, monkeypatch, capsys):
+    """The last look at it, should the weights break after the last checkpoint."""
+
+    class Break(Callback):
+        def on_end(self, run):
+            file.write_bytes(b"a good one")
+            broken_weights(run, "weight")[0, 0] = torch.nan
+
+    monkeypatch.setattr(build, "_make_callbacks", lambda: [Break(), Export()])
+    config = write_config(loop={"steps": 1})
+    file = config.parent / "run" / "tiny.safetensors"
+    assert run_command(main, [str(config)]) == 6
+    assert "hold NaN or Inf" in capsys.readouterr().err
+    assert file.read_bytes() == b"a good one"
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ..."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 99 bytes"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_out_of_memory_is_one_line_of_advice(write_config, error, monkeypatch, capsys):
+    def forward(self, batch):
+        if self.run.step == 2:
+            raise error
+        return whole(self, batch)
+
+    whole = Trainer.forward
+    config = write_config(loop={"steps": 3}, checkpoint={"every": 1}, optimizer={"learning_rate": 1e-3})
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "forward", forward)
+        assert run_command(main, [str(config)]) == 4
+    folder = config.parent / "run"
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert line.startswith("error: step 3: out of memory (")
+    assert f"`loraloom resume {folder} loop.gradient_checkpointing=true loop.micro_batch=1`" in line
+    assert "a data.resolution below 32" in line
+    assert yaml.safe_load((folder / "run.json").read_text())["exit_code"] == 4
+    assert newest_sound_checkpoint(folder) == (folder / "checkpoints" / "step-000002", [])
+
+
+@pytest.mark.slow
+def test_a_run_that_was_out_of_memory_goes_on_with_less(write_config):
+    config = write_config(loop={"steps": 1})
+    assert main([str(config)]) == 0
+    less = ["loop.gradient_checkpointing=true", "loop.micro_batch=1", "loop.steps=2"]
+    assert main(["--resume", str(config.parent / "run"), *less]) == 0
+
+
+def test_an_error_of_ours_keeps_its_traceback(write_config, monkeypatch):
+    monkeypatch.setattr(Trainer, "forward", lambda self, batch: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError):
+        run_command(main, [str(write_config())])
 
 
 def test_bad_images_are_refused_without_importing_torch(write_config, tmp_path):

@@ -15,6 +15,7 @@ from loraloom.train.callbacks.tracking import Tracking
 from loraloom.train.guard import MOST_OVERFLOWS, Guard
 from loraloom.train.run import SampleLoss, StepResult
 from loraloom.train.run_folder import read_history
+from loraloom.train.state import newest_sound_checkpoint
 
 
 def broken(trainer, steps=(3,), where="loss"):
@@ -100,9 +101,11 @@ def test_a_rate_beyond_reason_ends_with_exit_code_3_and_the_last_checkpoint(writ
     config = write_config(checkpoint={"every": 1}, optimizer={"learning_rate": 1e30}, loop={"steps": 20})
     assert run_command(main, [str(config)]) == 3
     folder = config.parent / "run"
-    assert "learning rate" in capsys.readouterr().err
+    assert "train anew with a lower learning rate, which a resumed run cannot change" in capsys.readouterr().err
     assert not list(folder.glob("*.safetensors"))
-    assert (folder / "checkpoints" / "latest").is_file()
+    assert newest_sound_checkpoint(folder)[1] == []
+    assert run_command(main, ["--resume", str(folder), "optimizer.learning_rate=1e-4"]) == 2
+    assert "optimizer.learning_rate was 1e+30 in this run and cannot become" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["adamw", "torch.optim.RAdam"])

@@ -108,9 +108,21 @@ def test_saving_after_a_damaged_checkpoint_keeps_what_is_sound(finished):
 
 
 def test_checkpoints_are_ordered_by_number(finished):
-    folder = finished / "checkpoints"
-    (folder / "step-000010").rename(folder / "step-1000000")
+    run = build_trainer(load_config(finished / "config.yaml", [f"output.dir={finished}"]), overwrite=True).run
+    for run.step in (999_999, 1_000_000):
+        save_checkpoint(run)
     assert newest_sound_checkpoint(finished)[0].name == "step-1000000"
+
+
+@pytest.mark.parametrize("name", ["step-000020", "step-000010 (copy)", "epoch-3", "step-last"])
+def test_a_checkpoint_under_another_name_is_no_checkpoint(finished, name):
+    folder = finished / "checkpoints"
+    shutil.copytree(folder / "step-000008", folder / name)
+    checkpoint, passed = newest_sound_checkpoint(finished)
+    assert checkpoint.name == "step-000010"
+    assert [problem.partition(": ")[2] for problem in passed] == (
+        ["it holds step 8, whatever its name says"] if name == "step-000020" else []
+    )
 
 
 def test_a_resumed_run_may_not_change_what_decides_its_weights(finished, capsys):
@@ -234,6 +246,21 @@ def test_a_killed_process_resumes_to_the_same_bytes(write_config, uninterrupted,
         assert newest_sound_checkpoint(folder)[0].name == f"step-{state['step']:06d}"
     assert main(["--resume", str(folder)]) == 0
     assert adapter_bytes(folder) == adapter_bytes(uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_does_not_take_the_workers(write_config, number):
+    """As Ctrl-C, and clusters send it."""
+    data = {"workers": 2, "cache": {"latents": False}}
+    config = write_config("grouped", loop={"steps": 500, "batch_size": 2}, checkpoint={"every": 500}, data=data)
+    command = [sys.executable, "-m", "loraloom.train", str(config)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for_step(config.parent / "grouped", 3, process)
+    os.killpg(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 5, said
+    assert "Traceback" not in said
+    assert newest_sound_checkpoint(config.parent / "grouped")[1] == []
 
 
 def test_accelerate_launch_trains_the_same(write_config, finished):

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from ...adapters import format as adapter_format
 from ...adapters.artifact import AdapterArtifact
 from ...adapters.sharded import whole
-from ...configs.errors import AfterTrainingError, UserError
+from ...configs.errors import AfterTrainingError, TrainingError, UserError
+from ...configs.files import as_os_error
 from ...inference.adapter_file import format_names
 from ...inference.merged import MergedBase
 from ...inference.pipeline_folder import write_pipeline
@@ -24,7 +25,8 @@ from ..captions import prompt_options
 from ..fits import changes_base, formats_of, words_of_method
 from ..run import Run
 from ..run_folder import write_run_file
-from ..state import checkpoint_of, load_checkpoint
+from ..state import checkpoint_of, find_damage, load_checkpoint, saved_so_far
+from ..together import together
 
 
 class Export(Callback):
@@ -42,9 +44,8 @@ class Export(Callback):
     def on_end(self, run: Run) -> None:
         if run.stop:
             write_run_file(run, state="stopped", exit_code=5, message=f"stopped by {run.stop}")
-        elif run.takes_part:
-            self._export(run)
-        run.accelerator.wait_for_everyone()
+        else:
+            together(run.accelerator, lambda: self._export(run) if run.takes_part else None)
 
     def _export(self, run: Run) -> None:
         if run.ended:
@@ -54,21 +55,35 @@ class Export(Callback):
         if run.config.output.weights == "best":
             _load_best(run)
         try:
-            with run.exported():
+            with run.exported(), as_os_error():
                 run.facts["files"], run.facts["verify"] = write_and_verify(run)
         except AfterTrainingError:
             raise
         except (UserError, OSError) as error:
-            raise AfterTrainingError(f"the adapter was trained but cannot be written: {error}") from error
+            raise _not_written(run, error) from error
+        if run.unsaved:
+            files = ", ".join(run.facts["files"])
+            raise AfterTrainingError(f"wrote and verified {files}, but no checkpoint of step {run.step}: {run.unsaved}")
         write_run_file(run, state="done", exit_code=0)
+
+
+def _not_written(run: Run, error: Exception) -> UserError:
+    """With a checkpoint of its last step a run has lost nothing, however the export went."""
+    words = f"the adapter was trained but cannot be written: {error}"
+    if run.unsaved is None:
+        return AfterTrainingError(f"{words}; `loraloom resume {run.folder}` tries it again")
+    return TrainingError(f"{words}; nor could a checkpoint be saved, {saved_so_far(run.folder)}: the rest is lost")
 
 
 def _load_best(run: Run) -> None:
     """The state of the best validation; at step 0 there is nothing to export but what the adapter began as."""
     assert run.best is not None
     if run.best.step not in (0, run.step):
-        last = run.step, run.seconds
-        load_checkpoint(run, checkpoint_of(run.folder, run.best.step))
+        checkpoint, last = checkpoint_of(run.folder, run.best.step), (run.step, run.seconds)
+        if damage := find_damage(checkpoint):
+            tqdm.write(f"warning: {checkpoint}, the best one: {damage}; the weights of the last step are exported")
+            return
+        load_checkpoint(run, checkpoint)
         run.step, run.seconds = last
     elif run.best.step == 0:
         tqdm.write("warning: no validation was better than the base; the weights of the last step are exported")

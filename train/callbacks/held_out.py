@@ -1,11 +1,9 @@
 """The held-out loss over the steps: its curve, the best checkpoint, and the end of a run that no longer gets better."""
 
-import json
-from pathlib import Path
-
 from tqdm import tqdm
 
 from ..callback import Callback
+from ..journal import Journal
 from ..run import Best, Run
 
 
@@ -13,7 +11,11 @@ class HeldOutLoss(Callback):
     """Runs before checkpoints are saved, as it may ask for one."""
 
     def on_start(self, run: Run) -> None:
-        if run.held_out is not None and run.step == 0:
+        if run.held_out is None:
+            return
+        if run.is_main:
+            self.curve = Journal(run.folder / "logs" / "held_out.jsonl")
+        if run.step == 0:
             self._measure(run)
 
     def on_step(self, run: Run) -> None:
@@ -27,7 +29,7 @@ class HeldOutLoss(Callback):
         total = losses.pop("")
         values = {"held_out": total, **{f"held_out/{source}": loss for source, loss in losses.items()}}
         if run.is_main:
-            _append(run.folder / "logs" / "held_out.jsonl", {"step": run.step, **values})
+            self.curve.add({"step": run.step, **values})
         run.log(values, run.step)
         if run.best is None or total < run.best.loss:
             run.best = Best(run.step, total)
@@ -39,9 +41,3 @@ class HeldOutLoss(Callback):
             run.ended = f"the held-out loss was best at step {run.best.step}, {checks} validations ago"
             if run.is_main:
                 tqdm.write(f"{run.ended}: the run ends early")
-
-
-def _append(file: Path, entry: dict) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as stream:
-        stream.write(json.dumps(entry) + "\n")

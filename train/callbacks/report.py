@@ -3,6 +3,7 @@
 from tqdm import tqdm
 
 from ..callback import Callback
+from ..journal import tolerated
 from ..report import write_report
 from ..run import Run
 
@@ -12,4 +13,5 @@ class Report(Callback):
 
     def on_end(self, run: Run) -> None:
         if run.is_main:
-            tqdm.write(f"wrote {write_report(run.folder)}")
+            with tolerated("report.html"):
+                tqdm.write(f"wrote {write_report(run.folder)}")

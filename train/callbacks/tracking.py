@@ -1,30 +1,25 @@
 """Curves: `logs/history.jsonl` in the run folder, and accelerate's trackers (TensorBoard, W&B)."""
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TextIO
 
 from tqdm import tqdm
 
 from ...configs.errors import UserError
 from ..callback import Callback
+from ..journal import Journal
 from ..run import Run, StepResult
 
 
 class Tracking(Callback):
     """Writes a line for each step."""
 
-    file: TextIO | None = None
+    history: Journal | None = None
 
     def on_start(self, run: Run) -> None:
         start_trackers(run)
         if run.is_main:
-            folder = run.folder / "logs"
-            folder.mkdir(parents=True, exist_ok=True)
-            self.file = (folder / "history.jsonl").open("a", buffering=1)
-            self.file.truncate(_whole_lines(folder / "history.jsonl"))
+            self.history = Journal(run.folder / "logs" / "history.jsonl")
 
     def on_results(self, run: Run, results: Sequence[StepResult]) -> None:
         for result in results:
@@ -37,14 +32,13 @@ class Tracking(Callback):
             **{f"learning_rate/{part}": rate for part, rate in result.learning_rates.items()},
             "grad_norm": result.grad_norm,
         }
-        if self.file is not None:
+        if self.history is not None:
             known = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
-            self.file.write(json.dumps({"step": result.step, **known, "seconds": round(result.seconds, 4)}) + "\n")
+            self.history.add({"step": result.step, **known, "seconds": round(result.seconds, 4)})
         run.log(values, result.step)
 
     def on_exit(self, run: Run) -> None:
-        if self.file is not None:
-            self.file.close()
+        finish_trackers(run)
 
 
 def start_trackers(run: Run) -> None:
@@ -64,6 +58,11 @@ def start_trackers(run: Run) -> None:
     accelerator.trackers = started
 
 
-def _whole_lines(file: Path) -> int:
-    """Bytes up to the last newline: a run that was killed may have left half a line."""
-    return file.read_bytes().rfind(b"\n") + 1
+def finish_trackers(run: Run) -> None:
+    """Closes them; what their services say then is only a warning."""
+    for tracker in run.accelerator.trackers if run.is_main else ():
+        try:
+            tracker.finish()
+        except Exception as error:  # whatever a tracker's service does, the run is over
+            tqdm.write(f"warning: {tracker.name} could not finish: {error}")
+    run.accelerator.trackers = []

@@ -2,14 +2,21 @@
 
 import json
 import re
+from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ...configs.files import replace_file
 from ...inference.engine import Engine, Request, image_grid, png_info
 from ..callback import Callback
 from ..captions import prompt_options
+from ..journal import tolerated
 from ..run import Run
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class Validation(Callback):
@@ -53,25 +60,29 @@ def sample_prompts(run: Run, folder: Path, base: bool = False) -> None:
 
     `base` samples without the adapter, where its method can do without.
     """
-    section, requests = run.config.validation, requests_of(run)
+    requests = requests_of(run)
     absent = [part for part in run.family.image_encoders if part not in run.parts]
     parts = run.parts | run.adapters.carriers | run.load(absent)  # the decoder is here only while it is needed
     with run.exported(), run.adapters.disabled() if base and run.adapters.can_disable else nullcontext():
         engine = Engine(run.family, parts, encode=run.encode)
         progress = "validation" if run.is_main else None
         images = [image for request in requests for image in engine.generate(request, progress=progress)]
-    if not run.is_main:
-        return
+    if run.is_main:
+        with tolerated(f"pictures of step {run.step}"):
+            _write_pictures(run, folder, images, requests)
+
+
+def _write_pictures(run: Run, folder: Path, images: "Sequence[Image]", requests: Sequence[Request]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    listed = []
+    listed, num_images = [], run.config.validation.num_images
     asked = [pair for request in requests for pair in zip(request.prompts, request.seeds, strict=True)]
     for index, (image, (prompt, seed)) in enumerate(zip(images, asked, strict=True)):
-        row, column = divmod(index, section.num_images)
+        row, column = divmod(index, num_images)
         name = f"{row:02d}-{slug(prompt)}-{column}.png"
         image.save(folder / name, pnginfo=png_info(prompt=prompt, seed=seed, step=run.step))
         listed.append({"file": name, "prompt": prompt, "seed": seed})
-    (folder / "samples.json").write_text(json.dumps(listed, indent=1))
-    image_grid(images, section.num_images).save(folder / "grid.png")
+    replace_file(folder / "samples.json", json.dumps(listed, indent=1))
+    image_grid(images, num_images).save(folder / "grid.png")
 
 
 def slug(prompt: str) -> str:
