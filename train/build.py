@@ -29,6 +29,7 @@ from ..models.base import pin_revision
 from ..models.encode import Encode, encoder_of
 from ..models.family import Conditioning, ModelFamily, Parts
 from ..models.noise.ddpm import training_scheduler
+from .base_key import base_key
 from .cache import Wanted, fill, want
 from .callback import Callback
 from .callbacks.card import Card
@@ -98,7 +99,7 @@ def assemble(
     if writes and accelerator.is_main_process and checkpoint is None:
         prepare_folder(folder, config.output.name, overwrite=overwrite)
     encode = _make_encode(config, base.family, parts, wanted, accelerator)
-    data = dataset.fingerprint(loop.micro_batch)
+    data = dataset.fingerprint(loop.micro_batch) | {"base": base_key(config)}
     run = _make_run(config, folder, accelerator, base, parts, adapters, encode, data)
     if held_out:
         run.held_out = HeldOut(held_out, objective.noise, config.validation.timesteps, loop.micro_batch)

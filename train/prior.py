@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 from ..configs.errors import UserError
 from ..configs.files import replacing
-from ..configs.machine import cache_folder
 from ..configs.schema import PriorSource, RunConfig
 from ..data.draws import key_seed
-from ..data.keys import Part, content_key, weights_hash
-from ..models.base import find_base, merged_key
+from ..data.keys import content_key
+from .base_key import base_key
 
 if TYPE_CHECKING:
     from ..inference.engine import Engine
@@ -23,18 +22,8 @@ def class_image_paths(source: PriorSource, config: RunConfig) -> list[Path]:
     """
     model = config.model
     made = (model.dtype, source.prior, source.steps, source.guidance, max(config.data.resolutions), config.loop.seed)
-    key = content_key("class images", _weights(config), merged_key(model), *made)[:12]
+    key = content_key("class images", tuple(sorted(base_key(config).items())), *made)[:12]
     return [Path(config.output.dir) / f"prior-{key}" / f"{index:05d}.png" for index in range(source.count)]
-
-
-def _weights(config: RunConfig) -> Part:
-    """The base of a config: a hub's commit, or the hash of what a folder holds, which may be trained further."""
-    model, cache = config.model, cache_folder(config.data.cache.dir)
-    folder = find_base(model.base, model.revision)
-    if folder is None:
-        return model.base, model.revision
-    parts = sorted(part for part in folder.iterdir() if any(part.glob("*.safetensors")))
-    return tuple((part.name, weights_hash(part, cache)) for part in parts)
 
 
 def class_image_files(source: PriorSource, config: RunConfig, make_engine: Callable[[], "Engine"]) -> list[Path]:

@@ -236,6 +236,9 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
             f"loop.micro_batch was {then['micro_batch']} and cannot become {now['micro_batch']}: "
             "the images are in several buckets, and a micro-batch never mixes them"
         )
+    before, now_there = then.get("base", now["base"]), now["base"]
+    for part in sorted(part for part in before | now_there if before.get(part) != now_there.get(part)):
+        yield f"model.base: the weights of its {part} were changed since the checkpoint was saved"
     for old, new in zip(then["sources"], now["sources"], strict=True):
         if old != new:
             counts = f"{old['images']} images then, {new['images']} now"

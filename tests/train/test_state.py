@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from loraloom import launch
 from loraloom.configs.errors import UserError, run_command
@@ -105,6 +106,18 @@ def test_saving_after_a_damaged_checkpoint_keeps_what_is_sound(finished):
     save_checkpoint(trainer.run)
     checkpoint, passed = newest_sound_checkpoint(finished)
     assert (checkpoint.name, passed) == ("step-000009", [])
+
+
+def test_a_resumed_run_must_find_the_same_base(write_config, tiny_base, tmp_path, capsys):
+    shutil.copytree(tiny_base, tmp_path / "base")
+    config = write_config(model={"base": str(tmp_path / "base")}, loop={"steps": 1})
+    assert main([str(config)]) == 0
+    (file,) = (tmp_path / "base/unet").glob("*.safetensors")
+    weights = load_file(file)
+    weights["conv_in.bias"][0] += 1
+    save_file(weights, file)
+    assert run_command(main, ["--resume", str(tmp_path / "run"), "loop.steps=2"]) == 2
+    assert "model.base: the weights of its unet were changed since" in capsys.readouterr().err
 
 
 def test_checkpoints_are_ordered_by_number(finished):
