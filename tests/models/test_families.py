@@ -103,7 +103,7 @@ def objective_of(family, parts, adapters, **options) -> Objective:
 
 def steps_of(objective, adapters, parts, batches) -> list[float]:
     parameters = [p for each in adapters.parameters().values() for p in each]
-    optimizer, losses = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01), []
+    optimizer, losses = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01, fused=True), []
     for batch in batches:
         loss = objective(parts, batch, torch.device("cpu")).total
         loss.backward()
@@ -159,7 +159,7 @@ def bare_losses(family, parts) -> list[float]:
     torch.manual_seed(0)
     inject_adapter_in_model(LoraConfig(r=4, lora_alpha=8, target_modules=endings), parts[family.denoiser])
     parameters = [p for p in parts[family.denoiser].parameters() if p.requires_grad]
-    optimizer, losses = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01), []
+    optimizer, losses = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01, fused=True), []
     for step in range(10):
         positions = [2 * step, 2 * step + 1]
         draws = Draws(0, positions)
@@ -281,7 +281,10 @@ def test_full_fine_tuning_is_a_bare_loop_over_all_weights(family, load):
     bare[family.denoiser].requires_grad_(True)
     names = [name for name, _ in bare[family.denoiser].named_parameters()]
     assert list(adapters.named_parameters()[family.denoiser]) == names
-    optimizer, wanted = torch.optim.AdamW(bare[family.denoiser].parameters(), lr=1e-3, weight_decay=0.01), []
+    optimizer, wanted = (
+        torch.optim.AdamW(bare[family.denoiser].parameters(), lr=1e-3, weight_decay=0.01, fused=True),
+        [],
+    )
     objective = objective_of(family, bare, adapters_of(family, load()))
     for batch in batches:
         loss = objective(bare, batch, torch.device("cpu")).total

@@ -59,7 +59,7 @@ def bare_loop(base, photos, steps, batch_size, learning_rate):
         inject_adapter_in_model(LoraConfig(r=4, lora_alpha=8, target_modules=names), module)
     modules = [unet.train(), text_encoder.train()]
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, fused=True)
     files, order = sorted(photos.glob("*.png")), Order(0, [np.zeros(6, int)])
     losses = []
     for step in range(steps):
