@@ -88,7 +88,7 @@ def _fit(config: RunConfig, images: "Sequence[Images | None]", checkpoint: Path 
 def _record(run: "Run", failure: UserError) -> None:
     """What the folder says of a run that failed."""
     from .journal import tolerated
-    from .report import write_report
+    from .pages.report import write_report
 
     write_run_file(run, state="failed", exit_code=failure.exit_code, message=str(failure))
     with tolerated("report.html"):

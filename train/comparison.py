@@ -9,8 +9,8 @@ from ..configs.document import KeyPath, dotted
 from ..configs.errors import UserError
 from ..configs.loader import inline_yaml
 from .facts import best_held_out, final_loss, held_out_losses, seconds_of, state_of, step_of, steps_of
+from .pages.words import aligned, duration, shortened
 from .run_folder import RunFiles, is_run_folder, read_fingerprint, read_run
-from .words import aligned, duration, shortened
 
 Table = dict[str, dict[str, Any]]
 """Row to the values of those runs that have one, by name."""

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .pages.words import counted, number
 from .run_folder import LOCK, RunFiles, is_locked
-from .words import counted, number
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ from ..data.dataset import Images
 from .fits import changes_base, formats_of, layer_parts, trained_parts, words_of_method
 from .gather import warn
 from .outlook import Changed, Outlook, dataset_ahead, look_ahead, missed_shares
+from .pages.words import aligned, counted
 from .preflight import preflight
-from .words import aligned, counted
 
 if TYPE_CHECKING:
     from ..models.load import Base

@@ -15,14 +15,14 @@ from ..configs.schema import RunConfig
 from ..data.dataset import Dataset, Images
 from ..data.transforms import Size
 from .choice import Choice, Place, choose
-from .contact_sheet import Tile, contact_sheet, scaled, shown_size
 from .gather import Say, warn
 from .outlook import BucketOutlook, dataset_ahead, look_ahead, missed_shares
-from .page import write_page
+from .pages.contact_sheet import Tile, contact_sheet, scaled, shown_size
+from .pages.page import write_page
+from .pages.preview_page import Bucket, Preview, preview_page
+from .pages.words import counted
 from .preflight import check_output, preflight
-from .preview_page import Bucket, Preview, preview_page
 from .view import changed, cuts_of, find_uses, look, reddened
-from .words import counted
 
 SHEET = re.compile(r"sheet-\d+x\d+\.png")
 HELP = """\

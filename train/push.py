@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from ..configs.errors import AFTER_TRAINING, AfterTrainingError, UserError, run_command
 from .facts import at
+from .pages.usage import REPOSITORY
 from .run_folder import CARD, RunFiles, read_run, write_run_file
-from .usage import REPOSITORY
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -86,7 +86,7 @@ def uploads_of(run: RunFiles) -> list[Upload]:
         raise UserError(f"{run.folder}: a run can be pushed when it is done and verified, its state is {state}")
     card = run.folder / CARD
     if not card.is_file():
-        from .card import write_card
+        from .pages.card import write_card
 
         write_card(run.folder)
     paths = [run.folder / Path(name).name for name in run.record.get("files") or []]

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..configs.arguments import positive
 from ..configs.errors import UserError, run_command
 from ..configs.loader import load_config
-from .contact_sheet import Tile, contact_sheet
+from .pages.contact_sheet import Tile, contact_sheet
 from .preflight import preflight
 from .run_folder import read_history
 from .state import sound_checkpoint_before

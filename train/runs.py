@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ..configs.errors import UserError, run_command
 from .facts import Measured, at, best_held_out, final_loss, held_out_losses, seconds_of, state_of, step_of, steps_of
+from .pages.words import aligned, duration, number, shortened
 from .run_folder import RunFiles, checkpoints, is_run_folder, read_run
-from .words import aligned, duration, number, shortened
 
 DEPTH = 3  # folders below those that are named
 WIDEST = 32  # characters of a base's name
@@ -78,8 +78,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _compare(folders: list[Path], out: Path, as_json: bool) -> int:
     from .comparison import compare, describe
-    from .comparison_page import comparison_page
-    from .page import write_page
+    from .pages.comparison_page import comparison_page
+    from .pages.page import write_page
 
     comparison = compare(folders)
     page = comparison_page(comparison)

@@ -21,8 +21,8 @@ from loraloom.data.dataset import Dataset
 from loraloom.data.transforms import crop, place
 from loraloom.models.load import Base
 from loraloom.train.choice import choose, evenly, fair_shares
-from loraloom.train.contact_sheet import GAP, MARGIN, TITLE, Tile, contact_sheet
 from loraloom.train.outlook import dataset_ahead
+from loraloom.train.pages.contact_sheet import GAP, MARGIN, TITLE, Tile, contact_sheet
 from loraloom.train.preflight import preflight
 from loraloom.train.preview import main
 from loraloom.train.prior import class_image_paths

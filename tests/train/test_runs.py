@@ -22,11 +22,11 @@ from PIL import Image
 from loraloom.configs.errors import run_command
 from loraloom.launch import cli
 from loraloom.train.comparison import compare, short_names
-from loraloom.train.comparison_page import comparison_page, shown_steps
 from loraloom.train.facts import Measured
-from loraloom.train.page import data_uri
+from loraloom.train.pages.comparison_page import comparison_page, shown_steps
+from loraloom.train.pages.page import data_uri
+from loraloom.train.pages.words import aligned, shortened
 from loraloom.train.runs import HEAD, describe, find_runs, list_runs, look, main
-from loraloom.train.words import aligned, shortened
 
 CONFIG = {
     "model": {"base": "pocket", "family": "sd1"},

@@ -4,7 +4,7 @@ from tqdm import tqdm
 
 from ...configs.errors import AfterTrainingError
 from ..callback import Callback
-from ..card import write_card
+from ..pages.card import write_card
 from ..run import Run
 from ..run_folder import CARD
 

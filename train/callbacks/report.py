@@ -4,7 +4,7 @@ from tqdm import tqdm
 
 from ..callback import Callback
 from ..journal import tolerated
-from ..report import write_report
+from ..pages.report import write_report
 from ..run import Run
 
 

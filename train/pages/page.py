@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..configs.files import replace_file
+from ...configs.files import replace_file
 from .chart import Markup, join, tag
 
 LARGEST_PNG = 120_000

@@ -6,12 +6,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from ..facts import at
+from ..run_folder import Picture, RunFiles, read_pictures, read_run
 from . import chart
 from .chart import Markup, Series, join, tag
 from .curves import curve, names_of
-from .facts import at
 from .page import backdrop, data_uri, enlarging, page, write_page
-from .run_folder import Picture, RunFiles, read_pictures, read_run
 from .told import adapter_of, batch_of, in_words, learning_rate_of, loss_of, progress_of, time_of
 
 MAX_VALIDATIONS = 12

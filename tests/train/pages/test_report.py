@@ -21,12 +21,12 @@ from PIL import Image
 
 from loraloom.configs.errors import UserError
 from loraloom.models.pocket.scenes import draw, random_scene
-from loraloom.train import chart
-from loraloom.train.chart import Axis, Series
-from loraloom.train.page import data_uri
-from loraloom.train.report import MAX_VALIDATIONS, spread, write_report
+from loraloom.train.pages import chart
+from loraloom.train.pages.chart import Axis, Series
+from loraloom.train.pages.page import data_uri
+from loraloom.train.pages.report import MAX_VALIDATIONS, spread, write_report
+from loraloom.train.pages.words import duration
 from loraloom.train.run_folder import read_history
-from loraloom.train.words import duration
 
 PROMPTS = ["a sks creature on a blue background", 'two <script>alert("x")</script> & stars', "a creature, green"]
 CONFIG = {
@@ -349,7 +349,7 @@ def test_a_large_picture_is_reduced(tmp_path: Path) -> None:
 
 
 def test_report_does_not_import_torch() -> None:
-    code = "import sys, loraloom.train.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, loraloom.train.pages.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -12,9 +12,9 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from loraloom.train.__main__ import main
-from loraloom.train.card import write_card
+from loraloom.train.pages.card import write_card
+from loraloom.train.pages.usage import NO_BASE, REPOSITORY
 from loraloom.train.run_folder import CARD_MARK, prepare_folder
-from loraloom.train.usage import NO_BASE, REPOSITORY
 
 BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 PUBLIC = {"lora", "unet", "attention", "adamw", "cosine", "bf16", "sdxl", "tiny", BASE, "ab" * 20}

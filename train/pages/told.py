@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from .facts import at, final_loss, seconds_of, step_of, steps_of
-from .run_folder import RunFiles
+from ..facts import at, final_loss, seconds_of, step_of, steps_of
+from ..run_folder import RunFiles
 from .words import counted, duration, number
 
 

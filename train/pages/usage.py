@@ -4,9 +4,9 @@ import json
 import shlex
 from collections.abc import Iterator
 
-from ..models.base import EMBEDDED, hub_id
-from .facts import at
-from .run_folder import RunFiles
+from ...models.base import EMBEDDED, hub_id
+from ..facts import at
+from ..run_folder import RunFiles
 
 REPOSITORY = "OWNER/NAME"
 """Stands for the repository on the hub until it is known; a folder with the files will do as well."""

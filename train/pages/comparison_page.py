@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 
+from ..comparison import Comparison, Table, spelled
+from ..run_folder import Picture, RunFiles, read_pictures
 from . import chart
 from .chart import Markup, Series, join, key, line_chart, tag
-from .comparison import Comparison, Table, spelled
 from .curves import Entries, curve, names_of
 from .page import backdrop, data_uri, enlarging, page
-from .run_folder import Picture, RunFiles, read_pictures
 from .words import counted
 
 Runs = Mapping[str, RunFiles]

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from ..configs.schema import PriorSource, RunConfig, Source
-from ..data.transforms import Size
+from ...configs.schema import PriorSource, RunConfig, Source
+from ...data.transforms import Size
+from ..choice import Planned
+from ..outlook import BucketOutlook, Changed, Outlook, SourceOutlook
+from ..view import Encoded, View, box_of
 from .chart import Markup, join, tag
-from .choice import Planned
-from .outlook import BucketOutlook, Changed, Outlook, SourceOutlook
 from .page import backdrop, enlarging, page, picture_uri
-from .view import Encoded, View, box_of
 from .words import counted
 
 SHOWN_CAPTIONS = 6

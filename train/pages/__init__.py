@@ -1,0 +1,1 @@
+"""What people look at: reports, comparisons, previews and model cards, made from files and from nothing else."""
