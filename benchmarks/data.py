@@ -24,7 +24,8 @@ import pyarrow.parquet
 import torch
 from PIL import Image
 
-from ..configs.schema import DataSection, FolderSource, ModelSection, RunConfig
+from ..configs.data_sections import DataSection, FolderSource
+from ..configs.schema import ModelSection, RunConfig
 from ..data.findings import cores
 from ..data.sample import Batch
 from ..data.scan import scan

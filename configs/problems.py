@@ -12,7 +12,8 @@ from pydantic_core import ErrorDetails
 
 from .choices import did_you_mean
 from .document import KeyPath, dotted
-from .schema import RunConfig, Section
+from .schema import RunConfig
+from .section import Section
 
 
 @functools.cache

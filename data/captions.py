@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 
 from ..configs.choices import did_you_mean
+from ..configs.data_sections import CaptionRules
 from ..configs.errors import UserError
-from ..configs.schema import CaptionRules
 from .draws import Stream
 
 CAPTION = "[caption]"  # where a template takes the caption

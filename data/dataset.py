@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
+from ..configs.data_sections import DataSection, ImageSection, Source
 from ..configs.errors import TrainingError
-from ..configs.schema import DataSection, ImageSection, Source
 from .buckets import BucketRules, Size, buckets_of, default_step, why_too_long
 from .captions import final_caption, is_dropped, is_random
 from .draws import Stream

@@ -19,8 +19,8 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from ..configs.choices import did_you_mean
+from ..configs.data_sections import FolderSource
 from ..configs.errors import UserError
-from ..configs.schema import FolderSource
 from .source import (
     CAPTION_LISTS,
     Problems,

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from ..configs.data_sections import DataSection
 from ..configs.machine import cores
-from ..configs.schema import DataSection
 from .buckets import why_too_long
 from .findings import Finding, Findings, remembered, sha256
 from .transforms import BadImage, PixelRules, Size, decode, decode_mask, header

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from ..configs.choices import did_you_mean, find
-from ..configs.schema import DatasetSource, FolderSource, ImageSection, PriorSource, source_kind
+from ..configs.data_sections import DatasetSource, FolderSource, ImageSection, PriorSource, source_kind
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported: a type checker sees none
 

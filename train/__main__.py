@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..configs.arguments import add_config
+from ..configs.data_sections import FolderSource
 from ..configs.errors import STOPPED, OutOfMemory, TrainingError, UserError, run_command
 from ..configs.files import reason
 from ..configs.loader import load_config
-from ..configs.schema import FolderSource, RunConfig
+from ..configs.schema import RunConfig
 from ..configs.streams import lasting_streams
 from .run_folder import LOCK, write_run_file
 

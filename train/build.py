@@ -17,9 +17,10 @@ from ..adapters.combined import Combined
 from ..adapters.format import read
 from ..adapters.token_embeddings import inject_tokens
 from ..configs.choices import find
+from ..configs.data_sections import PriorSource
 from ..configs.errors import UserError
 from ..configs.machine import cores
-from ..configs.schema import PriorSource, RunConfig
+from ..configs.schema import RunConfig
 from ..data.dataset import Dataset, Images
 from ..data.draws import key_seed
 from ..data.loader import Samples, Share, micro_batches

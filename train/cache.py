@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from ..configs.arguments import add_config
+from ..configs.data_sections import ImageSection
 from ..configs.errors import UserError, run_command
 from ..configs.loader import load_config
 from ..configs.machine import cache_folder
-from ..configs.schema import ImageSection, RunConfig
+from ..configs.schema import RunConfig
 from ..data.buckets import Size
 from ..data.cache import Store
 from ..data.dataset import Dataset

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..configs.schema import PriorSource
+from ..configs.data_sections import PriorSource
 from ..data.dataset import Dataset
 
 ON_A_SHEET = 48  # images

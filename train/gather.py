@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 
+from ..configs.data_sections import CaptionRules, DataSection, PriorSource, Source
 from ..configs.errors import UserError
 from ..configs.machine import cache_folder
-from ..configs.schema import CaptionRules, DataSection, PriorSource, Source, ValidationSection
+from ..configs.schema import ValidationSection
 from ..data.captions import check_caption, check_rules
 from ..data.dataset import Dataset, Images
 from ..data.scan import apply_policy, scan

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..configs.schema import PriorSource, RunConfig
+from ..configs.data_sections import PriorSource
+from ..configs.schema import RunConfig
 from ..data.dataset import Dataset, Images
 from ..data.sources.prior import PriorImages
 from ..models.base import find_base

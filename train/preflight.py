@@ -7,8 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..configs.arguments import file_and_weight
+from ..configs.data_sections import FolderSource
 from ..configs.errors import UserError
-from ..configs.schema import FolderSource, RunConfig
+from ..configs.schema import RunConfig
 from ..data.dataset import Images
 from ..models.base import check_base
 from .gather import Say, gather, held_out_data, warn

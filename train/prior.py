@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..configs.data_sections import PriorSource
 from ..configs.errors import UserError
 from ..configs.files import replacing
-from ..configs.schema import PriorSource, RunConfig
+from ..configs.schema import RunConfig
 from ..data.draws import key_seed
 from ..data.keys import content_key
 from .base_key import base_key

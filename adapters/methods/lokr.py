@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from ...configs.schema import AdapterSection, Section
+from ...configs.schema import AdapterSection
+from ...configs.section import Section
 
 if TYPE_CHECKING:
     from peft import LoKrConfig

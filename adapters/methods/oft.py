@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from ...configs.errors import UserError
-from ...configs.schema import AdapterSection, Section
+from ...configs.schema import AdapterSection
+from ...configs.section import Section
 
 if TYPE_CHECKING:
     from peft import OFTConfig

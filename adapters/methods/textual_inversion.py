@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ...configs.schema import AdapterSection, Section
+from ...configs.schema import AdapterSection
+from ...configs.section import Section
 
 if TYPE_CHECKING:
     from ..adapter import Targets

@@ -1,1 +1,1 @@
-"""Kinds of sources: one file each, named as `configs.schema.SOURCE_KINDS` has it; the contract is `data/source.py`."""
+"""Kinds of sources: a file each, named as in `configs.data_sections.SOURCE_KINDS`; the contract is `data/source.py`."""

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from ...configs.choices import did_you_mean
+from ...configs.data_sections import DatasetSource
 from ...configs.errors import UserError
-from ...configs.schema import DatasetSource
 from ..source import Captions, Problems, first_line, lacks_captions, missing_column, text_column
 
 if TYPE_CHECKING:

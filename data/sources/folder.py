@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from ...configs.data_sections import FolderSource
 from ...configs.errors import UserError
-from ...configs.schema import FolderSource
 from ..listing import BESIDE, CAPTION_FILES, Listing, list_folder, mask_file, walk
 from ..metadata import Metadata, find_metadata, read_metadata
 from ..source import CAPTION_LISTS, MASKS, SUFFIXES, Captions, Problems, check_masks, read_sidecars

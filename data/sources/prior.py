@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...configs.schema import PriorSource
+from ...configs.data_sections import PriorSource
 
 
 class PriorImages:

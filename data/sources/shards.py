@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from ...configs.data_sections import ShardSource
 from ...configs.errors import UserError
-from ...configs.schema import ShardSource
 from ..source import SUFFIXES, Captions, Problems, check_masks
 from ..tar_index import load_index
 

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraloom.configs import loader
+from loraloom.configs.data_sections import FolderSource, PriorSource
 from loraloom.configs.errors import UserError
 from loraloom.configs.loader import dump_yaml, load_config, marked_yaml
-from loraloom.configs.schema import FolderSource, PriorSource, RunConfig
+from loraloom.configs.schema import RunConfig
 
 GOOD = """\
 model: {base: pocket}

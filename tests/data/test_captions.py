@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loraloom.configs.data_sections import CaptionRules
 from loraloom.configs.errors import UserError
-from loraloom.configs.schema import CaptionRules
 from loraloom.data.captions import check_caption, check_rules, final_caption, is_dropped, is_random
 from loraloom.data.draws import Stream
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from loraloom.configs.data_sections import DataSection
 from loraloom.configs.errors import TrainingError
-from loraloom.configs.schema import DataSection
 from loraloom.data.dataset import Dataset, Images
 from loraloom.data.scan import scan
 from loraloom.data.source import open_source

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loraloom.configs.data_sections import FolderSource
 from loraloom.configs.errors import UserError
-from loraloom.configs.schema import FolderSource
 from loraloom.data import metadata as module
 from loraloom.data.metadata import Metadata, find_metadata, read_metadata
 from loraloom.data.source import Problems
@@ -263,7 +263,7 @@ def test_one_metadata_file_is_found(tmp_path):
 MEASURE = """
 import resource, sys, time
 import pandas  # which arrow imports by itself
-from loraloom.configs.schema import FolderSource
+from loraloom.configs.data_sections import FolderSource
 from loraloom.data.source import open_source
 from loraloom.data.sources import folder
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loraloom.configs.schema import DataSection
+from loraloom.configs.data_sections import DataSection
 from loraloom.data import findings
 from loraloom.data import scan as scan_module
 from loraloom.data.scan import Scan, apply_policy, scan

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from loraloom.configs.schema import SOURCE_KINDS, FolderSource
+from loraloom.configs.data_sections import SOURCE_KINDS, FolderSource
 from loraloom.data.source import (
     CAPTION_LISTS,
     SHOWN,

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from loraloom.configs.data_sections import FolderSource, PriorSource
 from loraloom.configs.errors import UserError
 from loraloom.configs.loader import load_config
-from loraloom.configs.schema import FolderSource, PriorSource
 from loraloom.launch.init import default_trigger, main
 
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from ...configs.errors import UserError
-from ...configs.schema import OptimizerSection, Section
+from ...configs.schema import OptimizerSection
+from ...configs.section import Section
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from ...configs.schema import PriorSource, RunConfig, Source
+from ...configs.data_sections import PriorSource, Source
+from ...configs.schema import RunConfig
 from ...data.transforms import Size
 from ..choice import Planned
 from ..outlook import BucketOutlook, Changed, Outlook, SourceOutlook

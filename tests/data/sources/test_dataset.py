@@ -10,8 +10,8 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from datasets.utils import are_progress_bars_disabled, enable_progress_bars
 
+from loraloom.configs.data_sections import DatasetSource
 from loraloom.configs.errors import UserError
-from loraloom.configs.schema import DatasetSource
 from loraloom.data.source import ImageSource, open_source
 
 COLOURS = ("red", "blue", "green", "white")

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from loraloom.configs.data_sections import FolderSource
 from loraloom.configs.errors import UserError
-from loraloom.configs.schema import FolderSource
 from loraloom.data.source import ImageSource, open_source
 from loraloom.data.sources.folder import image_files
 

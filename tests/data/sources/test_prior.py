@@ -1,6 +1,6 @@
 """Class images as a source like any other."""
 
-from loraloom.configs.schema import PriorSource
+from loraloom.configs.data_sections import PriorSource
 from loraloom.data.sources.prior import PriorImages
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from loraloom.configs.data_sections import ShardSource
 from loraloom.configs.errors import UserError
-from loraloom.configs.schema import ShardSource
 from loraloom.data import tar_index
 from loraloom.data.source import ImageSource, open_source
 

@@ -1,0 +1,15 @@
+"""What all sections of a config have in common."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+DType = Literal["fp32", "bf16", "fp16"]
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are errors, the values cannot be changed afterwards."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, defer_build=True
+    )
