@@ -8,6 +8,8 @@ import pytest
 import loraloom.configs
 from loraloom.configs.loader import load_config
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(loraloom.configs.__file__).parent
 PRESETS = sorted(FOLDER.glob("*/lora-*gb.yaml"))
 ROOM = 0.81

@@ -774,6 +774,7 @@ def told(translation: Translation) -> Counter[str]:
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=SLOW)
+@pytest.mark.slow
 @given(settings_of(kohya))
 def test_no_setting_of_sd_scripts_is_lost(chosen: dict[str, Any]) -> None:
     make_images("photos", 1)
@@ -796,6 +797,7 @@ def quoted(value: str) -> str:
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=SLOW)
+@pytest.mark.slow
 @given(settings_of(diffusers), st.sampled_from(list(diffusers.SCRIPTS)))
 def test_no_setting_of_diffusers_is_lost(chosen: dict[str, Any], script: str) -> None:
     make_images("photos", 1)
@@ -827,6 +829,7 @@ def test_the_page_has_the_tables_of_the_rules() -> None:
     assert (ROOT / "docs" / "from-other-trainers.md").read_text().endswith(peer_table.tables() + "\n")
 
 
+@pytest.mark.slow
 def test_a_translated_config_can_be_planned(capsys: pytest.CaptureFixture[str], cache_of_the_tests: Path) -> None:
     from loraloom.launch import cli
 

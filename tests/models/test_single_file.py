@@ -171,6 +171,7 @@ def test_every_tensor_arrives_where_it_belongs(kind, checkpoint):
     assert locate_base(str(file)) == base.folder
 
 
+@pytest.mark.slow
 def test_the_file_trains_and_the_adapter_verifies(checkpoint, write_config):
     file, _ = checkpoint("sd1")
     config = write_config(model={"base": str(file)}, loop={"steps": 2})
@@ -215,6 +216,7 @@ def test_what_is_shipped_are_the_shapes_of_the_real_models(kind):
     )
 
 
+@pytest.mark.slow
 def test_a_file_that_does_not_say_what_it_predicts_is_asked(checkpoint, tmp_path):
     file, _ = checkpoint("sd2")
     (problem,) = check_base(str(file))
@@ -239,6 +241,7 @@ def test_marks_of_v_and_zero_snr_are_seen():
     }
 
 
+@pytest.mark.slow
 def test_an_inpainting_model_and_a_missing_tensor_are_refused(checkpoint):
     file, _ = checkpoint("sd1")
     tensors = load_file(file)

@@ -36,6 +36,8 @@ from loraloom.train.state import (
     save_checkpoint,
 )
 
+pytestmark = pytest.mark.slow
+
 FILES = (
     *("adapter_text_encoder.safetensors", "adapter_unet.safetensors", "optimizer.bin", "scheduler.bin"),
     *("random_states_0.pkl", "run_state.json", "manifest.json"),

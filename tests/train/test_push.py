@@ -19,6 +19,8 @@ from loraloom.launch import cli
 from loraloom.train.__main__ import main as train
 from loraloom.train.push import main as push
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "hf_thetokenofthistest"
 CARD = """\
 ---

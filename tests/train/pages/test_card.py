@@ -16,6 +16,8 @@ from loraloom.train.pages.card import write_card
 from loraloom.train.pages.usage import NO_BASE, REPOSITORY
 from loraloom.train.run_folder import CARD_MARK, prepare_folder
 
+pytestmark = pytest.mark.slow
+
 BASE = "stabilityai/stable-diffusion-xl-base-1.0"
 PUBLIC = {"lora", "unet", "attention", "adamw", "cosine", "bf16", "sdxl", "tiny", BASE, "ab" * 20}
 """All texts in the config below that a card may hold by itself; each of the others is told apart by its letters."""
