@@ -302,6 +302,9 @@ class OutputSection(Section):
     if there is none."""
 
 
+Tracker = Literal["tensorboard", "wandb", "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio"]
+
+
 class RunConfig(Section):
     """One training run."""
 
@@ -325,8 +328,8 @@ class RunConfig(Section):
     """Saving the state of the run."""
     validation: ValidationSection = ValidationSection()
     """Images sampled during training."""
-    trackers: list[Literal["tensorboard", "wandb"]] = ["tensorboard"]
-    """Where curves are logged, besides the run folder."""
+    trackers: list[Tracker] = ["tensorboard"]
+    """Where curves are logged, besides the run folder: those that accelerate knows."""
     output: OutputSection
     """Where results go."""
 

@@ -93,7 +93,10 @@ def check_spans(config: RunConfig) -> list[str]:
 def check_trackers(trackers: Sequence[str]) -> list[str]:
     """Trackers that are not installed; accelerate would leave them out without a word."""
     absent = [name for name in trackers if importlib.util.find_spec(name) is None]
-    return [f"trackers: {name} is not installed; pip install 'loraloom[{name}]', or take it out" for name in absent]
+    packages = {"wandb": "'loraloom[wandb]'", "comet_ml": "comet-ml"}
+    return [
+        f"trackers: {name} is not installed; pip install {packages.get(name, name)}, or take it out" for name in absent
+    ]
 
 
 def check_fresh(folder: Path) -> None:

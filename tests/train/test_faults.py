@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -14,11 +15,13 @@ from accelerate.state import AcceleratorState
 
 from loraloom.configs.errors import TrainingError, run_command
 from loraloom.configs.loader import load_config
+from loraloom.configs.schema import Tracker
 from loraloom.train import build
 from loraloom.train.__main__ import main
 from loraloom.train.build import build_trainer
 from loraloom.train.callback import Callback
 from loraloom.train.callbacks.export import Export
+from loraloom.train.preflight import check_trackers
 from loraloom.train.state import newest_sound_checkpoint
 from loraloom.train.trainer import Trainer
 
@@ -125,6 +128,14 @@ def test_a_tracker_that_is_not_installed(write_config, capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     (line,) = answer(write_config(trackers=["tensorboard"]), capsys)
     assert "not installed" in line
+
+
+def test_trackers_are_those_of_accelerate():
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    assert set(get_args(Tracker)) == set(LOGGER_TYPE_TO_CLASS)
+    (line,) = check_trackers(["tensorboard", "comet_ml"])
+    assert "comet_ml is not installed; pip install comet-ml" in line
 
 
 def test_a_caption_longer_than_the_window_is_said(write_config, photos, capsys):

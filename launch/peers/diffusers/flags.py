@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from ....configs.schema import Tracker
 from ...launcher import processes
 from ...peer import NOTHING, Apply, Outcome, Rule, alike, lost, near, needless, own, same, switch, with_others
 from ...values import file_word, flag, number, text, texts, whole
@@ -190,9 +191,9 @@ def run_folder(value: str, run: Run) -> Outcome:
 
 
 def trackers(value: str, run: Run) -> Outcome:
-    known = {"all": ["tensorboard", "wandb"], "tensorboard": ["tensorboard"], "wandb": ["wandb"], "none": []}
+    known = {"all": ["tensorboard", "wandb"], "none": []} | {name: [name] for name in get_args(Tracker)}
     if value not in known:
-        return Outcome(lost="there are: tensorboard, wandb")
+        return Outcome(lost=f"there are: {', '.join(get_args(Tracker))}")
     return Outcome({"trackers": known[value]})
 
 
