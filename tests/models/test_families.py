@@ -273,6 +273,8 @@ def test_every_method_trains_and_its_file_makes_the_same_of_a_fresh_base(family,
 
 
 def test_full_fine_tuning_is_a_bare_loop_over_all_weights(family, load):
+    if family.name == "sdxl":
+        pytest.skip("thousands of small tensors take half a minute, and differ in nothing from those of sd2")
     parts = load()
     adapters = adapters_of(family, parts, AdapterSection(method="full"), "all")
     batches = [batch_of([0, 1]), batch_of([2, 3])]
