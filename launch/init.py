@@ -12,7 +12,7 @@ from ..configs.errors import UserError
 from ..configs.loader import accepted, inline_yaml
 from ..data.source import SUFFIXES
 from ..data.sources.folder import image_files
-from .values import file_word
+from .translation.values import file_word
 
 
 class Start(NamedTuple):
@@ -89,8 +89,8 @@ def _begin(chosen: argparse.Namespace) -> int:
 
 def _translate(chosen: argparse.Namespace) -> int:
     """A config from another trainer's file, and what is not the same in it."""
-    from . import translated
-    from .peer import Asked, translate
+    from .translation import translated
+    from .translation.peer import Asked, translate
 
     file: Path = chosen.source
     translation = translate(file, Asked(chosen.base, chosen.data, chosen.steps, chosen.name))

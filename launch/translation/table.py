@@ -1,10 +1,10 @@
-"""The tables of docs/from-other-trainers.md, from the rules: python -m loraloom.launch.peer_table"""
+"""The tables of docs/from-other-trainers.md, from the rules: python -m loraloom.launch.translation.table"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
-from ..configs.choices import find, names
-from .peer import Rule
+from ...configs.choices import find, names
+from .peer import PEERS, Rule
 
 HEAD = {
     "Carried over": ("| there | here |", "|---|---|"),
@@ -16,7 +16,7 @@ HEAD = {
 
 def tables() -> str:
     """Of all tools."""
-    return "\n".join(line for name in names("launch.peers") for line in _tool(find("launch.peers", name)))
+    return "\n".join(line for name in names(PEERS) for line in _tool(find(PEERS, name)))
 
 
 def _tool(peer: object) -> Iterator[str]:

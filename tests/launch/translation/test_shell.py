@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraloom.configs.errors import UserError
-from loraloom.launch.shell import find_script, read_commands
+from loraloom.launch.translation.shell import find_script, read_commands
 
 
 def words(text: str) -> list[list[str]]:

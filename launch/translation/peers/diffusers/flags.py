@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-from ....configs.schema import Tracker
+from .....configs.schema import Tracker
 from ...launcher import processes
 from ...peer import NOTHING, Apply, Outcome, Rule, alike, lost, near, needless, own, same, switch, with_others
 from ...values import file_word, flag, number, text, texts, whole

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from ....configs.errors import UserError
-from ....data.sources.folder import image_files
+from .....configs.errors import UserError
+from .....data.sources.folder import image_files
 from ...launcher import processes
 from ...peer import Setting, Settings
 from ...values import text, whole

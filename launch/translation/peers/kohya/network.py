@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ....configs.errors import UserError
+from .....configs.errors import UserError
 from ...peer import NOTHING, Outcome, Rule, Settings, alike, lost, own, with_others
 from ...values import flag, number, numbers, text, texts, whole
 

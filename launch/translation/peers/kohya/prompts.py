@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ....configs.errors import UserError
+from .....configs.errors import UserError
 from ...peer import NOTHING, Outcome, Rule, Setting, Settings, lost, own, same
 from ...toml_lines import read_toml
 from ...values import number, numbers, text, whole

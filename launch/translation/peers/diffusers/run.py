@@ -5,8 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ....configs.errors import UserError
-from ....data.sources.folder import image_files
+from .....configs.errors import UserError
+from .....data.sources.folder import image_files
 from ...launcher import processes
 from ...peer import Settings
 from ...values import text, whole

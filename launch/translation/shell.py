@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from ..configs.errors import UserError
+from ...configs.errors import UserError
 from .peer import Setting
 
 PIECE = re.compile(

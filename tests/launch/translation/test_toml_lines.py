@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from loraloom.configs.errors import UserError
-from loraloom.launch.toml_lines import read_toml
+from loraloom.launch.translation.toml_lines import read_toml
 
 
 def test_every_key_has_its_line(tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from loraloom.configs.errors import UserError
 from loraloom.configs.loader import load_config
 from loraloom.configs.problems import known_keys
 from loraloom.configs.schema import RunConfig
-from loraloom.launch import peer_table, translated, values
 from loraloom.launch.init import main
-from loraloom.launch.peer import Asked, Translation, translate
-from loraloom.launch.peers import diffusers, kohya
+from loraloom.launch.translation import table, translated, values
+from loraloom.launch.translation.peer import PEERS, Asked, Translation, translate
+from loraloom.launch.translation.peers import diffusers, kohya
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -817,16 +817,16 @@ def plain(value: Any) -> str:
     return (value[0] if value else "x") if isinstance(value, list) else str(value).replace("$", "").replace("`", "")
 
 
-@pytest.mark.parametrize("peer", names("launch.peers"))
+@pytest.mark.parametrize("peer", names(PEERS))
 def test_rules_name_keys_that_there_are(peer: str) -> None:
     known = {".".join(map(str, path)) for path in known_keys()}
     free = ("adapter.options", "optimizer.options")
-    for name, rule in find("launch.peers", peer).RULES.items():
+    for name, rule in find(PEERS, peer).RULES.items():
         assert not rule.ours or rule.ours in known or rule.ours.startswith(free), name
 
 
 def test_the_page_has_the_tables_of_the_rules() -> None:
-    assert (ROOT / "docs" / "from-other-trainers.md").read_text().endswith(peer_table.tables() + "\n")
+    assert (ROOT / "docs" / "from-other-trainers.md").read_text().endswith(table.tables() + "\n")
 
 
 @pytest.mark.slow

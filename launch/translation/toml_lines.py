@@ -5,8 +5,8 @@ import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..configs.document import KeyPath
-from ..configs.errors import UserError
+from ...configs.document import KeyPath
+from ...configs.errors import UserError
 
 HEADER = re.compile(r"\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(#.*)?$")
 KEY = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from ..configs.choices import did_you_mean, find, names
-from ..configs.errors import UserError
-from ..configs.problems import shown
+from ...configs.choices import did_you_mean, find, names
+from ...configs.errors import UserError
+from ...configs.problems import shown
 from .values import flag, plain
 
 T = TypeVar("T")
+PEERS = "launch.translation.peers"
 UNSET = ("", None)
 """Values with which a file says that it says nothing."""
 
@@ -263,7 +264,7 @@ def translate(path: Path, asked: Asked) -> Translation:
     """The translation of a file by the first tool that knows it."""
     if not path.is_file():
         raise UserError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; --from is a file")
-    peers: list[Peer] = [find("launch.peers", name) for name in names("launch.peers")]  # type: ignore[misc]
+    peers: list[Peer] = [find(PEERS, name) for name in names(PEERS)]  # type: ignore[misc]
     for peer in peers:
         if (translation := peer.translate(path, asked)) is not None:
             if translation.problems:

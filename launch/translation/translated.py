@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..configs.document import Document, KeyPath
-from ..configs.loader import inline_yaml
-from ..configs.problems import known_keys
+from ...configs.document import Document, KeyPath
+from ...configs.loader import inline_yaml
+from ...configs.problems import known_keys
 from .peer import Chosen, Line, Translation
 
 LONG = 60  # characters of a list from which on each entry has a line of its own

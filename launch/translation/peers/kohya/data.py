@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ....data.sources.folder import image_files
+from .....data.sources.folder import image_files
 from ...launcher import processes
 from ...peer import (
     NOTHING,

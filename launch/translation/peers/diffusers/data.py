@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ....configs.errors import UserError
-from ....data.sources.folder import image_files
+from .....configs.errors import UserError
+from .....data.sources.folder import image_files
 from ...peer import NOTHING, Chosen, Outcome, Rule, Translation, alike, lost, needless, own, same, with_others
 from ...values import flag, number, plain, text, whole
 from .run import Run

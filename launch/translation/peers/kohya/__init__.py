@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ....configs.errors import UserError
+from .....configs.errors import UserError
 from ... import launcher
 from ...peer import Asked, Rule, Setting, Settings, Translation, asked_settings, converted
 from ...shell import find_script
