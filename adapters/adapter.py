@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..configs.errors import UserError
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -90,3 +92,10 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
+
+
+def check_state(part: str, state: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
+    """UserError where the tensors of a saved state are not exactly those held, by name and shape."""
+    shapes, expected = ({name: tensor.shape for name, tensor in each.items()} for each in (state, held))
+    if odd := sorted({name for name, _ in shapes.items() ^ expected.items()}):
+        raise UserError(f"adapter state of {part}: {len(odd)} tensors do not fit this adapter, first {odd[0]!r}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..configs.choices import find
 from ..configs.errors import UserError
 from ..configs.schema import AdapterSection
-from .adapter import Targets, seeded
+from .adapter import Targets, check_state, seeded
 from .artifact import AdapterArtifact, Key, Weights, canonical_path, copied, listed, module_path
 from .sharded import spread_as
 from .targets import by_pattern
@@ -51,10 +51,8 @@ class PeftAdapters:
     def load(self, part: str, state: Mapping[str, Tensor]) -> None:
         from peft import set_peft_model_state_dict
 
-        shapes, expected = ({name: t.shape for name, t in s.items()} for s in (state, self.states()[part]))
-        if odd := sorted({name for name, _ in shapes.items() ^ expected.items()}):
-            raise UserError(f"adapter state of {part}: {len(odd)} tensors do not fit this adapter, first {odd[0]!r}")
         held = self.states()[part]
+        check_state(part, state, held)
         placed = {name: spread_as(tensor, held[name]) for name, tensor in state.items()}
         set_peft_model_state_dict(self.carriers[part], placed, adapter_name=NAME)
 

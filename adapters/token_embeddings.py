@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..configs.errors import UserError
 from ..configs.schema import TokenSection
-from .adapter import seeded
+from .adapter import check_state, seeded
 from .artifact import AdapterArtifact, Key, copied
 
 TOKENS = "tokens"
@@ -55,9 +55,9 @@ class TokenEmbeddings:
         return {TOKENS: {part: parameter.detach() for part, parameter in self.named_parameters()[TOKENS].items()}}
 
     def load(self, part: str, state: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.named_parameters()[part].items():
-            if name not in state or state[name].shape != parameter.shape:
-                raise UserError(f"adapter state of {part}: the words of {name} do not fit this adapter")
+        named = self.named_parameters()[part]
+        check_state(part, state, named)
+        for name, parameter in named.items():
             parameter.data.copy_(state[name])
 
     @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..configs.errors import UserError
+from .adapter import check_state
 from .artifact import AdapterArtifact, Key, canonical_path
 from .sharded import spread_as
 
@@ -34,9 +35,7 @@ class TrainedBase:
 
     def load(self, part: str, state: Mapping[str, Tensor]) -> None:
         named = self.named_parameters()[part]
-        shapes, expected = ({name: tensor.shape for name, tensor in each.items()} for each in (state, named))
-        if odd := sorted({name for name, _ in shapes.items() ^ expected.items()}):
-            raise UserError(f"weights of {part}: {len(odd)} tensors do not fit this base, first {odd[0]!r}")
+        check_state(part, state, named)
         for name, parameter in named.items():
             parameter.data.copy_(spread_as(state[name], parameter.data))
 

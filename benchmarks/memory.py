@@ -16,7 +16,6 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.utils import logging
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,34 +28,10 @@ from ..inference.engine import MICRO_BATCH
 from ..models.family import Conditioning, ModelFamily
 from ..models.load import DTYPES
 from ..models.noise.process import Noised
+from ..models.single_file import meta_model, shipped_configs
 from ..train.build import checkpoint_gradients, make_adapters
 
 GIB = 2**30
-UNETS: dict[str, dict[str, Any]] = {
-    "sd1": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
-    "sdxl": {
-        "sample_size": 128,
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": [1, 2, 10],
-        "attention_head_dim": [5, 10, 20],
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-}
-"""The shapes of stable-diffusion-v1-5 and stable-diffusion-xl-base-1.0, as their configs on the hub have them."""
-VAE: dict[str, Any] = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-}
-TEXT_ENCODERS = {"sd1": 123_060_480, "sdxl": 123_060_480 + 694_659_840}  # parameters
 MOMENTS = {"adamw": 8, "adamw_8bit": 2}
 """Bytes of the optimiser's state for each trained value."""
 CASTS = {torch.bfloat16: ("linear", "conv2d"), torch.float32: ("group_norm", "layer_norm")}
@@ -77,31 +52,32 @@ def main(configs: Sequence[str]) -> None:
 
 def needs_of(config: RunConfig) -> dict[str, float]:
     """Bytes on the device: what training needs and their sum, then for validation images, then for verifying."""
-    assert config.model.family in UNETS, "the shapes of this family are not known here"
+    assert config.model.family, "model.family is needed: no base is opened here"
     family: ModelFamily = find("models.families", config.model.family).FAMILY
     dtype = DTYPES[config.model.dtype]
+    configs = {name.removesuffix("/config.json"): each for name, each in shipped_configs(family.name).items()}
+    parts = {part: meta_model(part, configs[part]) for part in ("unet", "vae", *family.text_encoders)}
+    parts = {part: model.to(dtype).requires_grad_(False) for part, model in parts.items()}
+    sizes, unet, vae = {part: _size(model) for part, model in parts.items()}, parts["unet"], parts["vae"]
     with torch.device("meta"):
-        unet, vae = _frozen(UNet2DConditionModel(**UNETS[family.name]), dtype), _frozen(AutoencoderKL(**VAE), dtype)
-        base, decoder = _size(unet), _size(vae)
         adapters = make_adapters(config, family, {"unet": unet})
         if config.loop.gradient_checkpointing:
             checkpoint_gradients(adapters.carriers)
         activations, images = _of_a_step(family, unet.train(), config), _of_images(vae, config)
     trained = sum(each.numel() for each in adapters.parameters()["unet"])
-    held = {"base": base, "adapter": 4 * trained, "gradient": 4 * trained}
+    held = {"base": sizes["unet"], "adapter": 4 * trained, "gradient": 4 * trained}
     held["optimiser"] = MOMENTS[config.optimizer.name] * trained
     beside = sum(held.values())
-    texts = TEXT_ENCODERS[family.name] * dtype.itemsize
     held |= {"activations": activations, "together": beside + activations}
-    return held | {"images": beside + decoder + images, "verifying": base + texts + decoder}
+    return held | {"images": beside + sizes["vae"] + images, "verifying": sum(sizes.values())}
 
 
-def _of_a_step(family: ModelFamily, unet: nn.Module, config: RunConfig) -> float:
+def _of_a_step(family: ModelFamily, unet: Any, config: RunConfig) -> float:
     """The most that forward and backward keep at one time."""
     count, side = config.loop.samples_at_once(), max(config.data.resolutions) // 8
     latents, dtype = torch.empty(count, 4, side, side), DTYPES[config.model.dtype]
     noised = Noised(latents, torch.empty(count), torch.empty_like(latents), torch.empty(count), torch.empty(count))
-    width = UNETS[family.name]["cross_attention_dim"]
+    width = unet.config.cross_attention_dim
     words = Conditioning(
         torch.empty(count, family.token_window, width, dtype=dtype), torch.empty(count, 1280, dtype=dtype)
     )
@@ -184,10 +160,6 @@ class Flash(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.empty_like(each) for each in ctx.saved_tensors[:3])
-
-
-def _frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return model.to(dtype).requires_grad_(False)
 
 
 def _size(model: nn.Module) -> int:

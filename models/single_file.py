@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -95,7 +96,7 @@ def unpack(file: Path, folder: Path) -> None:
 
     shapes, header = read_header(file)
     kind = kind_of(file, shapes)
-    contents = json.loads((SHIPPED / f"{kind}.json").read_text())
+    contents = shipped_configs(kind)
     contents["scheduler/scheduler_config.json"] |= prediction_of(file, kind, shapes, header)
     contents["unet/config.json"]["in_channels"] = shapes[f"{_UNET}input_blocks.0.0.weight"][1]
     for name, content in contents.items():
@@ -191,25 +192,34 @@ def _converted(part: str, kind: str, original: "dict[str, Tensor]", config: dict
         return tables.convert_ldm_vae_checkpoint(original, config)
     prefix = _CLIP[kind][part]
     if prefix.endswith("model."):
-        width = type("", (), {"config": type("", (), {"hidden_size": config["hidden_size"]})})
-        return tables.convert_open_clip_checkpoint(width, original, prefix)
+        text_model: Any = SimpleNamespace(config=SimpleNamespace(hidden_size=config["hidden_size"]))
+        return tables.convert_open_clip_checkpoint(text_model, original, prefix)
     return {name.removeprefix(prefix): tensor for name, tensor in original.items()}
 
 
-def _expected(part: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a part's tensors; a text encoder's with `text_model.`, as older libraries want them."""
+def shipped_configs(kind: str) -> dict[str, Any]:
+    """What the files of a family's pipeline folder say, by their paths in it."""
+    return json.loads((SHIPPED / f"{kind}.json").read_text())
+
+
+def meta_model(part: str, config: dict[str, Any]) -> Any:
+    """The model that a part's config describes, with shapes and no numbers."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     with torch.device("meta"):
         if part == "unet":
-            model: Any = UNet2DConditionModel.from_config(config)
-        elif part == "vae":
-            model = AutoencoderKL.from_config(config)
-        else:
-            kinds = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
-            model = kinds[config["architectures"][0]](CLIPTextConfig(**config))
+            return UNet2DConditionModel.from_config(config)
+        if part == "vae":
+            return AutoencoderKL.from_config(config)
+        kinds = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
+        return kinds[config["architectures"][0]](CLIPTextConfig(**config))
+
+
+def _expected(part: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a part's tensors; a text encoder's with `text_model.`, as older libraries want them."""
+    model = meta_model(part, config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if "position_ids" not in name}
     if not part.startswith("text"):
         return shapes

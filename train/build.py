@@ -52,8 +52,7 @@ from .optim import make_optimizer, make_schedule
 from .prior import class_image_files
 from .run import Run
 from .run_folder import prepare_folder, write_config
-from .sharding import prepare as shard_or_wrap
-from .sharding import set_up_sharding
+from .sharding import set_up_sharding, wrap
 from .state import load_checkpoint, register_hooks
 from .trainer import Trainer
 
@@ -286,7 +285,7 @@ def _make_run(
         checkpoint_gradients(adapters.carriers)
     optimizer = make_optimizer(adapters, config.optimizer)
     schedule = make_schedule(optimizer, config.optimizer, config.loop.steps)
-    wrapped, optimizer, schedule = shard_or_wrap(
+    wrapped, optimizer, schedule = wrap(
         accelerator, adapters.carriers, optimizer, schedule, base.family.repeated_blocks
     )
     for module in wrapped.values():

@@ -8,7 +8,8 @@ from typing import Any
 from ..configs.document import KeyPath, dotted
 from ..configs.errors import UserError
 from ..configs.loader import inline_yaml
-from .facts import best_held_out, final_loss, held_out_losses, seconds_of, state_of, step_of, steps_of
+from .facts import best_held_out, held_out_losses, seconds_of, state_of
+from .pages.told import loss_of, progress_of
 from .pages.words import aligned, duration, shortened
 from .run_folder import RunFiles, is_run_folder, read_fingerprint, read_run
 
@@ -100,10 +101,10 @@ def _result(run: RunFiles) -> Iterator[tuple[str, str]]:
     yield "State", state_of(run)
     if not run.config:
         yield "Config", "there is none"
-    if steps := [f"{count:,}" for count in (step_of(run), steps_of(run)) if count is not None]:
-        yield "Steps", " of ".join(steps)
-    if loss := final_loss(run):
-        yield "Loss", loss.words()
+    if progress := progress_of(run):
+        yield "Steps", progress
+    if loss := loss_of(run):
+        yield "Loss", loss
     if best := best_held_out(run):
         yield "Held-out loss, best", best.words()
         yield "Held-out loss, last", held_out_losses(run)[-1].words()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .pages.words import counted, number
+from .pages.words import counted, in_words, number
 from .run_folder import LOCK, RunFiles, is_locked
 
 
@@ -48,6 +48,13 @@ def state_of(run: RunFiles) -> str:
     if said is None:
         return "killed" if (run.folder / LOCK).exists() else "not started"
     return "killed" if said == "running" and locked is False else said
+
+
+def method_of(run: RunFiles) -> list[str]:
+    """The method, with rank and alpha where it has them: as the run said, or as its config does before it began."""
+    method, rank, alpha = (at(run.config, f"adapter.{key}") for key in ("method", "rank", "alpha"))
+    asked = [method, rank and f"rank {rank}", alpha and f"alpha {in_words(alpha)}"]
+    return [in_words(word) for word in run.record.get("adapter") or asked if word]
 
 
 def step_of(run: RunFiles) -> int | None:

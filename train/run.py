@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from .sharding import shards
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -58,10 +60,8 @@ class Run:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether weights are spread over the processes (FSDP), so that all have to run the model together."""
-        from accelerate.utils import DistributedType
-
-        return self.accelerator.distributed_type == DistributedType.FSDP
+        """Whether weights are spread over the processes (FSDP)."""
+        return shards(self.accelerator)
 
     @property
     def takes_part(self) -> bool:

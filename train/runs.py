@@ -11,7 +11,18 @@ from datetime import datetime
 from pathlib import Path
 
 from ..configs.errors import UserError, run_command
-from .facts import Measured, at, best_held_out, final_loss, held_out_losses, seconds_of, state_of, step_of, steps_of
+from .facts import (
+    Measured,
+    at,
+    best_held_out,
+    final_loss,
+    held_out_losses,
+    method_of,
+    seconds_of,
+    state_of,
+    step_of,
+    steps_of,
+)
 from .pages.words import aligned, duration, number, shortened
 from .run_folder import RunFiles, checkpoints, is_run_folder, read_run
 
@@ -51,8 +62,7 @@ class Listed:
     step: int | None = None
     steps: int | None = None
     base: str | None = None
-    method: str | None = None
-    rank: int | None = None
+    adapter: Sequence[str] = ()  # method, rank and alpha
     loss: float | None = None  # mean of the last tenth
     held_out: Measured | None = None  # the best
     last_held_out: Measured | None = None
@@ -142,8 +152,7 @@ def _listed(run: RunFiles) -> Listed:
         step=step_of(run),
         steps=steps_of(run),
         base=at(run.config, "model.base"),
-        method=at(run.config, "adapter.method"),
-        rank=at(run.config, "adapter.rank") if len(run.record.get("adapter") or "??") > 1 else None,
+        adapter=method_of(run),
         loss=loss and loss.loss,
         held_out=best_held_out(run),
         last_held_out=held_out[-1] if held_out else None,
@@ -177,7 +186,7 @@ def _cells(listed: Listed) -> Sequence[str]:
         listed.state,
         "/".join(f"{count:,}" for count in (listed.step or 0, listed.steps) if count is not None),
         shortened(str(listed.base or ""), WIDEST),
-        ", ".join(str(word) for word in (listed.method, listed.rank and f"rank {listed.rank}") if word),
+        ", ".join(listed.adapter),
         "" if listed.loss is None else number(listed.loss),
         listed.held_out.words() if listed.held_out else "",
         "" if listed.seconds is None else duration(listed.seconds),

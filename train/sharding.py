@@ -41,13 +41,18 @@ def set_up_sharding(accelerator: "Accelerator") -> None:
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
 
 
-def prepare(
+def shards(accelerator: "Accelerator") -> bool:
+    """Whether weights are spread over the processes, so that all have to run the model together."""
+    from accelerate.utils import DistributedType
+
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def wrap(
     accelerator: "Accelerator", carriers: Mapping[str, Any], optimizer: Any, schedule: Any, blocks: Sequence[str]
 ) -> tuple[dict[str, Any], Any, Any]:
     """accelerate's wrappers of the parts that train, the optimiser and the schedule. `blocks` are sharded each."""
-    from accelerate.utils import DistributedType
-
-    if accelerator.distributed_type == DistributedType.FSDP:
+    if shards(accelerator):
         if len(carriers) > 1:
             raise UserError(
                 f"FSDP shards one part, and {' and '.join(carriers)} train here: take one of them out of adapter.parts"
@@ -72,10 +77,6 @@ class ByName:
         if self.is_main:
             torch.save(state, folder / FILE)
 
-    def check(self, folder: Path) -> None:
-        if not (folder / FILE).is_file():
-            raise UserError(f"{folder}: was saved without FSDP, and its optimiser cannot go on with it")
-
     def load(self, folder: Path) -> None:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
@@ -83,27 +84,23 @@ class ByName:
         set_optimizer_state_dict(self.model, self.optimizer, state, options=StateDictOptions(full_state_dict=True))
 
 
-class ByAccelerate:
-    """Nothing: accelerate writes the optimiser's state as it is."""
-
-    def save(self, folder: Path) -> None:
-        pass
-
-    def check(self, folder: Path) -> None:
-        if (folder / FILE).is_file():
-            raise UserError(
-                f"{folder}: was saved with FSDP; resume it in the same way, by launch/accelerate/fsdp2.yaml"
-            )
-
-    def load(self, folder: Path) -> None:
-        pass
+def check_optimizer(run: "Run", folder: Path) -> None:
+    """UserError for a checkpoint that was saved with sharded weights and goes on without, or the other way round."""
+    was_sharded = (folder / FILE).is_file()
+    if was_sharded and not run.is_sharded:
+        raise UserError(f"{folder}: was saved with FSDP; resume it in the same way, by launch/accelerate/fsdp2.yaml")
+    if run.is_sharded and not was_sharded:
+        raise UserError(f"{folder}: was saved without FSDP, and its optimiser cannot go on with it")
 
 
 @contextmanager
-def optimizer_by_name(run: "Run") -> Iterator[ByName | ByAccelerate]:
-    """Within, accelerate leaves sharded parts and their optimiser alone: it would write the frozen base too."""
+def optimizer_by_name(run: "Run") -> Iterator[ByName | None]:
+    """Within, accelerate leaves sharded parts and their optimiser alone: it would write the frozen base too.
+
+    None where nothing is sharded and accelerate writes the optimiser as it is.
+    """
     if not run.is_sharded:
-        yield ByAccelerate()
+        yield None
         return
     accelerator: Any = run.accelerator
     models, optimizers = accelerator._models, accelerator._optimizers

@@ -24,7 +24,7 @@ from ..configs.files import as_os_error, permit, reason, replace_file, sync
 from .journal import tolerated
 from .run import Best, Run
 from .run_folder import STATE, checkpoint_step, checkpoints
-from .sharding import optimizer_by_name
+from .sharding import check_optimizer, optimizer_by_name
 from .together import together
 
 SCHEMA = 3
@@ -114,7 +114,8 @@ def _write(run: Run, unfinished: Path) -> None:
     try:
         with optimizer_by_name(run) as by_name:
             run.accelerator.save_state(str(unfinished))
-            by_name.save(unfinished)
+            if by_name is not None:
+                by_name.save(unfinished)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # so torch.save takes every refusal; the reason stays in its C++ streams
@@ -221,10 +222,11 @@ def load_checkpoint(run: Run, checkpoint: Path) -> None:
     state = json.loads((checkpoint / STATE).read_text())
     if problems := list(_differences(state["data"], run.data)):
         raise UserError([*problems, "the run cannot go on as it began; train anew with another output.dir"])
+    check_optimizer(run, checkpoint)
     with optimizer_by_name(run) as by_name:
-        by_name.check(checkpoint)
         run.accelerator.load_state(str(checkpoint))
-        by_name.load(checkpoint)
+        if by_name is not None:
+            by_name.load(checkpoint)
     run.step, run.seconds, run.skipped = state["step"], state["seconds"], state["skipped"]
     run.best = Best(*state["best"]) if state["best"] else None
 

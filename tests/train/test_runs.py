@@ -159,13 +159,23 @@ def test_the_table_has_the_newest_run_first_and_numbers_that_are_in_the_files(tm
             "stopped",
             "1,500/2,000",
             base,
-            "lora, rank 4",
+            "lora, rank 4, alpha 8",
             "1",
             "12 min 5 s",
             "2025-01-03 01:31",
         ],
-        [str(old), "done", "20/20", "pocket", "lora, rank 4", "0.5", "0.125 at step 10", "41.2 s", "2025-01-02 23:30"],
-        [str(new), "failed", "5/20", "pocket", "lora, rank 16", "3", "41.2 s", "2025-01-02 03:04"],
+        [
+            str(old),
+            "done",
+            "20/20",
+            "pocket",
+            "lora, rank 4, alpha 8",
+            "0.5",
+            "0.125 at step 10",
+            "41.2 s",
+            "2025-01-02 23:30",
+        ],
+        [str(new), "failed", "5/20", "pocket", "lora, rank 16, alpha 8", "3", "41.2 s", "2025-01-02 03:04"],
     ]
 
 
@@ -181,8 +191,7 @@ def test_json_says_the_same(tmp_path, capsys):
             "step": 20,
             "steps": 20,
             "base": "pocket",
-            "method": "lora",
-            "rank": 4,
+            "adapter": ["lora", "rank 4", "alpha 8"],
             "loss": 0.5,
             "held_out": {"step": 10, "loss": 0.125},
             "last_held_out": {"step": 20, "loss": 0.25},
@@ -637,7 +646,8 @@ def test_two_runs_that_were_really_trained(write_config, tmp_path, photos, capsy
     best = min(held_out, key=lambda entry: entry["held_out"])
     newest, oldest = list_runs(find_runs([tmp_path]))
     assert (newest.run, oldest.run) == (str(high), str(low))
-    assert (newest.state, newest.step, newest.steps, newest.rank, newest.loss) == ("done", 2, 2, 4, history[-1]["loss"])
+    assert (newest.state, newest.step, newest.steps, newest.loss) == ("done", 2, 2, history[-1]["loss"])
+    assert newest.adapter == ["lora", "rank 4", "alpha 8"]
     assert newest.held_out == Measured(best["step"], best["held_out"])
     assert compare([low, high]).differences == {
         "adapter.rank": {"low": 2, "high": 4},

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from loraloom.configs.errors import UserError
 from loraloom.train.__main__ import main
 from loraloom.train.run_folder import read_history
-from loraloom.train.sharding import prepare, set_up_sharding
+from loraloom.train.sharding import set_up_sharding, wrap
 
 pytestmark = pytest.mark.slow
 
@@ -101,7 +101,7 @@ def test_two_shards_train_what_one_process_trains(write_config, photos, tmp_path
 def test_what_cannot_be_sharded_is_said():
     accelerator: Any = SimpleNamespace(distributed_type=DistributedType.FSDP)
     with pytest.raises(UserError, match="FSDP shards one part, and text_encoder and unet train here"):
-        prepare(accelerator, {"text_encoder": None, "unet": None}, None, None, [])
+        wrap(accelerator, {"text_encoder": None, "unet": None}, None, None, [])
     accelerator.distributed_type = DistributedType.DEEPSPEED
     with pytest.raises(UserError, match="deepspeed takes clipping and the optimiser's step into its own hands"):
         set_up_sharding(accelerator)

@@ -13,9 +13,9 @@ from ...configs.files import replace_file
 from ...models.base import EMBEDDED, hub_id
 from ..facts import at
 from ..run_folder import CARD, CARD_MARK, Picture, RunFiles, is_our_card, read_pictures, read_run
-from .told import adapter_of, batch_of, in_words, learning_rate_of, loss_of, time_of
+from .told import adapter_of, batch_of, learning_rate_of, loss_of, time_of
 from .usage import REPOSITORY, in_diffusers, on_the_command_line, resolution_of, tells_all, written
-from .words import number
+from .words import in_words, number
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData

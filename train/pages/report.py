@@ -12,7 +12,8 @@ from . import chart
 from .chart import Markup, Series, join, tag
 from .curves import curve, names_of
 from .page import backdrop, data_uri, enlarging, page, write_page
-from .told import adapter_of, batch_of, in_words, learning_rate_of, loss_of, progress_of, time_of
+from .told import adapter_of, batch_of, learning_rate_of, loss_of, progress_of, time_of
+from .words import in_words
 
 MAX_VALIDATIONS = 12
 """Of more validations, this many are shown: the first, the last and some between."""

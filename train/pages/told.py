@@ -1,24 +1,17 @@
 """What the files of a run say, in words: lines of its report and of its model card. None of them names the data."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from ..facts import at, final_loss, seconds_of, step_of, steps_of
+from ..facts import at, final_loss, method_of, seconds_of, step_of, steps_of
 from ..run_folder import RunFiles
-from .words import counted, duration, number
+from .words import counted, duration, in_words, number
 
 
 def adapter_of(run: RunFiles) -> str | None:
     """Method, rank and alpha where it has them, and how many modules of each part it trains."""
-    method, rank, alpha = (at(run.config, f"adapter.{key}") for key in ("method", "rank", "alpha"))
-    words: list[Any] = [*(run.record.get("adapter") or ())] or [
-        method,
-        rank and f"rank {rank}",
-        alpha and f"alpha {in_words(alpha)}",
-    ]
-    words += [f"{part}: {counted(count, 'module')}" for part, count in (run.record.get("modules") or {}).items()]
-    return " · ".join(str(word) for word in words if word) or None
+    modules = (run.record.get("modules") or {}).items()
+    return " · ".join([*method_of(run), *(f"{part}: {counted(count, 'module')}" for part, count in modules)]) or None
 
 
 def progress_of(run: RunFiles) -> str | None:
@@ -55,12 +48,3 @@ def time_of(run: RunFiles) -> str | None:
         return None
     each = [float(entry["seconds"]) for entry in run.history if entry.get("seconds") is not None]
     return duration(seconds) + (f" · {number(sum(each) / len(each), 2)} s per step" if each else "")
-
-
-def in_words(value: Any) -> str:
-    """A value of a config or a record as people read it."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return number(value)
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

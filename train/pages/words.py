@@ -1,7 +1,9 @@
 """What people read, on a page or in a terminal: numbers, counts, durations, and columns that stand in line."""
 
+import json
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -11,6 +13,15 @@ def number(value: float, digits: int = 3) -> str:
     if 0 < abs(value) < 1e-3:
         return re.sub(r"\.?0*e-0*", "e-", f"{value:.{digits - 1}e}")
     return re.sub(r"e\+0*", "e", f"{value:.{digits}g}")
+
+
+def in_words(value: Any) -> str:
+    """A value of a config or a record as people read it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return number(value)
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def counted(count: int, noun: str) -> str:
