@@ -54,6 +54,7 @@ from .run import Run
 from .run_folder import prepare_folder, write_config
 from .sharding import set_up_sharding, wrap
 from .state import load_checkpoint, register_hooks
+from .together import leave_in_peace
 from .trainer import Trainer
 
 LONGEST_WAIT = timedelta(hours=12)  # of the other processes while the main one makes class images
@@ -179,6 +180,8 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         project_config=ProjectConfiguration(project_dir=folder, logging_dir=f"{folder}/logs"),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
     )
+    if accelerator.num_processes > 1:
+        leave_in_peace()
     if config.loop.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("loop.precision fp16 needs an accelerator, and there is none here: use bf16 or no")
     set_up_sharding(accelerator)
