@@ -1,14 +1,102 @@
-"""A real browser, for the pages that we write."""
+"""Processes that train, and a real browser for the pages that we write."""
 
 import html
 import json
+import multiprocessing
+import os
 import re
+import runpy
 import shutil
+import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
+
+PRELOADED = [
+    *("loraloom.train.build", "loraloom.train.sharding", "loraloom.train.cache", "torch.distributed.fsdp", "peft"),
+    *("torch.distributed.checkpoint.state_dict", "torch._dynamo", "transformers.models.clip.modeling_clip"),
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+]
+
+
+class Started:
+    """A process on its way, and what it said so far."""
+
+    def __init__(self, process: Any, log: Path):
+        self.process, self.log, self.pid = process, log, process.pid
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text() if self.log.is_file() else ""
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self, seconds: float = 120) -> int:
+        """Its exit code; minus the signal's number if one ended it."""
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, f"still runs after {seconds} s: {self.said[-2000:]}"
+        return self.process.exitcode
+
+
+class Start(Protocol):
+    def __call__(
+        self,
+        program: str,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        log: Path | None = None,
+        own_group: bool = False,
+    ) -> Started: ...
+
+
+@pytest.fixture
+def start(tmp_path) -> Iterator[Start]:
+    """Starts `python -m MODULE ARGUMENTS`, or a file, in a process of its own.
+
+    It is forked from one that has imported the libraries and done nothing else: most of a start is imports.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    started: list[Started] = []
+
+    def start(program, *arguments, environment=None, log=None, own_group=False):
+        log = log or tmp_path / f"said-{len(started)}.txt"
+        given = {"program": program, "arguments": [*arguments], "log": str(log), "own_group": own_group}
+        given["environment"] = {**os.environ, **(environment or {})}
+        file = str(Path(__file__).with_name("forked.py"))
+        process = context.Process(target=runpy.run_path, args=(file, {"given": given}))
+        process.start()
+        started.append(Started(process, log))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.kill()
+        each.process.join()
+
+
+@pytest.fixture
+def run_two(start) -> Callable[..., str]:
+    """Runs a program in two processes with gloo, as torchrun does, and answers with what they said."""
+
+    def run_two(program: str, *arguments: str, environment: Mapping[str, str] | None = None, code: int = 0) -> str:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        shared |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **(environment or {})}
+        ranks = [{"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+        both = [start(program, *arguments, environment=shared | rank) for rank in ranks]
+        codes = [process.wait(240) for process in both]
+        said = "".join(process.said for process in both)
+        assert codes == [code, code], said[-3000:]
+        return said
+
+    return run_two
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -271,19 +269,16 @@ def test_a_shard_that_was_damaged_is_computed_anew(write, tmp_path, capsys):
     assert cached() == sound
 
 
-def test_a_killed_build_goes_on_and_two_processes_write_what_one_writes(write, tmp_path):
-    config, command = write(), [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+def test_a_killed_build_goes_on_and_two_processes_write_what_one_writes(start, run_two, write, tmp_path):
+    config, whole, pieces = write(), tmp_path / "whole", tmp_path / "pieces"
     assert cache([str(config), f"data.cache.dir={whole}", "loop.threads=1"]) == 0
-    arguments = ["-m", "loraloom.train.cache", str(config), f"data.cache.dir={pieces}", "loop.threads=1"]
-    killed = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.DEVNULL, start_new_session=True)
+    command = ["loraloom.train.cache", str(config), f"data.cache.dir={pieces}", "loop.threads=1"]
+    killed = start(*command, own_group=True)
     deadline = time.monotonic() + 60
     while not files_of(pieces) and killed.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_two(*command)
     assert files_of(pieces) == files_of(whole)
     assert json.dumps(sorted(files_of(whole))).count("latents") == 1

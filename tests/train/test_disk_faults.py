@@ -374,13 +374,11 @@ def test_half_a_line_of_a_killed_run_is_cut_off(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_log_on_a_full_disk_ends_nothing(write_config):
+def test_a_log_on_a_full_disk_ends_nothing(start, write_config):
     """Nor does it change the exit code, where there is an error that cannot be told."""
-    command = [sys.executable, "-m", "loraloom.train", str(write_config(loop={"steps": 2}))]
-    with open("/dev/full", "w") as full:
-        for expected, more in ((0, "output.formats=[loraloom]"), (3, "optimizer.learning_rate=1e30")):
-            done = subprocess.run([*command, more, "--overwrite"], stdout=full, stderr=full, timeout=120)
-            assert done.returncode == expected
+    config, full = str(write_config(loop={"steps": 2})), Path("/dev/full")
+    for expected, more in ((0, "output.formats=[loraloom]"), (3, "optimizer.learning_rate=1e30")):
+        assert start("loraloom.train", config, more, "--overwrite", log=full).wait() == expected
 
 
 TWO = """
@@ -407,17 +405,14 @@ sys.exit(run_command(main))
 
 
 @pytest.mark.slow
-def test_all_processes_go_on_when_the_disk_of_one_refuses(write_config, tmp_path):
+def test_all_processes_go_on_when_the_disk_of_one_refuses(run_two, write_config, tmp_path):
     """Step 1 fails on the main process, step 2 on the other; step 3 is saved."""
     script = tmp_path / "two.py"
     script.write_text(TWO)
     config = write_config(loop={"steps": 3, "batch_size": 2, "threads": 1}, checkpoint={"every": 1})
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, str(config)], env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("step 1: no checkpoint is saved (No space left on device)") == 1
-    assert done.stdout.count("step 2: no checkpoint is saved (Input/output error)") == 1
+    said = run_two(str(script), str(config))
+    assert said.count("step 1: no checkpoint is saved (No space left on device)") == 1
+    assert said.count("step 2: no checkpoint is saved (Input/output error)") == 1
     assert names(config.parent / "run/checkpoints") == ["latest", "step-000003"]
 
 

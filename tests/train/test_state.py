@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -217,16 +218,11 @@ def test_a_folder_with_a_run_is_not_trained_over(finished, write_config, capsys)
     assert "loraloom resume" in capsys.readouterr().err
 
 
-def start(config: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "loraloom.train", str(config), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
+def wait_for_step(folder: Path, step: int, process: Any) -> None:
     """Until the history says that this step is done."""
     history, deadline = folder / "logs/history.jsonl", time.monotonic() + 120
     while not history.exists() or len(history.read_text().splitlines()) < step:
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert process.poll() is None, process.said
         assert time.monotonic() < deadline, "the run did not get there"
         time.sleep(0.02)
 
@@ -243,13 +239,13 @@ def uninterrupted(config_writer, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
-def test_a_killed_process_resumes_to_the_same_bytes(write_config, uninterrupted, name):
+def test_a_killed_process_resumes_to_the_same_bytes(start, write_config, uninterrupted, name):
     config = write_config("killed", **LONGER)
-    process = start(config)
+    process = start("loraloom.train", str(config))
     folder, step = config.parent / "killed", 5 + random.SystemRandom().randrange(13)  # another one each time
     print(f"{name} after step {step}")
     wait_for_step(folder, step, process)
-    process.send_signal(getattr(signal, name))
+    os.kill(process.pid, getattr(signal, name))
     code = process.wait(60)
     assert code == (5 if name == "SIGTERM" else -signal.SIGKILL)
     assert not (folder / "tiny.safetensors").exists()
@@ -262,17 +258,15 @@ def test_a_killed_process_resumes_to_the_same_bytes(write_config, uninterrupted,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_all_processes_does_not_take_the_workers(write_config, number):
+def test_a_signal_to_all_processes_does_not_take_the_workers(start, write_config, number):
     """As Ctrl-C, and clusters send it."""
     data = {"workers": 2, "cache": {"latents": False}}
     config = write_config("grouped", loop={"steps": 500, "batch_size": 2}, checkpoint={"every": 500}, data=data)
-    command = [sys.executable, "-m", "loraloom.train", str(config)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = start("loraloom.train", str(config), own_group=True)
     wait_for_step(config.parent / "grouped", 3, process)
     os.killpg(process.pid, number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 5, said
-    assert "Traceback" not in said
+    assert process.wait(60) == 5, process.said
+    assert "Traceback" not in process.said
     assert newest_sound_checkpoint(config.parent / "grouped")[1] == []
 
 
@@ -285,7 +279,7 @@ def test_accelerate_launch_trains_the_same(write_config, finished):
     assert adapter_bytes(config.parent / "launched") == adapter_bytes(finished)
 
 
-def test_two_processes_train_what_one_with_accumulation_trains(write_config, tmp_path):
+def test_two_processes_train_what_one_with_accumulation_trains(run_two, write_config, tmp_path):
     """From images in three buckets, with captions, crops and dropout that are drawn, averages, held-out images, and a
     cache for each run; and two go on from a checkpoint of one."""
     folder = tmp_path / "shapes"
@@ -308,7 +302,7 @@ def test_two_processes_train_what_one_with_accumulation_trains(write_config, tmp
         for name in ("one", "two")
     )
     assert main([str(one)]) == 0
-    run_two(str(two))
+    run_two("loraloom.train", str(two))
     assert json.loads((tmp_path / "two/run.json").read_text())["processes"] == 2
     assert adapter_bytes(tmp_path / "one") == adapter_bytes(tmp_path / "two")
     curves = [(tmp_path / name / "logs/held_out.jsonl").read_text() for name in ("one", "two")]
@@ -318,17 +312,8 @@ def test_two_processes_train_what_one_with_accumulation_trains(write_config, tmp
     shutil.copytree(tmp_path / "one", tmp_path / "three")
     shutil.rmtree(tmp_path / "three/checkpoints/step-000004")
     drop_newest(tmp_path / "three")
-    run_two("--resume", str(tmp_path / "three"))
+    run_two("loraloom.train", "--resume", str(tmp_path / "three"))
     assert adapter_bytes(tmp_path / "one") == adapter_bytes(tmp_path / "three")
-
-
-def run_two(*arguments: str) -> None:
-    """Two processes with gloo."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command += ["-m", "loraloom.train", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("step", [1, 6, 10])
