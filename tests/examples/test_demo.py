@@ -56,6 +56,7 @@ def test_the_explanation_names_every_score_and_where_to_look():
     assert demo.scores_page(scores).count("| 0.5 |") == len(demo.MEANINGS)
 
 
+@pytest.mark.slow
 def test_before_and_after_have_a_row_each():
     base = Engine.load("pocket")
     sheet = demo.before_after(base, base, num_images=1, zoom=1)
