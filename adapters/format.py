@@ -14,15 +14,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..configs.choices import did_you_mean, find
+from ..configs.choices import find
 from ..configs.choices import names as choices
 from ..configs.errors import UserError
 from ..configs.files import replace_file
 from .artifact import AdapterArtifact, Key, Tensors, Weights, listed
+from .spellings import Spellings, spellings
 
 Header = dict[str, str]
-KeyTable = dict[str, tuple[Key, str]]
-"""Tensor name in a file -> (module, name of the tensor in `Weights`, or "alpha")."""
+Scale = Callable[[Key, int], float]
+"""What a module of some rank is multiplied with where the file has no alpha for it."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -60,6 +61,16 @@ class FormatNames:
     """kohya's `ss_base_model_version`, such as `sd_v1`."""
     embedding_keys: Mapping[str, str] = field(default_factory=dict)
     """Text encoder -> what web UIs call its vectors in the file of a word."""
+    denoiser: str = "unet"
+    """The component whose modules the original code calls otherwise."""
+    original: Mapping[str, str] = field(default_factory=dict)
+    """Path of a module of the denoiser -> its path in the original code (`models.layout.original_names`)."""
+    kohya_original: bool = False
+    """Whether kohya's files call the denoiser's modules as the original code does."""
+
+    def spellings(self) -> Spellings:
+        """Every name of a module that some file may have."""
+        return spellings(self.module_paths, self.kohya_prefixes, self.original, self.denoiser)
 
 
 class Format(Protocol):
@@ -144,19 +155,24 @@ def carried(header: Mapping[str, str]) -> Header:
     return {name: value for name, value in header.items() if name not in _DERIVED}
 
 
-def artifact_of(
-    tensors: Tensors, header: Header, table: KeyTable, scale_of: Callable[[Key, Tensors], float]
-) -> AdapterArtifact:
-    """The artifact in a file's tensors: `table` says whose they are, `scale_of(module, its tensors)` its scale.
+def artifact_of(tensors: Tensors, header: Header, names: FormatNames, scale_of: Scale) -> AdapterArtifact:
+    """The artifact in a file's tensors, however they are spelled (`adapters.spellings`).
 
-    Raises UserError for a key that is not in `table` (with the nearest that is) and for half a module.
+    Raises UserError for a name that is none of this base's (with the nearest that is) and for half a module.
     """
-    modules = _by_module(tensors, table)
-    weights = {key: _weights(key, parts, scale_of(key, parts)) for key, parts in modules.items()}
-    return AdapterArtifact(weights, carried(header))
+    modules = _by_module(tensors, names)
+    return AdapterArtifact({key: _weights(key, parts, scale_of) for key, parts in modules.items()}, carried(header))
 
 
-def _weights(key: Key, parts: Tensors, scale: float) -> Weights:
+def file_rank(tensors: Mapping[str, Tensor]) -> int:
+    """The r of alpha / r, as readers find it in the shapes."""
+    for name in ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"):
+        if name in tensors:
+            return tensors[name].shape[0]
+    return 1
+
+
+def _weights(key: Key, parts: Tensors, scale_of: Scale) -> Weights:
     """The method is told by the names of the tensors."""
     found = {name: tensor.float() for name, tensor in parts.items() if name != "alpha"}
     method = next(
@@ -168,32 +184,60 @@ def _weights(key: Key, parts: Tensors, scale: float) -> Weights:
             raise UserError(f"{missing} is missing from {listed([key])}")
     if method == "lora" and "down" not in found:
         raise UserError(f"down or up is missing from {listed([key])}")
-    return Weights(method, found, scale)
+    scale = _scale(key, parts, scale_of)
+    return Weights(method, _checked(key, _without_core(found)), scale)
 
 
-def _by_module(tensors: Tensors, table: KeyTable) -> dict[Key, dict[str, Tensor]]:
-    unknown = [name for name in tensors if name not in table]
-    if unknown:
-        raise UserError(_unknown_keys(unknown, table))
+def _scale(key: Key, parts: Tensors, scale_of: Scale) -> float:
+    """LyCORIS pays no regard to the alpha of a LoKr whose factors are both whole."""
+    rank = file_rank(parts)
+    if "lokr_w1" in parts and "lokr_w2" in parts:
+        return 1.0
+    if "alpha" not in parts:
+        return scale_of(key, rank)
+    if parts["alpha"].numel() != 1:
+        raise UserError(f"alpha of {' '.join(key)} has {parts['alpha'].numel()} values instead of one")
+    return float(parts["alpha"]) / rank
+
+
+def _without_core(tensors: Tensors) -> Tensors:
+    """A convolution as up (o, r), core (r, s, k, k) and down (s, i) is one as up and core x down."""
+    if "mid" not in tensors:
+        return tensors
+    down = torch.einsum("rskl,si->rikl", tensors["mid"].double(), tensors["down"].double().flatten(1)).float()
+    up = tensors["up"].reshape(*tensors["up"].shape[:2], 1, 1)
+    return {name: tensor for name, tensor in tensors.items() if name != "mid"} | {"down": down, "up": up}
+
+
+def _checked(key: Key, tensors: Tensors) -> Tensors:
+    """UserError for a magnitude of the inputs, which another DoRA has (`wd_on_out=False` of LyCORIS)."""
+    magnitude, up = tensors.get("magnitude"), tensors.get("up")
+    if magnitude is not None and up is not None:
+        outputs = up.shape[0]
+        if magnitude.numel() != outputs or (magnitude.ndim > 1 and outputs not in magnitude.shape[:2]):
+            raise UserError(f"the magnitude of {listed([key])} is not one number for each of its {outputs} outputs")
+        if magnitude.ndim > 1 and magnitude.shape[0] == 1 and magnitude.ndim == up.ndim == 2:
+            raise UserError(f"the magnitude of {listed([key])} is of its inputs (wd_on_out=False), not of its outputs")
+    return tensors
+
+
+def _by_module(tensors: Tensors, names: FormatNames) -> dict[Key, dict[str, Tensor]]:
+    known, unknown = names.spellings(), []
     modules: dict[Key, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        key, part = table[name]
+        if (found := known.parse(name)) is None:
+            unknown.append(name)
+            continue
+        key, part = found
         parts = modules.setdefault(key, {})
         if part in parts:
             raise UserError(f"{name}: this module is in the file twice, under two spellings")
         parts[part] = tensor
+    if unknown:
+        most = 3
+        problems = [known.explain(name) for name in unknown[:most]]
+        raise UserError(problems + [f"{len(unknown) - most} more keys are unknown"] * (len(unknown) > most))
     return modules
-
-
-def _unknown_keys(unknown: list[str], table: KeyTable, most: int = 3) -> list[str]:
-    problems = [f"{name} is no key of a plain LoRA for this base{_nearest(name, table)}" for name in unknown[:most]]
-    return problems + ([f"{len(unknown) - most} more keys are unknown"] if len(unknown) > most else [])
-
-
-def _nearest(name: str, table: KeyTable) -> str:
-    """Looks among the keys with the same ending, if there are any: a table has thousands of long keys."""
-    ending = name.rsplit(".", 2)[1:]
-    return did_you_mean(name, [known for known in table if known.rsplit(".", 2)[1:] == ending] or table)
 
 
 def serialised(tensors: Tensors, header: Mapping[str, str]) -> bytes:

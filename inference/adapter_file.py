@@ -9,6 +9,7 @@ from ..adapters.format import FormatNames
 from ..configs.arguments import file_and_weight
 from ..configs.errors import UserError
 from ..models.family import ModelFamily, Parts
+from ..models.layout import original_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,14 @@ class AdapterFile:
 
 def format_names(family: ModelFamily, parts: Parts) -> FormatNames:
     """What the file formats have to know of a base: its module paths and its family's words."""
+    paths = {part: base_modules(part, parts[part]) for part in family.kohya_prefixes if part in parts}
     return FormatNames(
-        module_paths={part: base_modules(part, parts[part]) for part in family.kohya_prefixes if part in parts},
+        module_paths=paths,
         kohya_prefixes=family.kohya_prefixes,
         architecture=family.architecture(parts),
         kohya_version=family.kohya_version,
         embedding_keys=family.embedding_keys,
+        denoiser=family.denoiser,
+        original=original_names(paths.get(family.denoiser, ())),
+        kohya_original=family.kohya_original,
     )

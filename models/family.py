@@ -65,6 +65,7 @@ class ModelFamily(Protocol):
     token_window: int
     kohya_version: str  # kohya's `ss_base_model_version`
     kohya_prefixes: Mapping[str, str]  # part -> first word of a module's key
+    kohya_original: bool  # whether kohya's keys call the denoiser's modules as the original code does
 
     def detect(self, files: "PipelineFiles") -> bool:
         """Whether a pipeline folder belongs to the family."""

@@ -47,6 +47,7 @@ class StableDiffusion:
     text_encoders: Sequence[str] = ("text_encoder",)
     prompt_encoders: Sequence[str] = ("text_encoder", "tokenizer")
     targets: Mapping[str, Mapping[str, Sequence[str]]] = {"unet": UNET, "text_encoder": CLIP}
+    kohya_original = False
     kohya_prefixes: Mapping[str, str] = {"unet": "lora_unet", "text_encoder": "lora_te"}
     repeated_blocks = ("BasicTransformerBlock", "ResnetBlock2D")
     kinds: Mapping[str, Kind] = {

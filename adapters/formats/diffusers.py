@@ -2,66 +2,61 @@
 
 The scale is folded into `lora_B` and no `lora_adapter_metadata` is written: without it diffusers takes the scale as 1,
 and an older peft refuses settings that it does not know. CLIP is spelled with `text_model.`, which all versions read.
+DoRA of the denoiser has `.lora_magnitude_vector`; of a text encoder transformers looks for it under another name.
 Files of diffusers' own `save_lora_weights` are read too: it renames some layers and says alpha in the header.
 """
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
-
 from ...configs.errors import UserError
-from ..artifact import AdapterArtifact, Key, Tensors
-from ..format import FormatNames, Header, KeyTable, artifact_of, header_of
+from ..artifact import AdapterArtifact, Key, Tensors, listed
+from ..format import FormatNames, Header, artifact_of, header_of
+from ..spellings import ENDINGS, UNDERSCORED
 
 SUFFIX = ""
 FOLDS = True
-HOLDS = frozenset({"lora"})
-
-_PARTS = {
-    "lora_A.weight": "down",
-    "lora_B.weight": "up",
-    "lora.down.weight": "down",
-    "lora.up.weight": "up",
-    "lora_linear_layer.down.weight": "down",
-    "lora_linear_layer.up.weight": "up",
-}
+HOLDS = frozenset({"lora", "dora"})
 
 
 def matches(keys: Iterable[str]) -> bool:
-    endings = tuple(f".{ending}" for ending in _PARTS)
-    return any(key.endswith(endings) for key in keys)
+    return any(key.endswith((*ENDINGS,)) and not key.startswith(UNDERSCORED) for key in keys)
 
 
 def to_tensors(artifact: AdapterArtifact, names: FormatNames) -> tuple[Tensors, Header]:
     """Raw PEFT names; see `adapters.formats`."""
+    _check_magnitudes(artifact, names)
     tensors: Tensors = {}
     for (component, path), weights in artifact.modules.items():
         tensors[f"{component}.{path}.lora_A.weight"] = weights.tensors["down"]
         tensors[f"{component}.{path}.lora_B.weight"] = weights.tensors["up"]
+        if "magnitude" in weights.tensors:
+            shape = (-1,) if weights.tensors["down"].ndim == 2 else (1, -1, 1, 1)
+            tensors[f"{component}.{path}.lora_magnitude_vector"] = weights.tensors["magnitude"].reshape(shape)
     return tensors, header_of(artifact, names)
 
 
+def _check_magnitudes(artifact: AdapterArtifact, names: FormatNames) -> None:
+    """UserError for what diffusers would load as something else."""
+    kinds = {kind: [k for k, w in artifact.modules.items() if w.kind == kind] for kind in ("lora", "dora")}
+    if texts := [key for key in kinds["dora"] if key[0] != names.denoiser]:
+        raise UserError(
+            f"DoRA of a text encoder ({listed(texts, 2)}) is lost when diffusers loads it; write kohya or loraloom, "
+            "or bake it: loraloom adapter convert --bake-dora"
+        )
+    if kinds["dora"] and (plain := [key for key in kinds["lora"] if key[0] == names.denoiser]):
+        raise UserError(
+            f"{len(kinds['dora'])} modules have DoRA and {len(plain)} have none ({listed(plain, 2)}): "
+            "diffusers takes all of a model for the same; write kohya or loraloom"
+        )
+
+
 def from_tensors(tensors: Tensors, header: Header, names: FormatNames) -> AdapterArtifact:
-    """See `adapters.formats`. UserError for ranks or alphas by pattern in the header: their rules are PEFT's own."""
+    """See `adapters.formats`. Where there is no alpha the header may say one, for patterns of modules too."""
     configs = _peft_configs(header)
-
-    def scale_of(key: Key, parts: dict[str, Tensor]) -> float:
-        return _scale(configs, key[0], rank=parts["down"].shape[0])
-
-    return artifact_of(tensors, header, _key_table(names), scale_of)
-
-
-def _key_table(names: FormatNames) -> KeyTable:
-    """Every key that a file for this base can have, in every spelling."""
-    return {
-        f"{component}.{spelling}.{ending}": ((component, path), part)
-        for component, paths in names.module_paths.items()
-        for path in paths
-        for spelling in (path, path.removeprefix("text_model."))
-        for ending, part in _PARTS.items()
-    }
+    return artifact_of(tensors, header, names, lambda key, rank: _scale(configs, key, rank))
 
 
 def _peft_configs(header: Header) -> dict[str, Any]:
@@ -72,18 +67,29 @@ def _peft_configs(header: Header) -> dict[str, Any]:
         raise UserError(f"lora_adapter_metadata in the header is no JSON: {error}") from None
     if not isinstance(configs, dict):
         raise UserError("lora_adapter_metadata in the header is no JSON object")
-    patterns = [name for name, value in configs.items() if name.endswith(("rank_pattern", "alpha_pattern")) and value]
-    if patterns:
-        raise UserError(
-            f"{' and '.join(patterns)} in lora_adapter_metadata cannot be resolved to single modules; "
-            "load the file with diffusers and save it with the scale folded into lora_B"
-        )
     return configs
 
 
-def _scale(configs: dict[str, Any], component: str, rank: int) -> float:
+def _scale(configs: Mapping[str, Any], key: Key, rank: int) -> float:
     """alpha / r, or alpha / sqrt(r) for rsLoRA; 1 when the header says nothing, as diffusers has it."""
-    alpha = configs.get(f"{component}.lora_alpha", configs.get(f"{component}.r"))
-    if alpha is None:
-        return 1.0
-    return float(alpha) / (rank**0.5 if configs.get(f"{component}.use_rslora") else rank)
+    component, path = key
+    own = {name.removeprefix(f"{component}."): v for name, v in configs.items() if name.startswith(f"{component}.")}
+    return peft_scale(own, path, rank)
+
+
+def peft_scale(config: Mapping[str, Any], path: str, rank: int) -> float:
+    """The scale that PEFT gives a module by its config; 1 where that is empty.
+
+    A pattern is a regular expression for the end of a module's name (`peft.tuners.tuners_utils.get_pattern_key`).
+    """
+    try:
+        alpha = config.get("lora_alpha", config.get("alpha", config.get("r")))
+        for pattern, value in (config.get("alpha_pattern") or {}).items():
+            if any(re.match(rf"(.*\.)?({pattern})$", each) for each in (path, path.removeprefix("text_model."))):
+                alpha = value
+                break
+        if alpha is None:
+            return 1.0
+        return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        raise UserError(f"the PEFT config of the adapter is damaged ({error})") from None

@@ -1,5 +1,7 @@
 """kohya's format (sd-scripts, LyCORIS, web UIs): `lora_unet_down_blocks_0_....lora_down.weight`, `.alpha`, ...
 
+The UNet of SDXL has the names of its original code there (`lora_unet_input_blocks_4_1_...`), others diffusers' own.
+
 For LoRA the scale is folded into `lora_up`, all modules are padded with zeros to the largest rank, and alpha is that
 rank: readers that take one alpha for the whole file, or none, then agree with those that take one for each module.
 sd-scripts passes over modules outside of its own blocks (`conv_in`, `conv_out`, `time_embedding`); web UIs read them.
@@ -15,58 +17,37 @@ from torch import Tensor
 
 from ...configs.errors import UserError
 from ..artifact import AdapterArtifact, Key, Tensors, Weights
-from ..format import FormatNames, Header, KeyTable, artifact_of, header_of, serialised
+from ..format import FormatNames, Header, artifact_of, file_rank, header_of, serialised
+from ..spellings import ENDINGS, UNDERSCORED, underscored
 
 SUFFIX = ".kohya"
 FOLDS = True
 HOLDS = frozenset({"lora", "dora", "loha", "lokr"})
 
-_LORA = {"lora_down.weight": "down", "lora_up.weight": "up", "dora_scale": "magnitude"}
-_SIDES = [f"w{number}_{side}" for number in "12" for side in "ab"]
-_SAME = [*(f"hada_{name}" for name in (*_SIDES, "t1", "t2")), *(f"lokr_{name}" for name in (*_SIDES, "w1", "w2", "t2"))]
-_NAMES = _LORA | {"alpha": "alpha"} | {name: name for name in _SAME}
+_LORA = {"down": "lora_down.weight", "up": "lora_up.weight", "magnitude": "dora_scale"}
 
 
 def matches(keys: Iterable[str]) -> bool:
-    endings = tuple(f".{name}" for name in _NAMES if name != "alpha")
-    return any(key.endswith(endings) for key in keys)
+    return any(key.startswith(UNDERSCORED) and key.endswith((*ENDINGS,)) for key in keys)
 
 
 def to_tensors(artifact: AdapterArtifact, names: FormatNames) -> tuple[Tensors, Header]:
     """One rank, alpha = rank; see `adapters.formats`."""
     rank = max(weights.rank if weights.method == "lora" else 1 for weights in artifact.modules.values())
-    spelled = {ours: theirs for theirs, ours in _NAMES.items()}
     tensors: Tensors = {}
     for key, weights in artifact.modules.items():
         name = _kohya_name(key, names)
         held = _padded(weights, rank) if weights.method == "lora" else weights
         for kind, tensor in held.tensors.items():
-            tensors[f"{name}.{spelled[kind]}"] = _magnitude(tensor, held) if kind == "magnitude" else tensor
-        tensors[f"{name}.alpha"] = torch.tensor(float(_file_rank(held.tensors)))
+            tensors[f"{name}.{_LORA.get(kind, kind)}"] = _magnitude(tensor, held) if kind == "magnitude" else tensor
+        tensors[f"{name}.alpha"] = torch.tensor(float(file_rank(held.tensors)))
     header = {**header_of(artifact, names), **_training_entries(artifact, rank, names)}
     return tensors, {**header, **_hashes(tensors, header)}
 
 
 def from_tensors(tensors: Tensors, header: Header, names: FormatNames) -> AdapterArtifact:
     """See `adapters.formats`. scale = alpha / r, where a missing alpha is r as in sd-scripts."""
-    return artifact_of(tensors, header, _key_table(names), _scale)
-
-
-def _scale(key: Key, parts: Tensors) -> float:
-    """LyCORIS pays no regard to the alpha of a LoKr whose factors are both whole."""
-    rank = _file_rank(parts)
-    alpha = parts.get("alpha", torch.tensor(float(rank)))
-    if alpha.numel() != 1:
-        raise UserError(f"alpha of {' '.join(key)} has {alpha.numel()} values instead of one")
-    return 1.0 if "lokr_w1" in parts and "lokr_w2" in parts else float(alpha) / rank
-
-
-def _file_rank(tensors: Tensors) -> int:
-    """The r of alpha / r, as readers find it in the shapes."""
-    for name in ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"):
-        if name in tensors:
-            return tensors[name].shape[0]
-    return 1
+    return artifact_of(tensors, header, names, lambda key, rank: 1.0)
 
 
 def _magnitude(tensor: Tensor, weights: Weights) -> Tensor:
@@ -78,17 +59,8 @@ def _kohya_name(key: Key, names: FormatNames) -> str:
     component, path = key
     if component not in names.kohya_prefixes:
         raise UserError(f"kohya files have no name for {component}; there are: {', '.join(names.kohya_prefixes)}")
-    return f"{names.kohya_prefixes[component]}_{path.replace('.', '_')}"
-
-
-def _key_table(names: FormatNames) -> KeyTable:
-    """Every key that a file for this base can have: underscores alone do not say where a path had its dots."""
-    modules = [
-        (component, path) for component in names.kohya_prefixes for path in names.module_paths.get(component, ())
-    ]
-    table = {f"{_kohya_name(key, names)}.{ending}": (key, part) for key in modules for ending, part in _NAMES.items()}
-    assert len(table) == len(modules) * len(_NAMES), "two modules of the base have one kohya name"
-    return table
+    spelled = names.original[path] if names.kohya_original and component == names.denoiser else path
+    return f"{names.kohya_prefixes[component]}_{underscored(spelled)}"
 
 
 def _padded(weights: Weights, rank: int) -> Weights:

@@ -23,6 +23,7 @@ class SDXL(StableDiffusion):
     prompt_encoders = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     targets = {"unet": UNET, "text_encoder": CLIP, "text_encoder_2": CLIP}
     kohya_version = "sdxl_base_v1-0"
+    kohya_original = True
     kohya_prefixes = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
     tokenizers = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
     embedding_keys = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}

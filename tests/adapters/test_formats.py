@@ -264,11 +264,27 @@ UNET_Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 PAIR = {f"unet.{UNET_Q}.lora_A.weight": torch.ones(2, 32), f"unet.{UNET_Q}.lora_B.weight": torch.ones(32, 2)}
 
 
-def test_patterns_in_the_header_are_refused(names: FormatNames, tmp_path: Path):
-    configs = {"unet.r": 2, "unet.lora_alpha": 4, "unet.alpha_pattern": {"to_q": 1}}
+def test_alphas_of_patterns_in_the_header_are_those_of_peft(mixed: "Trained", names: FormatNames, tmp_path: Path):
+    """Names of modules as they are in the library today, and regular expressions, the first of which counts."""
+    layers, configs = {}, {}
+    for part, model in mixed.models.items():
+        layers[f"{part}_lora_layers"] = get_peft_model_state_dict(model, adapter_name="mine")
+        config = model.peft_config["mine"]
+        configs[f"{part}_lora_adapter_metadata"] = {
+            "r": config.r,
+            "lora_alpha": config.lora_alpha,
+            "alpha_pattern": config.alpha_pattern,
+        }
+    StableDiffusionPipeline.save_lora_weights(tmp_path, **layers, **configs)
+    again = format.read(tmp_path / "pytorch_lora_weights.safetensors", names)
+    assert largest_difference(mixed.artifact, again)[0] <= 1e-7
+
+
+@pytest.mark.parametrize(("pattern", "scale"), [("to_q", 0.5), (r"attn1\.to_.", 0.5), ("o_q", 4.5), ("to_k", 4.5)])
+def test_a_pattern_is_for_the_end_of_a_name(pattern: str, scale: float, names: FormatNames, tmp_path: Path):
+    configs = {"unet.r": 2, "unet.lora_alpha": 4, "unet.alpha_pattern": {pattern: 1, "attn1.to_q": 9}}
     file = save(PAIR, tmp_path / "x", lora_adapter_metadata=json.dumps(configs))
-    with pytest.raises(UserError, match=r"unet\.alpha_pattern in lora_adapter_metadata cannot be resolved"):
-        format.read(file, names)
+    assert [weights.scale for weights in format.read(file, names).modules.values()] == [scale]
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])
@@ -350,7 +366,8 @@ def test_an_unknown_key_is_named_with_the_nearest(names: FormatNames, tmp_path: 
     with pytest.raises(UserError) as caught:
         format.read(save({**PAIR, odd: torch.ones(2, 32)}, tmp_path / "x"), names)
     [problem] = caught.value.problems
-    assert problem.startswith(f"{tmp_path / 'x'}: {odd} is no key") and f'did you mean "unet.{UNET_Q[:-1]}' in problem
+    assert problem.startswith(f"{tmp_path / 'x'}: {odd} is of no module of this base (did you mean ")
+    assert f'"unet.{UNET_Q[:-1]}' in problem
 
 
 def test_an_adapter_of_another_base_is_refused_in_few_lines(names: FormatNames, tmp_path: Path):

@@ -81,7 +81,7 @@ class ToyFlow:
     targets = {"transformer": {"attention": ("to_q", "to_k", "to_v", "to_out")}, "text_encoder": {}}
     tokenizers, embedding_keys = {}, {}
     size_multiple, token_window, repeated_blocks = 8, 77, ("Block",)
-    kohya_version, kohya_prefixes = "toy", {"transformer": "lora_unet"}
+    kohya_version, kohya_original, kohya_prefixes = "toy", False, {"transformer": "lora_unet"}
 
     def problems(self, files) -> list[str]:
         return []
