@@ -61,6 +61,13 @@ class Weights:
         name = next(name for name in FOLDED if name in self.tensors)
         return Weights(self.method, self.tensors | {name: (self.tensors[name].double() * self.scale).float()})
 
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of the weight that it changes: (out, in) or (out, in, k, k); None where that is not told by two tensors."""
+        if self.method != "lora":
+            return None
+        return (self.tensors["up"].shape[0], *self.tensors["down"].shape[1:])
+
     def agree(self) -> bool:
         """Whether the two factors of a LoRA have shapes that multiply."""
         if self.method != "lora":
@@ -192,10 +199,14 @@ def module_path(component: str, canonical: str, model_has: Collection[str]) -> s
     raise UserError(f"{component} has no module {canonical}{did_you_mean(canonical, model_has)}")
 
 
-def base_modules(component: str, model: nn.Module) -> frozenset[str]:
-    """Canonical paths of all linear and convolution layers of a model, whether or not it carries adapters."""
-    bases = {name for name, module in model.named_modules() if _is_base(module) and not _is_inside_adapter(name)}
-    return frozenset(canonical_path(component, name) for name in bases)
+def base_modules(component: str, model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Canonical path -> shape of the weight, of all linear layers and convolutions; adapters in them do not count."""
+    bases: list[tuple[str, Any]] = [
+        (name, getattr(module, "base_layer", module))
+        for name, module in model.named_modules()
+        if _is_base(module) and not _is_inside_adapter(name)
+    ]
+    return {canonical_path(component, name): tuple(module.weight.shape) for name, module in bases}
 
 
 def base_weights(parts: Mapping[str, Any]) -> Base:

@@ -5,7 +5,7 @@ What the tensors of a file are called is the business of the modules in `formats
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -19,6 +19,7 @@ from ..configs.choices import names as choices
 from ..configs.errors import UserError
 from ..configs.files import replace_file
 from .artifact import AdapterArtifact, Key, Tensors, Weights, listed
+from .origin import architecture_of, is_of
 from .spellings import Spellings, spellings
 
 Header = dict[str, str]
@@ -52,7 +53,8 @@ class FormatNames:
     """What the formats need to know of a model family, as plain values."""
 
     module_paths: Mapping[str, Collection[str]]
-    """Component -> canonical paths of the base's modules (`artifact.base_modules`)."""
+    """Component -> canonical paths of the base's modules, with the shapes of their weights where a base is loaded
+    (`artifact.base_modules`)."""
     kohya_prefixes: Mapping[str, str]
     """Component -> how its keys begin in a kohya file, such as `lora_unet`."""
     architecture: str
@@ -67,6 +69,11 @@ class FormatNames:
     """Path of a module of the denoiser -> its path in the original code (`models.layout.original_names`)."""
     kohya_original: bool = False
     """Whether kohya's files call the denoiser's modules as the original code does."""
+
+    @property
+    def sizes_known(self) -> bool:
+        """Whether the shapes of the base's weights are at hand."""
+        return all(isinstance(paths, Mapping) for paths in self.module_paths.values())
 
     def spellings(self) -> Spellings:
         """Every name of a module that some file may have."""
@@ -119,9 +126,53 @@ def read(file: str | Path, names: FormatNames) -> AdapterArtifact:
     """
     try:
         tensors, header = _load(Path(file))
-        return _format(_detect(tensors)).from_tensors(tensors, header, names)
+        form = _format(_detect(tensors))
+        other = _of_another_base(tensors, header, names)
+        try:
+            artifact = _fitted(form.from_tensors(tensors, header, names), names)
+        except UserError as error:
+            raise other or error from None
+        if other is not None and not names.sizes_known:
+            raise other
+        return artifact
     except UserError as error:
         raise UserError([f"{file}: {problem}" for problem in error.problems]) from None
+
+
+def _of_another_base(tensors: Tensors, header: Header, names: FormatNames) -> UserError | None:
+    """One line with both sides, where a file is for another architecture."""
+    found = architecture_of({name: tuple(tensor.shape) for name, tensor in tensors.items()}, header)
+    if found is None or is_of(found, names.architecture):
+        return None
+    return UserError(f"is an adapter for {found}, and this base is {names.architecture}")
+
+
+def _fitted(artifact: AdapterArtifact, names: FormatNames) -> AdapterArtifact:
+    """With 1 x 1 convolutions as linear layers where the base has such, and the other way round.
+
+    UserError for layers of other sizes. Nothing is checked where those of the base are not known.
+    """
+    fitted, odd = dict(artifact.modules), []
+    for (component, path), weights in artifact.modules.items():
+        shapes = names.module_paths.get(component, ())
+        wanted = shapes.get(path) if isinstance(shapes, Mapping) else None
+        found = weights.shape
+        if wanted is None or found is None or found == wanted:
+            continue
+        if found[:2] == wanted[:2] and {*found[2:], *wanted[2:]} == {1}:
+            tensors = {
+                n: weights.tensors[n].reshape(*weights.tensors[n].shape[:2], *wanted[2:]) for n in ("down", "up")
+            }
+            fitted[component, path] = replace(weights, tensors=weights.tensors | tensors)
+        else:
+            odd.append(((component, path), found, wanted))
+    if odd:
+        key, found, wanted = odd[0]
+        raise UserError(
+            f"{len(odd)} of its {len(artifact.modules)} modules have another size than in this base: "
+            f"{listed([key])} is {found} in the file and {wanted} in the base"
+        )
+    return replace(artifact, modules=fitted)
 
 
 def header_of(artifact: AdapterArtifact, names: FormatNames) -> Header:

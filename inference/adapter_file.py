@@ -7,9 +7,18 @@ from pathlib import Path
 from ..adapters.artifact import base_modules
 from ..adapters.format import FormatNames
 from ..configs.arguments import file_and_weight
+from ..configs.choices import find
 from ..configs.errors import UserError
 from ..models.family import ModelFamily, Parts
-from ..models.layout import original_names
+from ..models.layout import clip_layers, original_names, unet_layers
+from ..models.single_file import shipped_configs
+
+ARCHITECTURES = {
+    "sd1": "stable-diffusion-v1",
+    "sd2": "stable-diffusion-v2",
+    "sdxl": "stable-diffusion-xl-v1-base",
+}
+"""ModelSpec's names of the families whose layers are known without a base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,5 +48,23 @@ def format_names(family: ModelFamily, parts: Parts) -> FormatNames:
         embedding_keys=family.embedding_keys,
         denoiser=family.denoiser,
         original=original_names(paths.get(family.denoiser, ())),
+        kohya_original=family.kohya_original,
+    )
+
+
+def names_of(kind: str) -> FormatNames:
+    """The same for bases of a family in their usual size, without one: `sd1`, `sd2`, `sdxl`."""
+    family: ModelFamily = find("models.families", kind).FAMILY
+    configs = shipped_configs(kind)
+    paths = {"unet": unet_layers(configs["unet/config.json"])}
+    paths |= {part: clip_layers(configs[f"{part}/config.json"]) for part in family.text_encoders}
+    return FormatNames(
+        module_paths=paths,
+        kohya_prefixes=family.kohya_prefixes,
+        architecture=ARCHITECTURES[kind],
+        kohya_version=family.kohya_version,
+        embedding_keys=family.embedding_keys,
+        denoiser=family.denoiser,
+        original=original_names(paths[family.denoiser]),
         kohya_original=family.kohya_original,
     )

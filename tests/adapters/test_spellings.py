@@ -1,0 +1,209 @@
+"""Files as other tools write them: whatever the spelling, the same adapter comes out; other bases are said."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from loraloom.adapters import format
+from loraloom.adapters.artifact import AdapterArtifact, Weights, largest_difference
+from loraloom.adapters.format import FormatNames
+from loraloom.adapters.spellings import ENDINGS, OTHERS
+from loraloom.configs.errors import UserError
+from loraloom.inference.adapter_file import names_of
+
+SDXL, SD1 = names_of("sdxl"), names_of("sd1")
+TO_K = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+TO_OUT = "up_blocks.0.attentions.1.transformer_blocks.3.attn1.to_out.0"
+Q = "text_model.encoder.layers.3.self_attn.q_proj"
+CONV = "down_blocks.0.resnets.1.conv1"
+
+
+def factors(seed: int, out: int, into: int, rank: int = 4, kernel: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ones = [1] * len(kernel)
+    down = torch.randn(rank, into, *kernel, generator=generator)
+    return down, torch.randn(out, rank, *ones, generator=generator)
+
+
+def read(tensors: dict[str, Tensor], folder: Path, names: FormatNames = SDXL, **header: str) -> AdapterArtifact:
+    save_file(tensors, folder / "x.safetensors", header or None)
+    return format.read(folder / "x.safetensors", names)
+
+
+SPELLED = {
+    TO_K: [
+        f"unet.{TO_K}.lora_A.weight unet.{TO_K}.lora_B.weight",
+        f"unet.{TO_K}.lora.down.weight unet.{TO_K}.lora.up.weight",
+        f"unet.{TO_K}.lora_A.default.weight unet.{TO_K}.lora_B.default.weight",
+        f"unet.{TO_K}.lora_A unet.{TO_K}.lora_B",
+        f"base_model.model.{TO_K}.lora_A.weight base_model.model.{TO_K}.lora_B.weight",
+        *(
+            f"{start}{TO_K[:-5]}.processor.to_k_lora.down.weight {start}{TO_K[:-5]}.processor.to_k_lora.up.weight"
+            for start in ("", "unet.")
+        ),
+        *(
+            f"{name}.lora_down.weight {name}.lora_up.weight"
+            for name in (
+                "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k",
+                "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k",
+                "lycoris_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k",
+                "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k",
+            )
+        ),
+    ],
+    TO_OUT: [
+        f"unet.{TO_OUT}.lora_A.weight unet.{TO_OUT}.lora_B.weight",
+        f"unet.{TO_OUT[:-9]}.processor.to_out_lora.down.weight unet.{TO_OUT[:-9]}.processor.to_out_lora.up.weight",
+        *(
+            f"lora_unet_{name}.lora_down.weight lora_unet_{name}.lora_up.weight"
+            for name in (
+                "output_blocks_1_1_transformer_blocks_3_attn1_to_out_0",
+                "up_blocks_0_attentions_1_transformer_blocks_3_attn1_to_out_0",
+            )
+        ),
+    ],
+    Q: [
+        *(
+            f"{name}.{first} {name}.{second}"
+            for name in (f"text_encoder.{Q}", f"text_encoder.{Q.removeprefix('text_model.')}")
+            for first, second in (
+                ("lora_A.weight", "lora_B.weight"),
+                ("lora_linear_layer.down.weight", "lora_linear_layer.up.weight"),
+            )
+        ),
+        "text_encoder.text_model.encoder.layers.3.self_attn.to_q_lora.down.weight "
+        "text_encoder.text_model.encoder.layers.3.self_attn.to_q_lora.up.weight",
+        *(
+            f"{start}_{layers}_3_self_attn_q_proj.lora_down.weight {start}_{layers}_3_self_attn_q_proj.lora_up.weight"
+            for start in ("lora_te1", "lora_te")
+            for layers in ("text_model_encoder_layers", "encoder_layers")
+        ),
+    ],
+}
+SIZES = {TO_K: (640, 2048), TO_OUT: (1280, 1280), Q: (768, 768)}
+
+
+@pytest.mark.parametrize(("path", "spelled"), [(path, each) for path, several in SPELLED.items() for each in several])
+def test_every_spelling_is_the_same_module(path: str, spelled: str, tmp_path: Path):
+    down, up = factors(0, *SIZES[path])
+    artifact = read(dict(zip(spelled.split(), (down, up), strict=True)), tmp_path)
+    ((component, found), weights) = next(iter(artifact.modules.items()))
+    assert (component, found) == ("text_encoder" if path == Q else "unet", path)
+    assert torch.equal(weights.tensors["down"], down) and torch.equal(weights.tensors["up"], up)
+    assert weights.scale == 1.0
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+def test_no_two_modules_of_a_base_have_one_spelling(kind: str):
+    """UserError otherwise; and every module of the base can be written and found again in both ways of kohya's."""
+    names = names_of(kind)
+    known = names.spellings()
+    for component, paths in names.module_paths.items():
+        for path in paths:
+            assert known.parse(f"{component}.{path}.lora_A.weight") == ((component, path), "down")
+    assert len({*names.original.values()}) == len(names.original) == len(names.module_paths["unet"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_ranks_alphas_and_types_of_every_module_are_its_own(dtype: torch.dtype, tmp_path: Path):
+    start = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to"
+    tensors, wanted = {}, {}
+    for number, (layer, rank, alpha) in enumerate([("k", 2, 1.0), ("v", 8, 8.0), ("q", 3, None)]):
+        down, up = (each.to(dtype) for each in factors(number, 640, 640 if layer == "q" else 2048, rank))
+        tensors |= {f"{start}_{layer}.lora_down.weight": down, f"{start}_{layer}.lora_up.weight": up}
+        if alpha is not None:
+            tensors[f"{start}_{layer}.alpha"] = torch.tensor(alpha, dtype=dtype)
+        scale = 1.0 if alpha is None else alpha / rank
+        wanted["unet", f"{TO_K[:-1]}{layer}"] = Weights("lora", {"down": down.float(), "up": up.float()}, scale)
+    assert largest_difference(read(tensors, tmp_path), AdapterArtifact(wanted))[0] == 0.0
+
+
+def test_a_tucker_decomposition_is_a_plain_one(tmp_path: Path):
+    """delta = up x (core x down), convolved: computed here by convolving unit pictures through the three layers."""
+    generator = torch.Generator().manual_seed(0)
+    down, core, up = (torch.randn(*shape, generator=generator) for shape in ((4, 8, 1, 1), (4, 4, 3, 3), (6, 4, 1, 1)))
+    start = "lora_unet_input_blocks_2_0_in_layers_2"
+    tensors = {f"{start}.lora_down.weight": down, f"{start}.lora_mid.weight": core, f"{start}.lora_up.weight": up}
+    tensors[f"{start}.alpha"] = torch.tensor(2.0)
+    (weights,) = read(tensors, tmp_path).modules.values()
+    pictures = torch.randn(2, 8, 5, 5, generator=generator)
+    through = torch.conv2d(torch.conv2d(torch.conv2d(pictures, down), core, padding=1), up) * 0.5
+    torch.testing.assert_close(torch.conv2d(pictures, weights.delta(), padding=1), through, atol=1e-4, rtol=1e-5)
+
+
+def test_a_magnitude_of_inputs_is_refused(tmp_path: Path):
+    start = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
+    down, up = factors(0, 640, 640)
+    tensors = {f"{start}.lora_down.weight": down, f"{start}.lora_up.weight": up}
+    assert read(tensors | {f"{start}.dora_scale": torch.ones(640, 1)}, tmp_path)
+    with pytest.raises(UserError, match="is of its inputs"):
+        read(tensors | {f"{start}.dora_scale": torch.ones(1, 640)}, tmp_path)
+    with pytest.raises(UserError, match="not one number for each of its 640 outputs"):
+        read(tensors | {f"{start}.dora_scale": torch.ones(3, 1)}, tmp_path)
+
+
+@pytest.mark.parametrize("ending", OTHERS)
+def test_what_is_not_read_is_called_by_its_name(ending: str, tmp_path: Path):
+    start = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
+    down, up = factors(0, 640, 2048)
+    tensors = {f"{start}.lora_down.weight": down, f"{start}.lora_up.weight": up, f"{start}{ending}": torch.ones(1)}
+    with pytest.raises(UserError, match="which is not read here") as caught:
+        read(tensors, tmp_path)
+    assert OTHERS[ending] in str(caught.value)
+
+
+def test_a_wrong_ending_has_a_hint(tmp_path: Path):
+    down, up = factors(0, 640, 2048)
+    with pytest.raises(UserError, match=r'did you mean "\.lora_B\.weight"'):
+        read({f"unet.{TO_K}.lora_A.weight": down, f"unet.{TO_K}.lora_b.weight": up}, tmp_path)
+    assert all(not ending.endswith(tuple(OTHERS)) for ending in ENDINGS)
+
+
+def kohya(path: str, width: int, **more: Any) -> dict[str, Tensor]:
+    down, up = factors(0, 320, width)
+    return {f"lora_unet_{path}.lora_down.weight": down, f"lora_unet_{path}.lora_up.weight": up, **more}
+
+
+SD_K = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+XL = "stable-diffusion-xl-v1-base"
+WRONG = {
+    "SDXL on SD1": (kohya("input_blocks_4_1_transformer_blocks_0_attn2_to_k", 2048), {}, SD1, XL),
+    "SDXL's second text encoder on SD1": (
+        kohya(SD_K, 768) | {"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(4, 1280)},
+        {}, SD1, XL,
+    ),
+    "FLUX on SD1": ({"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": torch.ones(4, 8)}, {},
+        SD1, "flux-1"),
+    "SD1 on SDXL": (kohya(SD_K, 768), {}, SDXL, "stable-diffusion-v1"),
+    "by the header": (
+        {"lora_te_nothing.lora_down.weight": torch.ones(4, 8)}, {"ss_base_model_version": "sd_v2_v"}, SDXL,
+        "stable-diffusion-v2",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_an_adapter_for_another_base_is_one_line_with_both_sides(case: str, tmp_path: Path):
+    tensors, header, names, made_for = WRONG[case]
+    with pytest.raises(UserError) as caught:
+        read(tensors, tmp_path, names, **header)
+    [problem] = caught.value.problems
+    assert problem.endswith(f"is an adapter for {made_for}, and this base is {names.architecture}")
+
+
+def test_layers_of_another_size_are_said_with_both_sizes(names: FormatNames, tmp_path: Path):
+    path = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    down, up = factors(0, 64, 64)
+    with pytest.raises(UserError, match=r"1 of its 1 modules .* is \(64, 64\) in the file and \(32, 32\) in the base"):
+        read({f"unet.{path}.lora_A.weight": down, f"unet.{path}.lora_B.weight": up}, tmp_path, names)
+
+
+def test_linear_layers_and_convolutions_of_one_pixel_are_the_same(names: FormatNames, tmp_path: Path):
+    path = "down_blocks.0.attentions.0.proj_in"  # a convolution in this base
+    down, up = factors(0, 32, 32)
+    artifact = read({f"unet.{path}.lora_A.weight": down, f"unet.{path}.lora_B.weight": up}, tmp_path, names)
+    assert artifact.modules["unet", path].shape == (32, 32, 1, 1)
