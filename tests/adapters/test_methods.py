@@ -147,7 +147,7 @@ def test_the_base_is_there_while_the_adapter_is_disabled(name):
 def test_every_format_holds_a_method_or_says_that_it_cannot(name, kind, tmp_path):
     adapters = trained(name)[1]
     artifact, file = adapters.artifact(), tmp_path / "x.safetensors"
-    known = FormatNames({"unet": base_modules("unet", model())}, {"unet": "lora_unet"}, lambda: "x", "sd_v1")
+    known = FormatNames({"unet": base_modules("unet", model())}, {"unet": "lora_unet"}, "x", "sd_v1")
     holds = find("adapters.formats", kind).HOLDS
     if ("dora" if name == "dora" else METHODS[name][0]) not in holds:
         with pytest.raises(UserError, match=f"the format {kind} .*output.formats"):
