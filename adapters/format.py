@@ -3,38 +3,23 @@
 What the tensors of a file are called is the business of the modules in `formats/`; this one knows safetensors only.
 """
 
-import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, cast
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from ..configs.choices import find
 from ..configs.choices import names as choices
 from ..configs.errors import UserError
-from ..configs.files import replace_file
-from .artifact import AdapterArtifact, Key, Tensors, Weights, listed
+from ..configs.files import replace_file, replace_folder
+from .artifact import AdapterArtifact, Tensors, listed
 from .origin import architecture_of, is_of
 from .spellings import Spellings, spellings
-
-Header = dict[str, str]
-Scale = Callable[[Key, int], float]
-"""What a module of some rank is multiplied with where the file has no alpha for it."""
+from .stored import Folder, Header, load_file, load_folder, serialised, to_bytes
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-_METHODS = {"loha": "hada_", "lokr": "lokr_"}
-_TOGETHER = {
-    "lora": [{"down", "up"}],
-    "loha": [{"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, {"hada_t1", "hada_t2"}],
-    "lokr": [{"lokr_w1_a", "lokr_w1_b"}, {"lokr_w2_a", "lokr_w2_b"}],
-}
-"""Tensors that a module has all of, or none."""
 
 _KOHYA_MINIMUM = ("v2", "base_model_version", "network_module", "network_dim", "network_alpha", "network_args")
 _DERIVED = frozenset(
@@ -70,6 +55,13 @@ class FormatNames:
     kohya_original: bool = False
     """Whether kohya's files call the denoiser's modules as the original code does."""
 
+    flat: Collection[str] = ()
+    """Text encoders whose modules the libraries installed here call without `text_model.`."""
+
+    def library_path(self, component: str, path: str) -> str:
+        """What the libraries installed here call a module."""
+        return path.removeprefix("text_model.") if component in self.flat else path
+
     @property
     def sizes_known(self) -> bool:
         """Whether the shapes of the base's weights are at hand."""
@@ -88,13 +80,28 @@ class Format(Protocol):
     HOLDS: Collection[str]
 
     def matches(self, keys: Iterable[str]) -> bool: ...
+
+
+class FileFormat(Format, Protocol):
+    """One whose adapters are a file each."""
+
     def to_tensors(self, artifact: AdapterArtifact, names: FormatNames) -> tuple[Tensors, Header]: ...
     def from_tensors(self, tensors: Tensors, header: Header, names: FormatNames) -> AdapterArtifact: ...
 
 
+class FolderFormat(Format, Protocol):
+    """One whose adapters are a folder each."""
+
+    FOLDER: bool
+
+    def to_folder(self, artifact: AdapterArtifact, names: FormatNames) -> Folder: ...
+    def from_folder(self, contents: Folder, names: FormatNames) -> AdapterArtifact: ...
+
+
 def file_name(name: str, format_name: str) -> str:
-    """The file of an adapter in a format: `<name>.safetensors`, `<name>.kohya.safetensors`, ..."""
-    return f"{name}{_format(format_name).SUFFIX}.safetensors"
+    """The file or folder of an adapter in a format: `<name>.safetensors`, `<name>.kohya.safetensors`, `<name>.peft`."""
+    form = _format(format_name)
+    return f"{name}{form.SUFFIX}{'' if _is_folder(form) else '.safetensors'}"
 
 
 def write(
@@ -112,11 +119,15 @@ def write(
         raise UserError(f"the base has no such modules: {listed(strangers)}")
     form = _format(format_name)
     _check_holds(form, format_name, artifact)
-    tensors, header = form.to_tensors((artifact.folded() if form.FOLDS else artifact).cast(DTYPES[dtype]), names)
     file = Path(file)
     if not file.parent.is_dir():
         raise UserError(f"cannot write {file}: there is no folder {file.parent}")
-    replace_file(file, serialised(tensors, header))
+    written = (artifact.folded() if form.FOLDS else artifact).cast(DTYPES[dtype])
+    if _is_folder(form):
+        contents = cast(FolderFormat, form).to_folder(written, names)
+        replace_folder(file, {path: to_bytes(content) for path, content in contents.items()})
+    else:
+        replace_file(file, serialised(*cast(FileFormat, form).to_tensors(written, names)))
 
 
 def read(file: str | Path, names: FormatNames) -> AdapterArtifact:
@@ -125,11 +136,11 @@ def read(file: str | Path, names: FormatNames) -> AdapterArtifact:
     Raises UserError, with the file's name in every line, for anything that is not a sound adapter for this base.
     """
     try:
-        tensors, header = _load(Path(file))
-        form = _format(_detect(tensors))
+        contents: Folder = load_folder(Path(file)) if Path(file).is_dir() else {"": load_file(Path(file))}
+        tensors, header = _flattened(contents)
         other = _of_another_base(tensors, header, names)
         try:
-            artifact = _fitted(form.from_tensors(tensors, header, names), names)
+            artifact = _fitted(_read(contents, names), names)
         except UserError as error:
             raise other or error from None
         if other is not None and not names.sizes_known:
@@ -137,6 +148,20 @@ def read(file: str | Path, names: FormatNames) -> AdapterArtifact:
         return artifact
     except UserError as error:
         raise UserError([f"{file}: {problem}" for problem in error.problems]) from None
+
+
+def _read(contents: Folder, names: FormatNames) -> AdapterArtifact:
+    if "" not in contents:
+        return cast(FolderFormat, _format(_detect(contents))).from_folder(contents, names)
+    tensors, header = _flattened(contents)
+    return cast(FileFormat, _format(_detect(tensors))).from_tensors(tensors, header, names)
+
+
+def _flattened(contents: Folder) -> tuple[Tensors, Header]:
+    """All tensors, and all entries of headers."""
+    files = [content for content in contents.values() if isinstance(content, tuple)]
+    tensors = {name: tensor for own, _ in files for name, tensor in own.items()}
+    return tensors, {name: value for _, own in files for name, value in own.items()}
 
 
 def _of_another_base(tensors: Tensors, header: Header, names: FormatNames) -> UserError | None:
@@ -206,112 +231,8 @@ def carried(header: Mapping[str, str]) -> Header:
     return {name: value for name, value in header.items() if name not in _DERIVED}
 
 
-def artifact_of(tensors: Tensors, header: Header, names: FormatNames, scale_of: Scale) -> AdapterArtifact:
-    """The artifact in a file's tensors, however they are spelled (`adapters.spellings`).
-
-    Raises UserError for a name that is none of this base's (with the nearest that is) and for half a module.
-    """
-    modules = _by_module(tensors, names)
-    return AdapterArtifact({key: _weights(key, parts, scale_of) for key, parts in modules.items()}, carried(header))
-
-
-def file_rank(tensors: Mapping[str, Tensor]) -> int:
-    """The r of alpha / r, as readers find it in the shapes."""
-    for name in ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"):
-        if name in tensors:
-            return tensors[name].shape[0]
-    return 1
-
-
-def _weights(key: Key, parts: Tensors, scale_of: Scale) -> Weights:
-    """The method is told by the names of the tensors."""
-    found = {name: tensor.float() for name, tensor in parts.items() if name != "alpha"}
-    method = next(
-        (method for method, start in _METHODS.items() if any(name.startswith(start) for name in found)), "lora"
-    )
-    for group in _TOGETHER[method]:
-        if group & found.keys() and not group <= found.keys():
-            missing = ", ".join(sorted(group - found.keys()))
-            raise UserError(f"{missing} is missing from {listed([key])}")
-    if method == "lora" and "down" not in found:
-        raise UserError(f"down or up is missing from {listed([key])}")
-    scale = _scale(key, parts, scale_of)
-    return Weights(method, _checked(key, _without_core(found)), scale)
-
-
-def _scale(key: Key, parts: Tensors, scale_of: Scale) -> float:
-    """LyCORIS pays no regard to the alpha of a LoKr whose factors are both whole."""
-    rank = file_rank(parts)
-    if "lokr_w1" in parts and "lokr_w2" in parts:
-        return 1.0
-    if "alpha" not in parts:
-        return scale_of(key, rank)
-    if parts["alpha"].numel() != 1:
-        raise UserError(f"alpha of {' '.join(key)} has {parts['alpha'].numel()} values instead of one")
-    return float(parts["alpha"]) / rank
-
-
-def _without_core(tensors: Tensors) -> Tensors:
-    """A convolution as up (o, r), core (r, s, k, k) and down (s, i) is one as up and core x down."""
-    if "mid" not in tensors:
-        return tensors
-    down = torch.einsum("rskl,si->rikl", tensors["mid"].double(), tensors["down"].double().flatten(1)).float()
-    up = tensors["up"].reshape(*tensors["up"].shape[:2], 1, 1)
-    return {name: tensor for name, tensor in tensors.items() if name != "mid"} | {"down": down, "up": up}
-
-
-def _checked(key: Key, tensors: Tensors) -> Tensors:
-    """UserError for a magnitude of the inputs, which another DoRA has (`wd_on_out=False` of LyCORIS)."""
-    magnitude, up = tensors.get("magnitude"), tensors.get("up")
-    if magnitude is not None and up is not None:
-        outputs = up.shape[0]
-        if magnitude.numel() != outputs or (magnitude.ndim > 1 and outputs not in magnitude.shape[:2]):
-            raise UserError(f"the magnitude of {listed([key])} is not one number for each of its {outputs} outputs")
-        if magnitude.ndim > 1 and magnitude.shape[0] == 1 and magnitude.ndim == up.ndim == 2:
-            raise UserError(f"the magnitude of {listed([key])} is of its inputs (wd_on_out=False), not of its outputs")
-    return tensors
-
-
-def _by_module(tensors: Tensors, names: FormatNames) -> dict[Key, dict[str, Tensor]]:
-    known, unknown = names.spellings(), []
-    modules: dict[Key, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if (found := known.parse(name)) is None:
-            unknown.append(name)
-            continue
-        key, part = found
-        parts = modules.setdefault(key, {})
-        if part in parts:
-            raise UserError(f"{name}: this module is in the file twice, under two spellings")
-        parts[part] = tensor
-    if unknown:
-        most = 3
-        problems = [known.explain(name) for name in unknown[:most]]
-        raise UserError(problems + [f"{len(unknown) - most} more keys are unknown"] * (len(unknown) > most))
-    return modules
-
-
-def serialised(tensors: Tensors, header: Mapping[str, str]) -> bytes:
-    """A safetensors file. The library itself writes the header's entries in another order each time."""
-    assert all(isinstance(value, str) for value in header.values()), "safetensors knows no other header values"
-    plain = safetensors.torch.save(tensors)
-    size = int.from_bytes(plain[:8], "little")
-    entries = {"__metadata__": dict(sorted(header.items())), **json.loads(plain[8 : 8 + size])}
-    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight bytes
-    return len(text).to_bytes(8, "little") + text + plain[8 + size :]
-
-
-def _load(file: Path) -> tuple[Tensors, Header]:
-    if not file.is_file():
-        raise UserError("there is no such file")
-    try:
-        with safe_open(file, framework="pt") as content:
-            return {name: content.get_tensor(name) for name in content.keys()}, content.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise UserError(
-            f"not a whole safetensors file ({error}); pickles (.bin, .pt, .ckpt) are not read, they can run code"
-        ) from None
+def _is_folder(form: Format) -> bool:
+    return getattr(form, "FOLDER", False)
 
 
 def _detect(keys: Collection[str]) -> str:

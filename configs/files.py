@@ -2,9 +2,10 @@
 
 import os
 import re
+import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -33,6 +34,23 @@ def replace_file(file: Path, content: bytes | str) -> None:
     """Writes a file whole or not at all; text as UTF-8."""
     with replacing(file) as new:
         new.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def replace_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Writes a folder whole or not at all: path in it -> content. A folder that was there goes when the new one is."""
+    new = folder.with_name(f"{folder.name}.tmp-{socket.gethostname()}-{os.getpid()}")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir()
+        for path, content in contents.items():
+            (new / path).parent.mkdir(parents=True, exist_ok=True)
+            (new / path).write_bytes(content)
+            sync(new / path)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    sync(folder.parent)
 
 
 @contextmanager

@@ -1,8 +1,11 @@
 """An adapter file as a user names it, and what the file formats have to know of a base to read it."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from ..adapters.artifact import base_modules
 from ..adapters.format import FormatNames
@@ -49,7 +52,13 @@ def format_names(family: ModelFamily, parts: Parts) -> FormatNames:
         denoiser=family.denoiser,
         original=original_names(paths.get(family.denoiser, ())),
         kohya_original=family.kohya_original,
+        flat=[part for part in family.text_encoders if part in parts and _is_flat(parts[part])],
     )
+
+
+def _is_flat(text_encoder: Any) -> bool:
+    """Whether transformers has taken `text_model.` out of its module names."""
+    return not hasattr(text_encoder, "text_model")
 
 
 def names_of(kind: str) -> FormatNames:
@@ -67,4 +76,12 @@ def names_of(kind: str) -> FormatNames:
         denoiser=family.denoiser,
         original=original_names(paths[family.denoiser]),
         kohya_original=family.kohya_original,
+        flat=_flat_here({part: configs[f"{part}/config.json"] for part in family.text_encoders}),
     )
+
+
+def _flat_here(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Those that the transformers installed here has taken `text_model.` out of, since 5.6."""
+    if tuple(map(int, version("transformers").split(".")[:2])) < (5, 6):
+        return []
+    return [part for part, config in configs.items() if config["architectures"] == ["CLIPTextModel"]]

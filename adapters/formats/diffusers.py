@@ -13,8 +13,10 @@ from typing import Any
 
 from ...configs.errors import UserError
 from ..artifact import AdapterArtifact, Key, Tensors, listed
-from ..format import FormatNames, Header, artifact_of, header_of
+from ..format import FormatNames, header_of
+from ..parsed import artifact_of
 from ..spellings import ENDINGS, UNDERSCORED
+from ..stored import Header
 
 SUFFIX = ""
 FOLDS = True

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from ...configs.errors import UserError
 from ..artifact import AdapterArtifact, Tensors
-from ..format import FormatNames, Header, carried, header_of
+from ..format import FormatNames, carried, header_of
+from ..stored import Header
 
 SUFFIX = ".embedding"
 FOLDS = False

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from ...configs.errors import UserError
 from ..artifact import AdapterArtifact, Key, Tensors, Weights
-from ..format import FormatNames, Header, artifact_of, file_rank, header_of, serialised
+from ..format import FormatNames, header_of
+from ..parsed import artifact_of, file_rank
 from ..spellings import ENDINGS, UNDERSCORED, underscored
+from ..stored import Header, serialised
 
 SUFFIX = ".kohya"
 FOLDS = True

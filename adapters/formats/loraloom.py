@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from ...configs.choices import names as choices
 from ...configs.errors import UserError
 from ..artifact import AdapterArtifact, Key, Tensors, Weights
-from ..format import FormatNames, Header, carried, header_of
+from ..format import FormatNames, carried, header_of
+from ..stored import Header
 
 SUFFIX = ".loraloom"
 FOLDS = False

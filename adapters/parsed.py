@@ -1,0 +1,108 @@
+"""From the tensors of a file, however they are spelled, to an artifact; half a module, and what is unknown, is said."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from ..configs.errors import UserError
+from .artifact import AdapterArtifact, Key, Tensors, Weights, listed
+from .format import FormatNames, carried
+from .stored import Header
+
+Scale = Callable[[Key, int], float]
+"""What a module of some rank is multiplied with where the file has no alpha for it."""
+
+
+_METHODS = {"loha": "hada_", "lokr": "lokr_"}
+_TOGETHER = {
+    "lora": [{"down", "up"}],
+    "loha": [{"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, {"hada_t1", "hada_t2"}],
+    "lokr": [{"lokr_w1_a", "lokr_w1_b"}, {"lokr_w2_a", "lokr_w2_b"}],
+}
+"""Tensors that a module has all of, or none."""
+
+
+def artifact_of(tensors: Tensors, header: Header, names: FormatNames, scale_of: Scale) -> AdapterArtifact:
+    """The artifact in a file's tensors, however they are spelled (`adapters.spellings`).
+
+    Raises UserError for a name that is none of this base's (with the nearest that is) and for half a module.
+    """
+    modules = _by_module(tensors, names)
+    return AdapterArtifact({key: _weights(key, parts, scale_of) for key, parts in modules.items()}, carried(header))
+
+
+def file_rank(tensors: Mapping[str, Tensor]) -> int:
+    """The r of alpha / r, as readers find it in the shapes."""
+    for name in ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"):
+        if name in tensors:
+            return tensors[name].shape[0]
+    return 1
+
+
+def _weights(key: Key, parts: Tensors, scale_of: Scale) -> Weights:
+    """The method is told by the names of the tensors."""
+    found = {name: tensor.float() for name, tensor in parts.items() if name != "alpha"}
+    method = next(
+        (method for method, start in _METHODS.items() if any(name.startswith(start) for name in found)), "lora"
+    )
+    for group in _TOGETHER[method]:
+        if group & found.keys() and not group <= found.keys():
+            missing = ", ".join(sorted(group - found.keys()))
+            raise UserError(f"{missing} is missing from {listed([key])}")
+    if method == "lora" and "down" not in found:
+        raise UserError(f"down or up is missing from {listed([key])}")
+    scale = _scale(key, parts, scale_of)
+    return Weights(method, _checked(key, _without_core(found)), scale)
+
+
+def _scale(key: Key, parts: Tensors, scale_of: Scale) -> float:
+    """LyCORIS pays no regard to the alpha of a LoKr whose factors are both whole."""
+    rank = file_rank(parts)
+    if "lokr_w1" in parts and "lokr_w2" in parts:
+        return 1.0
+    if "alpha" not in parts:
+        return scale_of(key, rank)
+    if parts["alpha"].numel() != 1:
+        raise UserError(f"alpha of {' '.join(key)} has {parts['alpha'].numel()} values instead of one")
+    return float(parts["alpha"]) / rank
+
+
+def _without_core(tensors: Tensors) -> Tensors:
+    """A convolution as up (o, r), core (r, s, k, k) and down (s, i) is one as up and core x down."""
+    if "mid" not in tensors:
+        return tensors
+    down = torch.einsum("rskl,si->rikl", tensors["mid"].double(), tensors["down"].double().flatten(1)).float()
+    up = tensors["up"].reshape(*tensors["up"].shape[:2], 1, 1)
+    return {name: tensor for name, tensor in tensors.items() if name != "mid"} | {"down": down, "up": up}
+
+
+def _checked(key: Key, tensors: Tensors) -> Tensors:
+    """UserError for a magnitude of the inputs, which another DoRA has (`wd_on_out=False` of LyCORIS)."""
+    magnitude, up = tensors.get("magnitude"), tensors.get("up")
+    if magnitude is not None and up is not None:
+        outputs = up.shape[0]
+        if magnitude.numel() != outputs or (magnitude.ndim > 1 and outputs not in magnitude.shape[:2]):
+            raise UserError(f"the magnitude of {listed([key])} is not one number for each of its {outputs} outputs")
+        if magnitude.ndim > 1 and magnitude.shape[0] == 1 and magnitude.ndim == up.ndim == 2:
+            raise UserError(f"the magnitude of {listed([key])} is of its inputs (wd_on_out=False), not of its outputs")
+    return tensors
+
+
+def _by_module(tensors: Tensors, names: FormatNames) -> dict[Key, dict[str, Tensor]]:
+    known, unknown = names.spellings(), []
+    modules: dict[Key, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if (found := known.parse(name)) is None:
+            unknown.append(name)
+            continue
+        key, part = found
+        parts = modules.setdefault(key, {})
+        if part in parts:
+            raise UserError(f"{name}: this module is in the file twice, under two spellings")
+        parts[part] = tensor
+    if unknown:
+        most = 3
+        problems = [known.explain(name) for name in unknown[:most]]
+        raise UserError(problems + [f"{len(unknown) - most} more keys are unknown"] * (len(unknown) > most))
+    return modules
