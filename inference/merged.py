@@ -1,11 +1,13 @@
 """A base with adapters merged into it in memory: W + sum of weight * delta-W. Its files stay as they are."""
 
+from collections import defaultdict
 from collections.abc import Collection
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ..adapters import algebra
 from ..adapters.artifact import AdapterArtifact, module_path
 from ..adapters.format import FormatNames, read
 from ..configs.schema import ModelSection
@@ -46,15 +48,13 @@ class MergedBase(Base):
     @torch.no_grad()
     def _merge(self, part: str, model: torch.nn.Module) -> dict[str, Tensor]:
         """The weights that changed. Every change is that of the base as it was, whatever comes before it."""
-        has, changes = {name for name, _ in model.named_modules()}, {}
+        has, changes = {name for name, _ in model.named_modules()}, defaultdict(list)
         for artifact, weight in self.merged:
             for (owner, path), weights in artifact.modules.items():
                 if owner == part:
-                    name = module_path(part, path, has)
-                    base = model.get_submodule(name).get_parameter("weight").float().cpu()
-                    delta = weight * weights.delta(base).reshape(base.shape)
-                    changes[name] = changes.get(name, 0) + delta
-        for name, change in changes.items():
-            parameter = model.get_submodule(name).get_parameter("weight")
-            parameter.data = (parameter.float() + change.to(parameter.device)).to(parameter.dtype)
-        return {f"{name}.weight": model.get_submodule(name).get_parameter("weight").detach() for name in changes}
+                    changes[module_path(part, path, has)].append((weights, weight))
+        found = {f"{name}.weight": several for name, several in changes.items()}
+        for name, several in found.items():
+            parameter = model.get_parameter(name)
+            parameter.data = algebra.merged(parameter, several).to(parameter.device)
+        return {name: model.get_parameter(name).detach() for name in found}
