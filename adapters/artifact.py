@@ -29,6 +29,7 @@ FOLDED = ("up", "hada_w1_a", "lokr_w1", "lokr_w1_a")
 """Tensors that a change is linear in, one for each method."""
 
 _INSIDE = frozenset({"base_layer", "lora_A", "lora_B", "oft_R"})
+_BLOCK = re.compile(r"(?:text_model\.)?(?:encoder\.)?((?:down_blocks|up_blocks|layers)\.\d+|\w+)")
 _CLIP_CHILDREN = ("embeddings.", "encoder.layers.", "final_layer_norm")
 
 
@@ -131,6 +132,12 @@ class AdapterArtifact:
             raise UserError(f"values too large for {dtype} in {listed(overflown)}; write fp32 or bf16 instead")
         embeddings = {part: {t: rows.to(dtype) for t, rows in own.items()} for part, own in self.embeddings.items()}
         return replace(self, modules=modules, embeddings=embeddings)
+
+
+def block_of(key: Key) -> str:
+    """Where a module is: `down_blocks.1`, `mid_block`, `layers.3` of a text encoder, `conv_in`."""
+    found = _BLOCK.match(key[1])
+    return found[1] if found else key[1]
 
 
 def listed(keys: Iterable[Key], most: int = 5) -> str:

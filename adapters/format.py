@@ -14,6 +14,7 @@ from ..configs.choices import find
 from ..configs.choices import names as choices
 from ..configs.errors import UserError
 from ..configs.files import replace_file, replace_folder
+from . import stored
 from .artifact import AdapterArtifact, Tensors, listed
 from .origin import architecture_of, is_of
 from .spellings import Spellings, spellings
@@ -148,6 +149,12 @@ def read(file: str | Path, names: FormatNames) -> AdapterArtifact:
         return artifact
     except UserError as error:
         raise UserError([f"{file}: {problem}" for problem in error.problems]) from None
+
+
+def recognised(path: Path) -> str:
+    """The format of a file or folder, from the names in it; UserError where it has none that is known."""
+    keys = [file.name for file in path.glob("**/*.json")] if path.is_dir() else stored.look(path)[0]
+    return _detect(keys)
 
 
 def _read(contents: Folder, names: FormatNames) -> AdapterArtifact:

@@ -24,7 +24,9 @@ def architecture_of(shapes: Shapes, header: Mapping[str, str]) -> str | None:
             return architecture
     for name, shape in shapes.items():
         if "attn2" in name and "to_k" in name and name.endswith(_READING) and len(shape) == 2:
-            return _WIDTHS.get(shape[1])
+            if shape[1] in _WIDTHS:
+                return _WIDTHS[shape[1]]
+            break
     said = header.get("ss_base_model_version", "")
     known = (architecture for start, architecture in _VERSIONS.items() if said.startswith(start))
     return next(known, None) or header.get("modelspec.architecture", "").partition("/")[0] or None

@@ -1,17 +1,26 @@
 """Tensors on disk: safetensors files with a header whose order is fixed, and folders of them with JSON beside."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from ..configs.errors import UserError
 from .artifact import Tensors
 
 Header = dict[str, str]
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
 Folder = dict[str, "tuple[Tensors, Header] | dict[str, Any]"]
 """Contents of a folder: path in it -> tensors with their header, or JSON."""
 
@@ -28,11 +37,19 @@ def serialised(tensors: Tensors, header: Mapping[str, str]) -> bytes:
 
 
 def load_file(file: Path) -> tuple[Tensors, Header]:
+    """The tensors and the header of a file; UserError if it is none, or damaged."""
+    with opened(file) as content:
+        return {name: content.get_tensor(name) for name in content.keys()}, content.metadata() or {}  # noqa: SIM118
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A safetensors file, mapped into memory."""
     if not file.is_file():
         raise UserError("there is no such file")
     try:
         with safe_open(file, framework="pt") as content:
-            return {name: content.get_tensor(name) for name in content.keys()}, content.metadata() or {}  # noqa: SIM118
+            yield content
     except SafetensorError as error:
         raise UserError(
             f"not a whole safetensors file ({error}); pickles (.bin, .pt, .ckpt) are not read, they can run code"
@@ -67,3 +84,55 @@ def to_bytes(content: tuple[Tensors, Header] | dict[str, Any]) -> bytes:
     if isinstance(content, dict):
         return (json.dumps(content, indent=2) + "\n").encode()
     return serialised(*content)
+
+
+class Entry(NamedTuple):
+    """A tensor as the header of its file has it."""
+
+    dtype: str  # F32, BF16, ...
+    shape: tuple[int, ...]
+
+
+def look(path: Path) -> tuple[dict[str, Entry], Header]:
+    """Each tensor's entry, and the header, of a file or of all in a folder; no tensor is read. UserError as above."""
+    files = sorted([*path.glob("*.safetensors"), *path.glob("*/*.safetensors")]) if path.is_dir() else [path]
+    entries: dict[str, Entry] = {}
+    header: Header = {}
+    for file in files:
+        start = "" if file.parent == path or file == path else f"{file.parent.name}."  # the component
+        with opened(file) as content:
+            for name in content.keys():  # noqa: SIM118
+                piece = content.get_slice(name)
+                entries[f"{start}{name}"] = Entry(piece.get_dtype(), tuple(piece.get_shape()))
+            header |= content.metadata() or {}
+    if not files:
+        raise UserError("the folder holds no .safetensors file, nor does one within; pickles (.bin) are not read")
+    return entries, header
+
+
+def write_stream(
+    file: Path, entries: Mapping[str, Entry], tensor_of: Callable[[str], Tensor], header: Mapping[str, str]
+) -> None:
+    """A safetensors file whose tensors come one after the other, so that only one is in memory.
+
+    A tensor has to be of the type and shape of its entry. Whoever wants the file whole or not at all gives another
+    name and renames it.
+    """
+    described: dict[str, Any] = {"__metadata__": dict(sorted(header.items()))} if header else {}
+    end = 0
+    for name, entry in entries.items():
+        begin, end = end, end + math.prod(entry.shape) * _DTYPES[entry.dtype].itemsize
+        described[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [begin, end]}
+    text = json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name, entry in entries.items():
+            tensor = tensor_of(name).detach().to("cpu").contiguous()
+            assert (tensor.dtype, tuple(tensor.shape)) == (_DTYPES[entry.dtype], entry.shape), name
+            stream.write(tensor.flatten().view(torch.uint8).numpy().data)
+
+
+def entry_type(dtype: torch.dtype) -> str:
+    """As headers call it."""
+    return next(name for name, known in _DTYPES.items() if known == dtype)

@@ -12,6 +12,7 @@ from ..adapters.format import FormatNames
 from ..configs.arguments import file_and_weight
 from ..configs.choices import find
 from ..configs.errors import UserError
+from ..models.base import EMBEDDED, PipelineFiles
 from ..models.family import ModelFamily, Parts
 from ..models.layout import clip_layers, original_names, unet_layers
 from ..models.single_file import shipped_configs
@@ -62,11 +63,18 @@ def _is_flat(text_encoder: Any) -> bool:
 
 
 def names_of(kind: str) -> FormatNames:
-    """The same for bases of a family in their usual size, without one: `sd1`, `sd2`, `sdxl`."""
-    family: ModelFamily = find("models.families", kind).FAMILY
+    """The same of bases that are not loaded: `sd1`, `sd2` and `sdxl` in their usual size, and `pocket`."""
+    if kind in EMBEDDED:
+        files = PipelineFiles(EMBEDDED[kind])
+        return _names_by_configs("sd1", {part: files.config(part) for part in ("unet", "text_encoder")})
     configs = shipped_configs(kind)
-    paths = {"unet": unet_layers(configs["unet/config.json"])}
-    paths |= {part: clip_layers(configs[f"{part}/config.json"]) for part in family.text_encoders}
+    return _names_by_configs(kind, {name.removesuffix("/config.json"): each for name, each in configs.items()})
+
+
+def _names_by_configs(kind: str, configs: Mapping[str, Mapping[str, Any]]) -> FormatNames:
+    family: ModelFamily = find("models.families", kind).FAMILY
+    paths = {"unet": unet_layers(configs["unet"])}
+    paths |= {part: clip_layers(configs[part]) for part in family.text_encoders}
     return FormatNames(
         module_paths=paths,
         kohya_prefixes=family.kohya_prefixes,
@@ -76,7 +84,7 @@ def names_of(kind: str) -> FormatNames:
         denoiser=family.denoiser,
         original=original_names(paths[family.denoiser]),
         kohya_original=family.kohya_original,
-        flat=_flat_here({part: configs[f"{part}/config.json"] for part in family.text_encoders}),
+        flat=_flat_here({part: configs[part] for part in family.text_encoders}),
     )
 
 

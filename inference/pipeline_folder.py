@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from ..adapters.stored import Entry, entry_type, opened, write_stream
 from ..configs.errors import UserError
-from ..configs.files import permit, replace_file, sync
+from ..configs.files import replace_file, sync
 from ..models.base import INDEX, PipelineFiles
 from ..models.load import DTYPES, Base
 
@@ -74,14 +73,23 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _write_weights(source: Path, target: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> set[str]:
-    """Answers with the names of `state` that went into this file."""
-    with safe_open(source, framework="pt") as opened:
-        names = {name: _spelled(name, state) for name in opened.keys()}  # noqa: SIM118  it is no mapping
-        values = {name: state[own] if own else opened.get_tensor(name) for name, own in names.items()}
-        header = opened.metadata()
-    save_file({name: _cast(value, dtype) for name, value in values.items()}, target, metadata=header)
-    permit(target)
+    """Answers with the names of `state` that went into this file. One tensor is in memory at a time."""
+    with opened(source) as content:
+        names = {name: _spelled(name, state) for name in content.keys()}  # noqa: SIM118  it is no mapping
+
+        def tensor(name: str) -> Tensor:
+            own = names[name]
+            return _cast(content.get_tensor(name) if own is None else state[own], dtype)
+
+        entries = {name: _entry(content.get_slice(name), dtype) for name in names}
+        write_stream(target, entries, tensor, content.metadata() or {})
     return {own for own in names.values() if own}
+
+
+def _entry(piece: Any, dtype: torch.dtype) -> Entry:
+    """Of a tensor as it will be: numbers with a fraction get the type."""
+    own = piece.get_dtype()
+    return Entry(entry_type(dtype) if own.startswith(("F", "BF")) else own, tuple(piece.get_shape()))
 
 
 def _spelled(name: str, state: Mapping[str, Tensor]) -> str | None:

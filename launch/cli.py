@@ -27,6 +27,9 @@ VERBS = {
     "replay": Verb("loraloom.train.replay", "run one step of a run again and show its images, captions and losses"),
     "runs": Verb("loraloom.train.runs", "list runs, and compare some of them: config, losses, curves, images"),
     "sample": Verb("loraloom.inference.__main__", "make images with a base model and adapters"),
+    "adapter": Verb(
+        "loraloom.inference.adapter.__main__", "look into adapter files, convert, merge, extract, resize, verify them"
+    ),
     "push": Verb("loraloom.train.push", "upload files and model card of a finished run to the Hugging Face hub"),
     "slurm": Verb("loraloom.launch.slurm", "write a batch script for a cluster that saves, requeues and resumes"),
     "schema": Verb("loraloom.launch.schema", "print the JSON schema of a config, for editors"),

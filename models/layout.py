@@ -27,6 +27,8 @@ _ORIGINAL = {
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
 }
+_THIRDS = ["q_proj", "k_proj", "v_proj"]
+_OPEN_CLIP = {"out_proj": "attn.out_proj", "fc1": "mlp.c_fc", "fc2": "mlp.c_proj"}
 _PLACE = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 
 
@@ -73,6 +75,17 @@ def _block(name: str, shortcuts: Sequence[bool], depth: int, attentions: int | N
         attention = f"{name}.attentions.{number}"
         yield from (f"{attention}.proj_in", f"{attention}.proj_out")
         yield from (f"{attention}.transformer_blocks.{n}.{layer}" for n in range(depth) for layer in _TRANSFORMER)
+
+
+def original_clip_name(path: str) -> tuple[str, int | None]:
+    """A text encoder's layer in OpenCLIP's code, and which third of the weight it is where three are one."""
+    found = re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)", path)
+    if found is None:
+        return path, None
+    block = f"transformer.resblocks.{found[1]}"
+    if found[2] in _THIRDS:
+        return f"{block}.attn.in_proj", _THIRDS.index(found[2])
+    return f"{block}.{_OPEN_CLIP[found[2]]}", None
 
 
 def original_names(paths: Collection[str]) -> dict[str, str]:

@@ -20,6 +20,7 @@ import yaml
 from ..configs.errors import UserError
 from ..configs.files import permit
 from ..configs.machine import cache_folder
+from .layout import original_clip_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -254,3 +255,21 @@ def _write_tokenizer(folder: Path, padding: str) -> None:
 def _hash_of_shipped() -> str:
     """Other configs or another vocabulary make other folders."""
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(SHIPPED.iterdir()))).hexdigest()
+
+
+def tensor_names(kind: str, component: str, path: str, original: Mapping[str, str]) -> tuple[str, int | None]:
+    """The tensor of a checkpoint that has a layer's weight, and which third of it where three layers are in one.
+
+    `original` are the names of the UNet's layers in the original code.
+    """
+    if component == "unet":
+        return f"{_UNET}{original[path]}.weight", None
+    prefix = _CLIP[kind][component]
+    if not prefix.endswith("model."):
+        return f"{prefix}{path}.weight", None
+    name, third = original_clip_name(path)
+    if name == "text_projection":
+        raise UserError(
+            "a changed text_projection cannot be written into a single file, which has it the other way round"
+        )
+    return f"{prefix}{name}{'_weight' if third is not None else '.weight'}", third

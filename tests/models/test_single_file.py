@@ -12,8 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from loraloom.adapters.artifact import AdapterArtifact, Weights
+from loraloom.adapters.format import write
 from loraloom.configs.errors import UserError, run_command
 from loraloom.configs.schema import ModelSection
+from loraloom.inference.adapter.__main__ import main as adapter_verb
+from loraloom.inference.layers import Layers
+from loraloom.inference.merged import MergedBase
 from loraloom.models import single_file
 from loraloom.models.base import check_base, locate_base
 from loraloom.models.load import Base
@@ -277,3 +282,32 @@ def test_other_files_are_refused_in_a_line(name, content, words, tmp_path, write
 def test_an_adapter_given_as_a_base_is_called_one(tmp_path):
     save_file({"lora_unet_x.lora_down.weight": torch.ones(1)}, tmp_path / "a.safetensors")
     assert "but an adapter: it is no checkpoint" in check_base(str(tmp_path / "a.safetensors"))[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+def test_an_adapter_is_merged_into_the_file_itself(checkpoint, tmp_path, kind):
+    """To the bit what the same adapter makes of the base in memory; all else in the file stays as it was."""
+    file, _ = checkpoint(kind, metadata={"modelspec.prediction_type": "v" if kind == "sd2" else "epsilon"})
+    layers = Layers(str(file))
+    modules = {}
+    for number, key in enumerate(key for key in layers.keys if key[1] != "text_projection"):
+        if number % 3 == 0 or key[0] != "unet":
+            shape, generator = layers.names.module_paths[key[0]][key[1]], torch.Generator().manual_seed(number)
+            down = torch.randn(2, *shape[1:], generator=generator)
+            up = torch.randn(shape[0], 2, *[1] * (len(shape) - 2), generator=generator)
+            modules[key] = Weights("lora", {"down": down, "up": up}, 0.25)
+    write(AdapterArtifact(modules), tmp_path / "x.safetensors", "loraloom", layers.names)
+    out = tmp_path / "merged.safetensors"
+    adapter = f"{tmp_path / 'x.safetensors'}:0.5"
+    assert adapter_verb(["merge", adapter, "--base", str(file), "--into-base", "--out", str(out)]) == 0
+    expected = MergedBase(ModelSection(base=str(file), adapters=[adapter])).load()
+    found = Base(ModelSection(base=str(out))).load()
+    for part in ("unet", "vae", *(part for part in found if part.startswith("text_encoder"))):
+        wanted = expected[part].state_dict()
+        assert all(torch.equal(tensor, wanted[name]) for name, tensor in found[part].state_dict().items()), part
+    before, after = load_file(file), load_file(out)
+    assert before.keys() == after.keys()
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed
+    assert not [name for name in changed if name.startswith("first_stage_model")]

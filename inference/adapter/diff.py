@@ -1,0 +1,83 @@
+"""loraloom adapter diff: how far two adapters are from each other, block by block, and what their headers say."""
+
+import argparse
+import json
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ...adapters import algebra
+from ...adapters.artifact import AdapterArtifact, block_of
+from ...adapters.format import read
+from ..layers import Layers, names_for
+from ..written import shown
+
+HELP = "compare two adapters by the changes that they make, whatever their formats and ranks"
+EXAMPLES = [
+    "loraloom adapter diff rank-4.safetensors rank-16.safetensors",
+    "loraloom adapter diff a.safetensors a.peft",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A block in both."""
+
+    component: str
+    block: str
+    modules: int
+    norms: tuple[float, float]
+    apart: float  # norm of the difference
+    cosine: float  # of all numbers of the block
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("one", metavar="FILE")
+    parser.add_argument("other", metavar="FILE")
+    parser.add_argument("--base", help="their base, where the files do not tell one that is known")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(options: argparse.Namespace) -> int:
+    layers = Layers(options.base) if options.base else None
+    one, other = (read(file, names_for(Path(file), layers)) for file in (options.one, options.other))
+    rows = compare(one, other, layers)
+    only = [sorted(a.modules.keys() - b.modules.keys()) for a, b in ((one, other), (other, one))]
+    headers = {name: (one.metadata.get(name), other.metadata.get(name)) for name in one.metadata | other.metadata}
+    different = {name: pair for name, pair in headers.items() if pair[0] != pair[1]}
+    if options.json:
+        facts = {"blocks": [asdict(row) for row in rows], "only": [[".".join(k) for k in own] for own in only]}
+        print(json.dumps(facts | {"metadata": different}, indent=1, ensure_ascii=False))
+        return 0
+    width = max((len(f"{row.component} {row.block}") for row in rows), default=5)
+    print(f"{'block':{width}}  modules     first    second     apart  cosine")
+    for row in rows:
+        first, second = row.norms
+        name = f"{row.component} {row.block}"
+        print(f"{name:{width}}  {row.modules:7}  {first:8.3g}  {second:8.3g}  {row.apart:8.3g}  {row.cosine:6.3f}")
+    for title, own in zip(("first", "second"), only, strict=True):
+        if own:
+            print(f"{len(own)} modules are only in the {title}, such as {' '.join(own[0])}")
+    for name, (first, second) in different.items():
+        print(f"{name}: {first or '-'}  |  {second or '-'}"[:160])
+    return 0
+
+
+def compare(one: AdapterArtifact, other: AdapterArtifact, layers: Layers | None) -> list[Row]:
+    """A row for each block that is in both, and one for all of them."""
+    found = algebra.distances(one, other, layers and layers.weight, shown("comparing"))
+    blocks: dict[tuple[str, str], list[algebra.Distance]] = defaultdict(list)
+    for key, distance in found.items():
+        blocks[key[0], block_of(key)].append(distance)
+    if len(blocks) > 1:
+        blocks["all", ""] = list(found.values())
+    return [_row(name, several) for name, several in blocks.items()]
+
+
+def _row(name: tuple[str, str], several: list[algebra.Distance]) -> Row:
+    first, second, apart = (
+        sum(value * value for value in values) ** 0.5
+        for values in zip(*((*each.norms, each.apart) for each in several), strict=True)
+    )
+    product = sum(each.cosine * each.norms[0] * each.norms[1] for each in several)
+    return Row(*name, len(several), (first, second), apart, product / (first * second) if first * second else 0.0)

@@ -1,0 +1,89 @@
+"""What verbs have in common that write an adapter: their options, and the file, which is read again and compared."""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..adapters.algebra import Approximated, Progress, Rank, by_energy, by_norm, fixed
+from ..adapters.artifact import AdapterArtifact, Key, largest_difference
+from ..adapters.format import DTYPES, FormatNames, file_name, read, recognised, write
+from ..configs.arguments import positive
+from ..configs.choices import names as choices
+from ..configs.errors import AfterTrainingError, UserError
+from .layers import Layers
+from .verify import TOLERANCE
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """The options that every verb has which writes an adapter."""
+    formats = ", ".join(choices("adapters.formats"))
+    parser.add_argument("--to", metavar="FORMAT", help=f"{formats} (as the file is)")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="type of the tensors (fp32)")
+    parser.add_argument("--out", metavar="PATH", help="where it is written (beside FILE, named after the format)")
+    parser.add_argument("--base", help="its base, where the file does not tell one that is known")
+    parser.add_argument("--force", action="store_true", help="replace what is there")
+
+
+def add_rank(parser: argparse.ArgumentParser) -> None:
+    """How many singular values stay; one of these is needed."""
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("--rank", type=positive, help="the same for every module")
+    group.add_argument("--energy", type=share, help="as few as hold this share of the squared singular values")
+    group.add_argument("--norm", type=share, help="as few as hold this share of the Frobenius norm")
+
+
+def share(text: str) -> float:
+    """The type of a number above 0 and up to 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and up to 1")
+    return value
+
+
+def rank_of(options: argparse.Namespace) -> Rank:
+    """By the one that was given."""
+    if options.rank:
+        return fixed(options.rank)
+    return by_energy(options.energy) if options.energy else by_norm(options.norm)
+
+
+def save(
+    artifact: AdapterArtifact, names: FormatNames, options: argparse.Namespace, source: Path, layers: Layers | None
+) -> Path:
+    """Writes it, reads it again, and says how far the two are apart. UserError where that is too far."""
+    form = options.to or recognised(source)
+    out = Path(options.out or source.with_name(file_name(source.name.split(".")[0], form)))
+    if out.exists() and not options.force:
+        raise UserError(f"{out} is there already: give another --out, or --force")
+    write(artifact, out, form, names, options.dtype)
+    base = layers.weight if layers else None
+    if base is None and any(weights.kind in ("dora", "oft") for weights in artifact.modules.values()):
+        print(f"wrote {out} ({form}); the change of DoRA and OFT depends on the base: give --base to compare it")
+        return out
+    apart, worst = largest_difference(artifact, read(out, names), base)
+    largest = max(
+        [*(w.delta(base(k) if base else None).abs().max().item() for k, w in artifact.modules.items()), 1e-12]
+    )
+    if artifact.modules and not apart <= TOLERANCE[options.dtype] * largest:
+        raise AfterTrainingError(f"{out}: differs by {apart:.3g} in {' '.join(worst)} from what was to be written")
+    print(f"wrote {out} ({form}); read again, its largest error is {apart:.1e} of {largest:.3g}")
+    return out
+
+
+def lost(found: Approximated) -> str:
+    """What an approximation cost."""
+    worst, key = found.worst
+    mean = sum(found.lost.values()) / len(found.lost)
+    words = f"{mean:.1%} of the norm of the change is lost on average, {worst:.1%} in {' '.join(key)}"
+    return f"{len(found.lost)} modules: {words}"
+
+
+def shown(title: str) -> Progress:
+    """A progress bar over modules."""
+
+    def progress(keys: Iterable[Key]) -> Iterable[Key]:
+        from tqdm import tqdm
+
+        return tqdm(keys, desc=title, unit="module", leave=False)
+
+    return progress

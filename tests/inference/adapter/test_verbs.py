@@ -1,0 +1,266 @@
+"""`loraloom adapter`: what each verb prints and writes, on a tiny base, and what it refuses."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from loraloom.adapters.artifact import AdapterArtifact, Weights, block_of, largest_difference
+from loraloom.adapters.format import read, write
+from loraloom.configs.errors import run_command
+from loraloom.configs.schema import ModelSection
+from loraloom.inference.adapter.__main__ import main
+from loraloom.inference.layers import Layers, names_for
+from loraloom.models.load import Base
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@pytest.fixture(scope="module")
+def layers(base_of) -> Layers:
+    return Layers(str(base_of("sd1")))
+
+
+def lora(layers: Layers, seed: int = 0, rank: int = 4, scale: float = 0.5, dora: bool = False) -> AdapterArtifact:
+    """Of all attention, and one convolution."""
+    modules = {}
+    chosen = [key for key in layers.keys if key[1].endswith((*ATTENTION, "_proj", "resnets.0.conv1"))]
+    for number, key in enumerate(key for key in chosen if key[1] != "text_projection"):
+        shape, generator = layers.names.module_paths[key[0]][key[1]], torch.Generator().manual_seed(seed + number)
+        tensors = {"down": 0.3 * torch.randn(rank, *shape[1:], generator=generator)}
+        tensors["up"] = 0.3 * torch.randn(shape[0], rank, *[1] * (len(shape) - 2), generator=generator)
+        if dora and key[0] == "unet":
+            tensors["magnitude"] = 1.2 * layers.weight(key).flatten(1).norm(dim=1)
+        modules[key] = Weights("lora", tensors, scale)
+    return AdapterArtifact(modules, {"modelspec.title": "mine"})
+
+
+@pytest.fixture
+def file(layers, tmp_path) -> Path:
+    write(lora(layers), tmp_path / "mine.safetensors", "diffusers", layers.names)
+    return tmp_path / "mine.safetensors"
+
+
+def distance(one: Path, other: Path, layers: Layers) -> float:
+    return largest_difference(read(one, layers.names), read(other, layers.names), layers.weight)[0]
+
+
+def test_layers_are_those_of_the_loaded_model(layers, base_of):
+    parts = Base(ModelSection(base=str(base_of("sd1")))).load(["unet", "text_encoder"])
+    for component, path in layers.keys:
+        module = parts[component].get_submodule(
+            path if component == "unet" or hasattr(parts[component], "text_model") else path.removeprefix("text_model.")
+        )
+        assert torch.equal(layers.weight((component, path)), module.weight)
+
+
+# ------------------------------------------------------------------------------- inspect
+
+
+def test_inspect_shows_what_is_there(file, capsys):
+    assert main(["inspect", str(file)]) == 0
+    out = capsys.readouterr().out
+    for words in ("format        diffusers", "method        lora", "rank          4\n", "NaN or Inf    none", "mine"):
+        assert words in out
+    assert "text_encoder layers.0" in out and "unet down_blocks.1" in out and "█" in out
+
+
+def test_inspect_as_json_has_the_norms_of_the_changes(file, layers, capsys):
+    assert main(["inspect", str(file), "--json", "--base", layers.title]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    artifact = read(file, layers.names)
+    assert found["bytes"] == file.stat().st_size
+    assert found["ranks"] == {"4": len(artifact.modules)}
+    for block in found["blocks"]:
+        deltas = [
+            weights.delta().double()
+            for key, weights in artifact.modules.items()
+            if (key[0], block_of(key)) == (block["component"], block["block"])
+        ]
+        assert block["modules"] == len(deltas)
+        assert block["norm"] == pytest.approx(sum(delta.square().sum().item() for delta in deltas) ** 0.5, rel=1e-5)
+    assert sum(block["modules"] for block in found["blocks"]) == len(artifact.modules)
+
+
+def test_inspect_says_what_is_wrong_beside_what_it_knows(file, tmp_path, capsys):
+    tensors = load_file(file)
+    tensors[next(iter(tensors))][0, 0] = float("nan")
+    save_file(tensors, tmp_path / "nan.safetensors", {"modelspec.architecture": "stable-diffusion-v1/lora", "a": "b"})
+    assert main(["inspect", str(tmp_path / "nan.safetensors"), str(file)]) == 2
+    out = capsys.readouterr().out
+    assert "problem: 1 of " in out and "hold NaN or Inf" in out and "\n    a" in out
+    assert "method        lora" in out  # of the sound one
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.bin", "x.safetensors"])
+def test_pickles_are_never_opened(name, tmp_path, capsys):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "sprung",))
+
+    (tmp_path / name).write_bytes(pickle.dumps(Trap()))
+    for verb in (["inspect"], ["convert", "--to", "kohya"], ["resize", "--rank", "2"]):
+        assert run_command(main, [verb[0], str(tmp_path / name), *verb[1:]]) == 2
+    assert capsys.readouterr().err.count("they can run code") == 3
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_file_whose_base_is_not_known_asks_for_it(tmp_path, capsys):
+    save_file({"foreign.to_q.lora_A.weight": torch.ones(2, 2)}, tmp_path / "x.safetensors")
+    assert run_command(main, ["convert", str(tmp_path / "x.safetensors"), "--to", "kohya"]) == 2
+    assert capsys.readouterr().err.endswith(
+        "nothing in it tells its base, whose layers are not known here; give --base\n"
+    )
+
+
+def test_pockets_files_are_read_without_their_base(tmp_path):
+    pocket = Layers("pocket")
+    write(lora(pocket), tmp_path / "x.safetensors", "kohya", pocket.names)
+    names = names_for(tmp_path / "x.safetensors")
+    assert names.module_paths.keys() == pocket.names.module_paths.keys()
+    assert all(set(names.module_paths[part]) == set(paths) for part, paths in pocket.names.module_paths.items())
+    assert (names.original, names.flat) == (pocket.names.original, pocket.names.flat)
+
+
+# ------------------------------------------------------------------------------- convert
+
+
+@pytest.mark.parametrize("form", ["kohya", "peft", "loraloom"])
+def test_convert_there_and_back(file, layers, tmp_path, form, capsys):
+    assert main(["convert", str(file), "--to", form]) == 0
+    there = tmp_path / {"kohya": "mine.kohya.safetensors", "peft": "mine.peft"}.get(form, "mine.loraloom.safetensors")
+    assert f"wrote {there} ({form}); read again, its largest error is 0.0e+00" in capsys.readouterr().out
+    assert main(["convert", str(there), "--to", "diffusers", "--out", str(tmp_path / "back.safetensors")]) == 0
+    assert distance(file, tmp_path / "back.safetensors", layers) == 0.0
+    with safe_open(tmp_path / "back.safetensors", "pt") as content:
+        assert content.metadata()["modelspec.title"] == "mine"
+
+
+def test_nothing_is_replaced_unless_it_is_asked_for(file, tmp_path, capsys):
+    before = file.read_bytes()
+    assert run_command(main, ["convert", str(file), "--to", "diffusers"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert file.read_bytes() == before
+    assert main(["convert", str(file), "--dtype", "fp16", "--force"]) == 0
+    assert {tensor.dtype for tensor in load_file(file).values()} == {torch.float16}
+
+
+def test_a_part_of_it_at_another_strength(file, layers, tmp_path):
+    out = tmp_path / "half.safetensors"
+    assert main(["convert", str(file), "--scale", "0.5", "--without", "^text_encoder", "--out", str(out)]) == 0
+    whole, half = read(file, layers.names), read(out, layers.names)
+    assert {component for component, _ in half.modules} == {"unet"}
+    assert all(torch.equal(2 * weights.delta(), whole.modules[key].delta()) for key, weights in half.modules.items())
+
+
+def test_dora_is_baked_beside_its_base(layers, tmp_path, capsys):
+    dora = tmp_path / "dora.safetensors"
+    write(lora(layers, dora=True), dora, "loraloom", layers.names)
+    arguments = ["convert", str(dora), "--to", "diffusers", "--bake-dora", "--rank", "16"]
+    assert run_command(main, [*arguments, "--out", str(tmp_path / "a.safetensors")]) == 2
+    assert "needs the base" in capsys.readouterr().err
+    assert main([*arguments, "--base", layers.title, "--out", str(tmp_path / "a.safetensors")]) == 0
+    assert "of the norm of the change is lost on average" in capsys.readouterr().out
+    assert {weights.kind for weights in read(tmp_path / "a.safetensors", layers.names).modules.values()} == {"lora"}
+
+
+# ------------------------------------------------------------------------------- resize, merge, extract, diff
+
+
+def test_resize_keeps_what_is_asked_for(file, layers, tmp_path, capsys):
+    for name, arguments in {"same": ["--rank", "4"], "one": ["--rank", "1"], "most": ["--norm", "0.8"]}.items():
+        assert main(["resize", str(file), *arguments, "--out", str(tmp_path / f"{name}.safetensors")]) == 0
+    assert distance(file, tmp_path / "same.safetensors", layers) <= 1e-6
+    ranks = [weights.rank for weights in read(tmp_path / "one.safetensors", layers.names).modules.values()]
+    assert set(ranks) == {1}
+    assert "is lost on average" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["resize", str(file), "--rank", "0"])
+
+
+def test_merged_into_the_base_and_extracted_it_comes_back(file, layers, tmp_path):
+    merged, out = tmp_path / "merged", tmp_path / "back.safetensors"
+    assert main(["merge", f"{file}:0.5", "--base", layers.title, "--into-base", "--out", str(merged)]) == 0
+    assert main(["extract", str(merged), layers.title, "--rank", "4", "--out", str(out)]) == 0
+    before, after = read(file, layers.names), read(out, layers.names)
+    assert before.modules.keys() == after.modules.keys()
+    for key, weights in before.modules.items():
+        error = (after.modules[key].delta() - 0.5 * weights.delta()).norm()
+        assert error <= 1e-5 * layers.weight(key).norm()
+
+
+def test_a_merged_folder_is_what_diffusers_makes_of_adapter_and_base(file, layers, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    assert main(["merge", str(file), "--base", layers.title, "--into-base", "--out", str(tmp_path / "merged")]) == 0
+    fused = StableDiffusionPipeline.from_pretrained(layers.title)
+    fused.load_lora_weights(str(file))
+    fused.fuse_lora()
+    fused.unload_lora_weights()
+    merged = StableDiffusionPipeline.from_pretrained(tmp_path / "merged")
+    for part in ("unet", "text_encoder"):
+        wanted = getattr(fused, part).state_dict()
+        for name, tensor in getattr(merged, part).state_dict().items():
+            torch.testing.assert_close(tensor, wanted[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["concat", "svd", "ties", "dare"])
+def test_several_become_one(file, layers, tmp_path, how):
+    other, out = tmp_path / "other.safetensors", tmp_path / "out.safetensors"
+    write(lora(layers, seed=99), other, "kohya", layers.names)
+    assert main(["merge", f"{file}:0.5", f"{other}:-1", "--how", how, "--rank", "8", "--out", str(out)]) == 0
+    one, two, mixed = (read(each, layers.names) for each in (file, other, out))
+    cosines = []
+    for key, weights in mixed.modules.items():
+        wanted = 0.5 * one.modules[key].delta() - two.modules[key].delta()
+        cosines.append(torch.cosine_similarity(weights.delta().flatten(), wanted.flatten(), 0).item())
+        if how in ("concat", "svd"):
+            torch.testing.assert_close(weights.delta(), wanted, atol=1e-5, rtol=1e-4)
+    assert np.mean(cosines) > 0.5
+
+
+def test_diff_says_how_far_two_are_apart(file, layers, tmp_path, capsys):
+    half = tmp_path / "half.peft"
+    write(read(file, layers.names), half, "peft", layers.names)
+    assert main(["diff", str(file), str(half), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["blocks"]
+    assert rows[-1]["component"] == "all"
+    assert all(row["apart"] == 0.0 and row["cosine"] == pytest.approx(1.0) for row in rows)
+    other = tmp_path / "other.safetensors"
+    write(lora(layers, seed=99), other, "kohya", layers.names)
+    assert main(["diff", str(file), str(other)]) == 0
+    out = capsys.readouterr().out
+    assert "cosine" in out and "all" in out
+    for line in out.splitlines()[1:-1]:
+        assert abs(float(line.split()[-1])) < 0.3, line
+
+
+def test_checkpoints_of_other_layers_are_refused(layers, base_of, capsys):
+    assert run_command(main, ["extract", layers.title, "pocket", "--rank", "4", "--out", "x.safetensors"]) == 2
+    assert "one was not trained from the other" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------- verify
+
+
+def test_verify_shows_errors_and_effect(file, layers, capsys):
+    assert main(["verify", str(file), "--base", layers.title]) == 0
+    out = capsys.readouterr().out
+    assert "largest error of a change      0.0e+00" in out
+    assert "effect on a prediction" in out and "changes nothing" not in out
+
+
+def test_help_of_every_verb_has_examples(capsys):
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    for verb in ("convert", "diff", "extract", "inspect", "merge", "resize", "verify"):
+        assert f"\n  {verb} " in listed
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        assert f"loraloom adapter {verb} " in capsys.readouterr().out.partition("examples:")[2]
+    assert run_command(main, ["inspct"]) == 2
