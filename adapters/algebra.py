@@ -364,22 +364,48 @@ def distances(
     one: AdapterArtifact, other: AdapterArtifact, base: Base | None = None, progress: Progress = iter
 ) -> dict[Key, Distance]:
     """Of the modules that both have."""
-    return {key: _distance(key, one, other, base) for key in progress([k for k in one.modules if k in other.modules])}
+    both = [key for key in one.modules if key in other.modules]
+    return {key: distance(key, one.modules[key], other.modules[key], base) for key in progress(both)}
 
 
-def _distance(key: Key, one: AdapterArtifact, other: AdapterArtifact, base: Base | None) -> Distance:
-    first, second = (_change(key, each.modules[key], base).double().flatten(1) for each in (one, other))
-    if first.shape != second.shape:
-        raise UserError(f"{listed([key])} is {tuple(first.shape)} in one adapter, {tuple(second.shape)} in the other")
-    norms = first.norm().item(), second.norm().item()
+def distance(key: Key, one: Weights, other: Weights, base: Base | None = None) -> Distance:
+    """Of LoRAs from their factors alone: <B A, B' A'> = sum of (B^T B') * (A A'^T), which gives |delta - delta'|
+    to 1e-8 of the norms."""
+    if one.shape is not None and other.shape is not None and one.shape != other.shape:
+        raise UserError(f"{listed([key])} is {one.shape} in one adapter, {other.shape} in the other")
+    if one.kind == other.kind == "lora":
+        return _of_products(_inner(one, one), _inner(other, other), _inner(one, other), one, other)
+    first, second = (_change(key, weights, base).double().flatten() for weights in (one, other))
+    if len(first) != len(second):
+        raise UserError(f"{listed([key])} has {len(first)} numbers in one adapter, {len(second)} in the other")
+    return _of_products(first @ first, second @ second, first @ second, one, other)
+
+
+def _of_products(first: Tensor, second: Tensor, both: Tensor, one: Weights, other: Weights) -> Distance:
+    squares, inner = (max(first.item(), 0.0), max(second.item(), 0.0)), both.item()
+    norms = math.sqrt(squares[0]), math.sqrt(squares[1])
+    apart = 0.0 if _same(one, other) else math.sqrt(max(squares[0] + squares[1] - 2 * inner, 0.0))
     product = norms[0] * norms[1]
-    return Distance(norms, (first - second).norm().item(), (first * second).sum().item() / product if product else 0.0)
+    return Distance(norms, apart, inner / product if product else 0.0)
+
+
+def _same(one: Weights, other: Weights) -> bool:
+    """Number for number."""
+    if one.method != other.method or one.scale != other.scale or one.tensors.keys() != other.tensors.keys():
+        return False
+    return all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
+
+
+def _inner(one: Weights, other: Weights) -> Tensor:
+    """<delta, delta'>, Frobenius, of two LoRAs."""
+    ups, downs = ([each.tensors[name].double().flatten(1) for each in (one, other)] for name in ("up", "down"))
+    return one.scale * other.scale * ((ups[0].T @ ups[1]) * (downs[0] @ downs[1].T)).sum()
 
 
 def norm(weights: Weights, base: Tensor | None = None) -> float:
-    """|delta|, Frobenius; of a LoRA from the small products B^T B and A A^T: |B A|^2 = tr(B^T B A A^T)."""
+    """|delta|, Frobenius."""
     if weights.kind != "lora":
         return weights.delta(base).double().norm().item()
     up, down = weights.tensors["up"].flatten(1), weights.tensors["down"].flatten(1)
-    square = ((up.T @ up).double() * (down @ down.T).double().T).sum().item()
+    square = ((up.T @ up).double() * (down @ down.T).double()).sum().item()
     return abs(weights.scale) * math.sqrt(max(square, 0.0))

@@ -204,7 +204,7 @@ def _fitted(artifact: AdapterArtifact, names: FormatNames) -> AdapterArtifact:
             f"{len(odd)} of its {len(artifact.modules)} modules have another size than in this base: "
             f"{listed([key])} is {found} in the file and {wanted} in the base"
         )
-    return replace(artifact, modules=fitted)
+    return replace(artifact, modules=fitted) if fitted != artifact.modules else artifact
 
 
 def header_of(artifact: AdapterArtifact, names: FormatNames) -> Header:
