@@ -15,6 +15,7 @@ from ..configs.errors import UserError, run_command
 from ..configs.files import reason, replace_file
 from ..configs.loader import accepted, dump_yaml
 from .facts import at
+from .pages.words import counted
 from .record import Record, changed_texts, file_hash, hashed, is_hashed, read_record, texts_of
 from .run_folder import installed
 
@@ -129,15 +130,15 @@ def _fill_data(filled: Filled, folders: Sequence[str]) -> None:
     values = filled.values
     held_out = at(values, "validation.sources") or []
     own = [source for source in values["data"]["sources"] if "prior" not in source]
-    if len(folders) == len(own) and held_out and not _held_out_decides(values):
+    more = f" and {len(held_out)} held out" if held_out else ""
+    if held_out and len(folders) < len(own) + len(held_out) and not _held_out_decides(values):
         values["validation"]["sources"] = held_out = []
+        more += ", which may stay away"
         filled.notes.append("validation.sources: the loss on held-out images decides no weight of this run")
     wanted = [*own, *held_out]
     if len(folders) != len(wanted):
-        optional = held_out and not _held_out_decides(values)
-        last = f" ({'the last may be left out' if optional else 'the last'}: {len(held_out)} held out)"
         filled.problems.append(
-            f"{len(wanted)} sources have images{last if held_out else ''}, and {len(folders)} of --data "
+            f"{counted(len(own), 'source')} {'has' if len(own) == 1 else 'have'} images{more}, and {len(folders)} of --data "
             f"{'was' if len(folders) == 1 else 'were'} given: give {len(wanted)}, in their order"
         )
         for source in wanted:  # one answer for all of them is enough

@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,14 @@ WORDS = {
 }
 """All texts of the run below that tell of its data, beside paths."""
 HUB = "stabilityai/stable-diffusion-xl-base-1.0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_time() -> Iterator[None]:
+    """Whatever the environment of the tests says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SOURCE_DATE_EPOCH", raising=False)
+        yield
 
 
 @pytest.fixture(scope="module")
