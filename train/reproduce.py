@@ -138,8 +138,9 @@ def _fill_data(filled: Filled, folders: Sequence[str]) -> None:
     wanted = [*own, *held_out]
     if len(folders) != len(wanted):
         filled.problems.append(
-            f"{counted(len(own), 'source')} {'has' if len(own) == 1 else 'have'} images{more}, and {len(folders)} of --data "
-            f"{'was' if len(folders) == 1 else 'were'} given: give {len(wanted)}, in their order"
+            f"{counted(len(own), 'source')} {'has' if len(own) == 1 else 'have'} images{more}, "
+            f"and {len(folders)} of --data {'was' if len(folders) == 1 else 'were'} given: "
+            f"give {len(wanted)}, in their order"
         )
         for source in wanted:  # one answer for all of them is enough
             source[_key_of(source)] = "?"
