@@ -296,7 +296,7 @@ class OutputSection(Section):
     """Those of the last step, or of the validation with the best held-out loss."""
     metadata: Literal["minimal", "full"] = "minimal"
     """What the results tell of the data: `minimal` names no prompt, caption, trigger word or folder; `full` tells
-    validation prompts and trigger words too."""
+    prompts, trigger words and the captions of the config too, but no folder."""
     push_to: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
     """Repository on the Hugging Face hub (OWNER/NAME) that files and model card go to at the end; made, and private,
     if there is none."""

@@ -56,6 +56,18 @@ class Images:
         """Where masks come from: "none", "alpha" or "file"."""
         return self.section.mask if isinstance(self.section, ImageSection) else "none"
 
+    def captions(self, row: int) -> list[str]:
+        """Captions of an image before any rule."""
+        return self.source.captions(int(self.kept[row]))
+
+    def fingerprint(self) -> str:
+        """SHA-256 in hex of the images, their masks and their captions, wherever they lie."""
+        columns = (self.digests, self.mask_digests if self.mask == "file" else None)
+        found = hashlib.sha256(b"".join(column.tobytes() for column in columns if column is not None))
+        for row in range(len(self.kept)):
+            found.update(repr(self.captions(row)).encode())
+        return found.hexdigest()
+
 
 def bucket_rules(data: DataSection, multiple: int) -> list[BucketRules]:
     """Rules of each resolution, for a family whose images have sides of this `multiple`."""
@@ -113,12 +125,8 @@ class Dataset:
         `group` counts only where there are several buckets; with one, samples stand at the same positions anyway.
         """
         sources = []
-        for source, images in enumerate(self.images):
-            columns = (images.digests, images.mask_digests if images.mask == "file" else None)
-            found = hashlib.sha256(b"".join(column.tobytes() for column in columns if column is not None))
-            for row in range(len(images.kept)):
-                found.update(repr(self.captions(source, row)).encode())
-            sources.append({"name": self.names[source], "images": len(images.kept), "sha256": found.hexdigest()})
+        for name, images in zip(self.names, self.images, strict=True):
+            sources.append({"name": name, "images": len(images.kept), "sha256": images.fingerprint()})
         return {"sources": sources, "micro_batch": group if len(self.buckets) > 1 else None}
 
     def order(self, steps: int, batch_size: int, group: int) -> Order:
@@ -179,8 +187,7 @@ class Dataset:
 
     def captions(self, source: int, row: int) -> list[str]:
         """Captions of an image before any rule."""
-        images = self.images[source]
-        return images.source.captions(int(images.kept[row]))
+        return self.images[source].captions(row)
 
     def location(self, source: int, row: int) -> str:
         """What messages call an image."""

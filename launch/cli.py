@@ -26,6 +26,7 @@ VERBS = {
     "resume": Verb("loraloom.train.__main__", "go on with a run from its newest sound checkpoint: RUN_FOLDER"),
     "replay": Verb("loraloom.train.replay", "run one step of a run again and show its images, captions and losses"),
     "runs": Verb("loraloom.train.runs", "list runs, and compare some of them: config, losses, curves, images"),
+    "reproduce": Verb("loraloom.train.reproduce", "write the config of an adapter file again, from its header"),
     "sample": Verb("loraloom.inference.__main__", "make images with a base model and adapters"),
     "adapter": Verb(
         "loraloom.inference.adapter.__main__", "look into adapter files, convert, merge, extract, resize, verify them"
@@ -61,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     """Do what the first argument says with the others."""
     verb, *rest = arguments or ("--help",)
     if verb in ("-h", "--help", "help"):
-        print(HELP.format(verbs="\n".join(f"  {name:8}{entry.help}" for name, entry in VERBS.items())), end="")
+        print(HELP.format(verbs="\n".join(f"  {name:11}{entry.help}" for name, entry in VERBS.items())), end="")
         return 0
     if verb == "--version":
         from .. import __version__

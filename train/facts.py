@@ -81,6 +81,16 @@ def _is_behind(run: RunFiles) -> bool:
     return run.record.get("state") in (None, "running")
 
 
+def trigger_words(config: Mapping[str, Any]) -> str | None:
+    """The words that call what was learnt; the caption of all images where no word was named."""
+    sources = [source for source in at(config, "data.sources") or [] if "prior" not in source]
+    rules = [source.get("captions") or at(config, "data.captions") or {} for source in sources]
+    words = [token["token"] for token in at(config, "adapter.tokens") or []]
+    words += [rule["trigger"] for rule in rules if rule.get("trigger")]
+    words = words or [source["caption"] for source in sources if source.get("caption")]
+    return ", ".join(dict.fromkeys(words)) or None
+
+
 def final_loss(run: RunFiles) -> Mean | None:
     """Mean over the last tenth of the run: single steps say little, their noise levels differ."""
     losses = [float(entry["loss"]) for entry in run.history if entry.get("loss") is not None]

@@ -13,6 +13,7 @@ from ..configs.schema import RunConfig
 from ..data.dataset import Images
 from ..models.base import check_base
 from .gather import Say, gather, held_out_data, warn
+from .header import check_build_time
 
 
 def preflight(
@@ -25,6 +26,7 @@ def preflight(
         *check_output(Path(config.output.dir), config),
         *check_trackers(config.trackers),
         *check_spans(config),
+        *check_build_time(),
     ]
     check_push(config, say)
     images: list[Images | None] = []

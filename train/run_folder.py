@@ -72,8 +72,6 @@ def write_run_file(run: "Run", **facts: Any) -> None:
     """run.json: where the run stands. Written on the main process; a warning where the disk refuses."""
     if not run.is_main:
         return
-    import importlib.metadata
-
     run.facts.update(facts)
     content = {
         "state": None,
@@ -84,11 +82,18 @@ def write_run_file(run: "Run", **facts: Any) -> None:
         "seconds_of": {what: round(seconds, 2) for what, seconds in run.seconds_of.items()},
         "threads": run.config.loop.threads,
         "processes": run.accelerator.num_processes,
-        "versions": {library: importlib.metadata.version(library) for library in LIBRARIES},
+        "versions": installed(),
         **run.facts,
     }
     with tolerated("run.json"):
         replace_file(run.folder / "run.json", json.dumps(content, indent=1) + "\n")
+
+
+def installed() -> dict[str, str]:
+    """The versions of LIBRARIES here."""
+    import importlib.metadata
+
+    return {library: importlib.metadata.version(library) for library in LIBRARIES}
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from ...models.noise.ddpm import scheduler_changes
 from ..callback import Callback
 from ..captions import prompt_options
 from ..fits import changes_base, formats_of, words_of_method
+from ..header import run_header
 from ..run import Run
 from ..run_folder import write_run_file
 from ..state import checkpoint_of, find_damage, load_checkpoint, saved_so_far
@@ -116,7 +117,7 @@ def what_was_trained(run: Run) -> Trained:
     """Copies, which every process has to ask for where the weights are sharded."""
     artifact, states, prompts = run.adapters.artifact(), {}, [PROBE_PROMPT]
     if artifact is not None:
-        artifact = replace(artifact, metadata=_header(run))
+        artifact = replace(artifact, metadata=run_header(run))
         prompts = [probe_prompt(artifact)]
     if changes_base(run.config):
         found = {part: state for part, state in run.adapters.states().items() if part in run.family.targets}
@@ -159,11 +160,6 @@ def _circumstances(run: Run) -> dict[str, Any]:
     precision = run.config.loop.precision
     dtypes = {run.config.output.dtype, run.config.model.dtype, "fp32" if precision == "no" else precision}
     return {"dtypes": dtypes, "device": str(run.accelerator.device), "prompts": prompt_options(run.config)}
-
-
-def _header(run: Run) -> dict[str, str]:
-    resolution = max(run.config.data.resolutions)
-    return {"modelspec.title": run.config.output.name, "modelspec.resolution": f"{resolution}x{resolution}"}
 
 
 def _numel(tensor: Any) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...configs.files import replace_file
 from ...models.base import EMBEDDED, hub_id
-from ..facts import at
+from ..facts import at, trigger_words
 from ..run_folder import CARD, CARD_MARK, Picture, RunFiles, is_our_card, read_pictures, read_run
 from .told import adapter_of, batch_of, learning_rate_of, loss_of, time_of
 from .usage import REPOSITORY, in_diffusers, on_the_command_line, resolution_of, tells_all, written
@@ -66,7 +66,7 @@ def front_matter(run: RunFiles) -> "ModelCardData":
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=list(_tags(run)),
-        instance_prompt=_trigger_words(run) if tells_all(run) else None,
+        instance_prompt=trigger_words(run.config) if tells_all(run) else None,
         widget=_gallery(run) if tells_all(run) else None,
     )
 
@@ -163,16 +163,6 @@ def _tags(run: RunFiles) -> Iterator[str]:
         yield "dreambooth"
     if "diffusers" in written(run) and method == "lora":
         yield "template:sd-lora"  # the hub's page for a LoRA, with a gallery
-
-
-def _trigger_words(run: RunFiles) -> str | None:
-    """The words that call what was learnt; the caption of all images where no word was named."""
-    sources = [source for source in at(run.config, "data.sources") or [] if "prior" not in source]
-    rules = [source.get("captions") or at(run.config, "data.captions") or {} for source in sources]
-    words = [token["token"] for token in at(run.config, "adapter.tokens") or []]
-    words += [rule["trigger"] for rule in rules if rule.get("trigger")]
-    words = words or [source["caption"] for source in sources if source.get("caption")]
-    return ", ".join(dict.fromkeys(words)) or None
 
 
 def _gallery(run: RunFiles) -> list[dict[str, Any]] | None:
