@@ -176,7 +176,12 @@ def _difference(key: Key, a: Weights, b: Weights, base: Base | None) -> float:
         raise UserError(
             f"{' '.join(key)} is {tuple(delta_a.shape)} in one adapter, {tuple(delta_b.shape)} in the other"
         )
-    return (delta_a - delta_b).abs().max().item()
+    return _as_number((delta_a - delta_b).abs().max().item())
+
+
+def _as_number(difference: float) -> float:
+    """Infinity for a NaN, which the largest of several numbers would pass over."""
+    return math.inf if math.isnan(difference) else difference
 
 
 def canonical_path(component: str, module_path: str) -> str:
