@@ -203,16 +203,13 @@ def dropped(tensors: Tensors, number: int) -> Tensors:
 WRONG: dict[str, Callable[[Tensors], Tensors]] = {
     "a larger module": lambda tensors: scaled(tensors, 0),
     "a larger convolution": lambda tensors: scaled(tensors, 3),
-    "a larger module of the text encoder": lambda tensors: scaled(tensors, 5),
     "another sign": lambda tensors: scaled(tensors, 1, -1.0),
     "twice the alpha": lambda tensors: with_other_alpha(tensors, 2),
     "two up": lambda tensors: swapped(tensors, 0, 1, "lora_up.weight"),
     "two down": lambda tensors: swapped(tensors, 1, 2, "lora_down.weight"),
     "transposed": transposed,
     "without a module": lambda tensors: dropped(tensors, 1),
-    "without a convolution": lambda tensors: dropped(tensors, 4),
     "without the text encoder": lambda tensors: dropped(tensors, 5),
-    "twice every alpha": lambda tensors: {n: t * 2 if n.endswith("alpha") else t for n, t in tensors.items()},
 }
 
 
@@ -236,6 +233,7 @@ def test_the_file_itself_verifies(verified: Any, tmp_path: Path):
     verify_file(tmp_path / "x", artifact, model, prediction)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", WRONG)
 def test_another_adapter_does_not_verify(what: str, verified: Any, tmp_path: Path):
     file, artifact, model, prediction = verified
