@@ -37,7 +37,7 @@ FILES += [("loraloom", "lora"), ("loraloom", "lokr"), ("peft", "lora"), ("peft",
 
 quickly = settings(
     max_examples=60,
-    deadline=timedelta(seconds=2),
+    deadline=timedelta(seconds=10),
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
