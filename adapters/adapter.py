@@ -39,6 +39,13 @@ class AdapterMethod(Protocol):
         """Change of a base weight (out, in) or (out, in, k, k), in the same shape or flattened to (out, in * k * k)."""
         ...
 
+    def size(self, tensors: "Tensors") -> tuple[int | None, int] | None:
+        """Outputs (None: not told), and inputs times the kernel's pixels, of the weight that changes.
+
+        None where a tensor is missing, is not one of the method's, or does not fit the others.
+        """
+        ...
+
 
 class AdapterSet(Protocol):
     """Trainable weights in the parts that carry them."""

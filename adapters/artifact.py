@@ -69,13 +69,14 @@ class Weights:
             return None
         return (self.tensors["up"].shape[0], *self.tensors["down"].shape[1:])
 
+    @property
+    def size(self) -> "tuple[int | None, int] | None":
+        """Of the flattened weight that it changes (out, in * k * k); None for tensors that do not fit each other."""
+        return find("adapters.methods", self.method).size(self.tensors)
+
     def agree(self) -> bool:
-        """Whether the two factors of a LoRA have shapes that multiply."""
-        if self.method != "lora":
-            return bool(self.tensors)
-        down, up = self.tensors["down"], self.tensors["up"]
-        shapes = (down.ndim, up.ndim) in ((2, 2), (4, 4)) and up.shape[1] == self.rank > 0
-        return shapes and up.shape[2:].numel() == 1
+        """Whether there is every tensor of the method, and no other, in shapes that multiply."""
+        return self.size is not None
 
     def finite(self) -> bool:
         return math.isfinite(self.scale) and all(map(_finite, self.tensors.values()))
@@ -106,8 +107,8 @@ class AdapterArtifact:
             raise UserError(f"the words {', '.join(map(repr, broken))} hold NaN or Inf")
         if misfits := [key for key, weights in self.modules.items() if not weights.agree()]:
             first = self.modules[misfits[0]].tensors
-            down, up = (tuple(first[name].shape) for name in ("down", "up"))
-            raise UserError(f"down and up do not fit in {listed(misfits)}; the first has shapes {down} and {up}")
+            shapes = " and ".join(f"{name} {tuple(first[name].shape)}" for name in sorted(first))
+            raise UserError(f"{' and '.join(sorted(first))} do not fit in {listed(misfits)}; the first has {shapes}")
         if broken := [key for key, weights in self.modules.items() if not weights.finite()]:
             raise UserError(f"{len(broken)} of {len(self.modules)} modules hold NaN or Inf: {listed(broken)}")
 
@@ -182,7 +183,12 @@ def _difference(key: Key, a: Weights, b: Weights, base: Base | None) -> float:
         raise UserError(
             f"{' '.join(key)} is {tuple(delta_a.shape)} in one adapter, {tuple(delta_b.shape)} in the other"
         )
-    return (delta_a - delta_b).abs().max().item()
+    return _as_number((delta_a - delta_b).abs().max().item())
+
+
+def _as_number(difference: float) -> float:
+    """Infinity for a NaN, which the largest of several numbers would pass over."""
+    return math.inf if math.isnan(difference) else difference
 
 
 def canonical_path(component: str, module_path: str) -> str:

@@ -3,6 +3,7 @@
 What the tensors of a file are called is the business of the modules in `formats/`; this one knows safetensors only.
 """
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..configs.choices import names as choices
 from ..configs.errors import UserError
 from ..configs.files import replace_file, replace_folder
 from . import stored
-from .artifact import AdapterArtifact, Tensors, listed
+from .artifact import AdapterArtifact, Tensors, Weights, listed
 from .origin import architecture_of, is_of
 from .spellings import Spellings, spellings
 from .stored import Folder, Header, load_file, load_folder, serialised, to_bytes
@@ -154,14 +155,14 @@ def read(file: str | Path, names: FormatNames) -> AdapterArtifact:
 def recognised(path: Path) -> str:
     """The format of a file or folder, from the names in it; UserError where it has none that is known."""
     keys = [file.name for file in path.glob("**/*.json")] if path.is_dir() else stored.look(path)[0]
-    return _detect(keys)
+    return _detect(keys, folder=path.is_dir())
 
 
 def _read(contents: Folder, names: FormatNames) -> AdapterArtifact:
     if "" not in contents:
-        return cast(FolderFormat, _format(_detect(contents))).from_folder(contents, names)
+        return cast(FolderFormat, _format(_detect(contents, folder=True))).from_folder(contents, names)
     tensors, header = _flattened(contents)
-    return cast(FileFormat, _format(_detect(tensors))).from_tensors(tensors, header, names)
+    return cast(FileFormat, _format(_detect(tensors, folder=False))).from_tensors(tensors, header, names)
 
 
 def _flattened(contents: Folder) -> tuple[Tensors, Header]:
@@ -189,7 +190,11 @@ def _fitted(artifact: AdapterArtifact, names: FormatNames) -> AdapterArtifact:
         shapes = names.module_paths.get(component, ())
         wanted = shapes.get(path) if isinstance(shapes, Mapping) else None
         found = weights.shape
-        if wanted is None or found is None or found == wanted:
+        if wanted is None or found == wanted:
+            continue
+        if found is None:
+            if not _is_of_size(weights, wanted):
+                odd.append(((component, path), weights.size, wanted))
             continue
         if found[:2] == wanted[:2] and {*found[2:], *wanted[2:]} == {1}:
             tensors = {
@@ -205,6 +210,16 @@ def _fitted(artifact: AdapterArtifact, names: FormatNames) -> AdapterArtifact:
             f"{listed([key])} is {found} in the file and {wanted} in the base"
         )
     return replace(artifact, modules=fitted) if fitted != artifact.modules else artifact
+
+
+def _is_of_size(weights: Weights, wanted: tuple[int, ...]) -> bool:
+    """Whether the factors of another method than LoRA make a weight of this shape."""
+    out, columns = weights.size or (0, 0)
+    kernels = {tuple(tensor.shape[2:]) for tensor in weights.tensors.values() if tensor.ndim == 4}
+    if out not in (None, wanted[0]) or columns != math.prod(wanted[1:]) or kernels - {wanted[2:] or (1, 1)}:
+        return False
+    flattened = [*(weights.tensors[name] for name in ("lokr_w2", "lokr_w2_b") if name in weights.tensors)]
+    return bool(kernels) or all(tensor.shape[1] % math.prod(wanted[2:]) == 0 for tensor in flattened)
 
 
 def header_of(artifact: AdapterArtifact, names: FormatNames) -> Header:
@@ -242,10 +257,11 @@ def _is_folder(form: Format) -> bool:
     return getattr(form, "FOLDER", False)
 
 
-def _detect(keys: Collection[str]) -> str:
+def _detect(keys: Collection[str], folder: bool) -> str:
     known = choices("adapters.formats")
     for name in known:
-        if _format(name).matches(keys):
+        form = _format(name)
+        if _is_folder(form) == folder and form.matches(keys):
             return name
     found = f"its first key is {next(iter(keys))}" if keys else "it is empty"
     raise UserError(f"holds no LoRA in a known format ({', '.join(known)}): {found}")

@@ -21,6 +21,8 @@ _TOGETHER = {
     "lokr": [{"lokr_w1_a", "lokr_w1_b"}, {"lokr_w2_a", "lokr_w2_b"}],
 }
 """Tensors that a module has all of, or none."""
+_LARGEST_KERNEL = 7
+"""Of a convolution: a core multiplies what is in the file by the pixels of its kernel, and by no more."""
 
 
 def artifact_of(tensors: Tensors, header: Header, names: FormatNames, scale_of: Scale) -> AdapterArtifact:
@@ -52,8 +54,12 @@ def _weights(key: Key, parts: Tensors, scale_of: Scale) -> Weights:
             raise UserError(f"{missing} is missing from {listed([key])}")
     if method == "lora" and "down" not in found:
         raise UserError(f"down or up is missing from {listed([key])}")
+    if method != "lora" and "magnitude" in found:
+        raise UserError(f"{listed([key])} is a DoRA of {method}, which is not read here")
+    if empty := [name for name, tensor in found.items() if not tensor.numel() or not tensor.ndim]:
+        raise UserError(f"{empty[0]} of {listed([key])} is empty")
     scale = _scale(key, parts, scale_of)
-    return Weights(method, _checked(key, _without_core(found)), scale)
+    return Weights(method, _checked(key, _without_core(key, found)), scale)
 
 
 def _scale(key: Key, parts: Tensors, scale_of: Scale) -> float:
@@ -68,10 +74,14 @@ def _scale(key: Key, parts: Tensors, scale_of: Scale) -> float:
     return float(parts["alpha"]) / rank
 
 
-def _without_core(tensors: Tensors) -> Tensors:
+def _without_core(key: Key, tensors: Tensors) -> Tensors:
     """A convolution as up (o, r), core (r, s, k, k) and down (s, i) is one as up and core x down."""
     if "mid" not in tensors:
         return tensors
+    mid, rank = tensors["mid"], tensors["down"].shape[0]
+    small = mid.ndim == 4 and max(mid.shape[2:]) <= _LARGEST_KERNEL
+    if not small or mid.shape[:2] != (rank, rank) or tensors["up"].shape[1:].numel() != rank:
+        raise UserError(f"the core of {listed([key])} has shape {tuple(mid.shape)}, at rank {rank}")
     down = torch.einsum("rskl,si->rikl", tensors["mid"].double(), tensors["down"].double().flatten(1)).float()
     up = tensors["up"].reshape(*tensors["up"].shape[:2], 1, 1)
     return {name: tensor for name, tensor in tensors.items() if name != "mid"} | {"down": down, "up": up}

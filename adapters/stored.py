@@ -73,7 +73,7 @@ def load_folder(folder: Path) -> Folder:
 def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file.name} is no JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file.name} is no JSON object")

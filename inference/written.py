@@ -1,21 +1,17 @@
 """What verbs have in common that write an adapter: their options, and the file, which is read again and compared."""
 
 import argparse
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from torch import Tensor
-
-from ..adapters import algebra
 from ..adapters.algebra import Approximated, Progress, Rank, by_energy, by_norm, fixed
-from ..adapters.artifact import AdapterArtifact, Base, Key, listed
+from ..adapters.artifact import AdapterArtifact, Key
 from ..adapters.format import DTYPES, FormatNames, file_name, read, recognised, write
 from ..configs.arguments import positive
 from ..configs.choices import names as choices
 from ..configs.errors import AfterTrainingError, UserError
 from .layers import Layers
-from .verify import TOLERANCE
+from .verify import TOLERANCE, furthest
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -64,27 +60,11 @@ def save(
     if base is None and any(weights.kind in ("dora", "oft") for weights in artifact.modules.values()):
         print(f"wrote {out} ({form}); the change of DoRA and OFT depends on the base: give --base to compare it")
         return out
-    apart, worst = _apart(artifact, read(out, names), base)
+    apart, worst = furthest(artifact, read(out, names), base)
     if not apart <= TOLERANCE[options.dtype]:
         raise AfterTrainingError(f"{out}: {worst} differs by {apart:.3g} of its norm from what was to be written")
     print(f"wrote {out} ({form}); read again, the largest error of a change is {apart:.1e} of its norm")
     return out
-
-
-def _apart(one: AdapterArtifact, other: AdapterArtifact, base: Base | None) -> tuple[float, str]:
-    """The largest distance of a module, or of a word, relative to its norm."""
-    words = {(part, word): rows for part, own in one.embeddings.items() for word, rows in own.items()}
-    found = {" ".join(key): _relative(other.embeddings.get(key[0], {}).get(key[1]), words[key]) for key in words}
-    if one.modules.keys() != other.modules.keys():
-        return math.inf, listed(sorted(one.modules.keys() ^ other.modules.keys()))
-    for key, distance in algebra.distances(one, other, base, shown("comparing")).items():
-        found[" ".join(key)] = distance.apart / max(distance.norms[0], 1e-12)
-    worst = max(found, key=lambda name: found[name])
-    return found[worst], worst
-
-
-def _relative(found: Tensor | None, wanted: Tensor) -> float:
-    return math.inf if found is None else ((found - wanted).norm() / wanted.norm().clamp(min=1e-12)).item()
 
 
 def lost(found: Approximated) -> str:

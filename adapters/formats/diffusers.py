@@ -23,6 +23,10 @@ FOLDS = True
 HOLDS = frozenset({"lora", "dora"})
 
 
+_LONGEST_PATTERN, _MOST_REPEATS = 1000, 3
+"""Of a PEFT config: names of modules, and expressions as people write them, have no more."""
+
+
 def matches(keys: Iterable[str]) -> bool:
     return any(key.endswith((*ENDINGS,)) and not key.startswith(UNDERSCORED) for key in keys)
 
@@ -65,7 +69,7 @@ def _peft_configs(header: Header) -> dict[str, Any]:
     """The PEFT settings in a header, flat: `unet.r`, `unet.lora_alpha`, ...; empty when there are none."""
     try:
         configs = json.loads(header.get("lora_adapter_metadata") or "{}")
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"lora_adapter_metadata in the header is no JSON: {error}") from None
     if not isinstance(configs, dict):
         raise UserError("lora_adapter_metadata in the header is no JSON object")
@@ -87,11 +91,21 @@ def peft_scale(config: Mapping[str, Any], path: str, rank: int) -> float:
     try:
         alpha = config.get("lora_alpha", config.get("alpha", config.get("r")))
         for pattern, value in (config.get("alpha_pattern") or {}).items():
+            if not _is_quick(pattern):
+                raise UserError(f"the pattern {pattern!r} in the PEFT config repeats what repeats, and is not tried")
             if any(re.match(rf"(.*\.)?({pattern})$", each) for each in (path, path.removeprefix("text_model."))):
                 alpha = value
                 break
         if alpha is None:
             return 1.0
         return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
-    except (TypeError, ValueError, AttributeError, re.error) as error:
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, re.error) as error:
         raise UserError(f"the PEFT config of the adapter is damaged ({error})") from None
+
+
+def _is_quick(pattern: str) -> bool:
+    """Whether a stranger's regular expression surely ends soon: no group is repeated, and little else is."""
+    repeats = len(re.findall(r"(?<!\\)[*+{]", pattern))
+    return len(pattern) <= _LONGEST_PATTERN and repeats <= _MOST_REPEATS and not re.search(r"\)[*+{]", pattern)

@@ -6,7 +6,6 @@ For methods that no other tool's files can hold, and as a master copy that the o
 import json
 from collections.abc import Iterable
 
-from ...configs.choices import names as choices
 from ...configs.errors import UserError
 from ..artifact import AdapterArtifact, Key, Tensors, Weights
 from ..format import FormatNames, carried, header_of
@@ -41,7 +40,7 @@ def from_tensors(tensors: Tensors, header: Header, names: FormatNames) -> Adapte
     """See `adapters.formats`. UserError for a module that the base does not have, or one without its entry."""
     try:
         entries = {module: (str(method), float(scale)) for module, (method, scale) in _entries(header).items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{_MODULES} in the header is damaged ({error})") from None
     modules: dict[Key, Tensors] = {}
     embeddings: dict[str, Tensors] = {}
@@ -54,7 +53,7 @@ def from_tensors(tensors: Tensors, header: Header, names: FormatNames) -> Adapte
         if path not in names.module_paths.get(component, ()) or module not in entries:
             raise UserError(f"{name} belongs to no module of this base")
         modules.setdefault((component, path), {})[part] = tensor.float()
-    known = choices("adapters.methods")
+    known = sorted(HOLDS - {"dora", "tokens"})
     if strange := {method for method, _ in entries.values()} - {*known}:
         raise UserError(f"the method {sorted(strange)[0]!r} is unknown; there are: {', '.join(known)}")
     return AdapterArtifact(

@@ -50,6 +50,27 @@ def delta(tensors: "Tensors", scale: float, base: "Tensor | None") -> "Tensor":
     return (scale * one * two).flatten(1).float()
 
 
+def size(tensors: "Tensors") -> tuple[int | None, int] | None:
+    """See `AdapterMethod`. Both products have one size: nothing is repeated to fit."""
+    factors = {f"hada_w{number}_{side}" for number in "12" for side in "ab"}
+    if tensors.keys() not in (factors, factors | {"hada_t1", "hada_t2"}):
+        return None
+    one, two = (_size(tensors, number) for number in (1, 2))
+    return one if one == two else None
+
+
+def _size(tensors: "Tensors", number: int) -> tuple[int, int] | None:
+    a, b = (tensors[f"hada_w{number}_{side}"] for side in "ab")
+    core = tensors.get(f"hada_t{number}")
+    if a.ndim != 2 or b.ndim != 2 or 0 in (*a.shape, *b.shape):
+        return None
+    if core is None:
+        return (a.shape[0], b.shape[1]) if a.shape[1] == b.shape[0] else None
+    if core.ndim != 4 or core.shape[:2] != (a.shape[0], b.shape[0]):
+        return None
+    return a.shape[1], b.shape[1] * core.shape[2:].numel()
+
+
 def _product(tensors: "Tensors", number: int) -> "Tensor":
     import torch
 

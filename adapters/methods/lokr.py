@@ -60,6 +60,38 @@ def delta(tensors: "Tensors", scale: float, base: "Tensor | None") -> "Tensor":
     return (scale * torch.kron(one, two.contiguous())).flatten(1).float()
 
 
+def size(tensors: "Tensors") -> tuple[int | None, int] | None:
+    """See `AdapterMethod`."""
+    one, two = _size(tensors, 1), _size(tensors, 2)
+    if one is None or two is None or not all(name.startswith("lokr_") for name in tensors):
+        return None
+    return one[0] * two[0], one[1] * two[1]
+
+
+def _size(tensors: "Tensors", number: int) -> tuple[int, int] | None:
+    """Of a factor, the second of which may have a kernel."""
+    start = f"lokr_w{number}"
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(start)}
+    core = tensors.get("lokr_t2") if number == 2 else None
+    if any(0 in tensor.shape for tensor in own.values()) or own.keys() not in ({start}, {f"{start}_a", f"{start}_b"}):
+        return None
+    if start in own:
+        whole = own[start]
+        return (
+            (whole.shape[0], whole.shape[1:].numel())
+            if core is None and (whole.ndim == 2 or (whole.ndim == 4 and number == 2))
+            else None
+        )
+    a, b = own[f"{start}_a"], own[f"{start}_b"]
+    if a.ndim != 2 or b.ndim != 2:
+        return None
+    if core is None:
+        return (a.shape[0], b.shape[1]) if a.shape[1] == b.shape[0] else None
+    if core.ndim != 4 or core.shape[:2] != (a.shape[0], b.shape[0]):
+        return None
+    return a.shape[1], b.shape[1] * core.shape[2:].numel()
+
+
 def _factor(tensors: "Tensors", number: int) -> "Tensor":
     import torch
 

@@ -74,6 +74,18 @@ def delta(tensors: "Tensors", scale: float, base: "Tensor | None") -> "Tensor":
     return (factors * moved - base.double()).float()
 
 
+def size(tensors: "Tensors") -> tuple[int | None, int] | None:
+    """See `AdapterMethod`."""
+    if not {"down", "up"} <= tensors.keys() <= {"down", "up", "magnitude"}:
+        return None
+    down, up, magnitude = tensors["down"], tensors["up"], tensors.get("magnitude")
+    if (down.ndim, up.ndim) not in ((2, 2), (4, 4)) or not up.shape[1] == down.shape[0] > 0:
+        return None
+    if up.shape[2:].numel() != 1 or (magnitude is not None and magnitude.numel() != up.shape[0]):
+        return None
+    return up.shape[0], down.shape[1:].numel()
+
+
 def without(trained: "Weights", initial: "Weights") -> "Weights":
     """The difference of two LoRAs as one of twice the rank: (B, -B0) (A; A0)."""
     import torch

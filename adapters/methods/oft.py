@@ -87,6 +87,14 @@ def delta(tensors: "Tensors", scale: float, base: "Tensor | None") -> "Tensor":
     return (turned - weight).float()
 
 
+def size(tensors: "Tensors") -> tuple[int | None, int] | None:
+    """See `AdapterMethod`. A rotation of the inputs knows nothing of the outputs."""
+    if tensors.keys() != {"oft_R"} or (values := tensors["oft_R"]).ndim != 2 or not values.numel():
+        return None
+    block = _block_size(values)
+    return (None, len(values) * block) if block * (block - 1) // 2 == values.shape[1] else None
+
+
 def _block_size(values: "Tensor") -> int:
     """b of b (b - 1) / 2 values."""
     return (1 + isqrt(1 + 8 * values.shape[1])) // 2

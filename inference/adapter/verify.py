@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ...adapters.artifact import AdapterArtifact, base_weights, largest_difference
+from ...adapters.artifact import AdapterArtifact, base_weights
 from ...adapters.format import read
 from ...adapters.peft_adapters import read_peft
 from ...configs.errors import AfterTrainingError
@@ -11,7 +11,7 @@ from ..adapter_file import AdapterFile
 from ..engine import Engine
 from ..layers import Layers
 from ..mixing import adapter_title, attach
-from ..verify import TOLERANCE, probe, probe_prompt
+from ..verify import TOLERANCE, furthest, probe, probe_prompt
 
 HELP = "prove that a file does in its base what it says"
 EXAMPLES = ["loraloom adapter verify my-dog.safetensors --base pocket"]
@@ -38,25 +38,20 @@ def run(options: argparse.Namespace) -> int:
     }
     base = base_weights(engine.parts)
     again = AdapterArtifact(loaded, embeddings=attached.embeddings)
-    words = {
-        part: dict(zip(attached.embeddings[part], own.values(), strict=True)) for part, own in wanted.embeddings.items()
-    }
-    difference, _ = largest_difference(AdapterArtifact(wanted.modules, embeddings=words), again, base)
-    largest = max([weights.delta(base(key)).abs().max().item() for key, weights in wanted.modules.items()], default=1.0)
+    named = {part: [*own] for part, own in attached.embeddings.items()}  # a file may leave its word's name out
+    words = {part: dict(zip(named[part], own.values(), strict=True)) for part, own in wanted.embeddings.items()}
+    difference, worst = furthest(AdapterArtifact(wanted.modules, embeddings=words), again, base)
     prediction = probe(engine.family, engine.parts, prompt=probe_prompt(attached))
     effect = ((prediction - alone).abs().max() / alone.abs().max()).item()
-    print(f"{file}: {len(loaded)} modules and {sum(map(len, wanted.embeddings.values()))} words in {options.base}")
-    print(f"  largest error of a change      {difference / largest:.1e} of {largest:.3g}")
-    if wanted.modules and not wanted.embeddings:
+    print(f"{file}: {len(loaded)} modules and {sum(map(len, words.values()))} words in {options.base}")
+    print(f"  largest error of a change      {difference:.1e} of its norm{f' ({worst})' if difference else ''}")
+    if wanted.modules and not words:
         merged = Engine.load(options.base, device=options.device, merged=[str(file)])
         by_hand = probe(merged.family, merged.parts)
         apart = ((prediction - by_hand).abs().max() / by_hand.abs().max()).item()
         print(f"  prediction beside a merged one {apart:.1e}")
-        difference = max(difference / largest, apart)
-    print(
-        f"  effect on a prediction         {effect:.1e}"
-        + ("  (none: the adapter changes nothing)" if effect == 0 else "")
-    )
+        difference = max(difference, apart)
+    print(f"  effect on a prediction         {effect:.1e}{'' if effect else ' (the adapter changes nothing)'}")
     if not difference <= TOLERANCE["fp32"]:
         raise AfterTrainingError(f"{file}: does not verify, see above")
     return 0

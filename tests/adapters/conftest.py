@@ -1,5 +1,6 @@
 """A tiny Stable Diffusion 1.x, and a LoRA with random weights trained into nothing in particular."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lokr.layer import factorization
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from loraloom.adapters.artifact import AdapterArtifact, base_modules
+from loraloom.adapters.artifact import AdapterArtifact, Weights, base_modules
 from loraloom.adapters.format import FormatNames
 from loraloom.adapters.peft_adapters import read_peft
 from loraloom.models.pocket.tokenizer import build_tokenizer
@@ -176,3 +178,50 @@ def trained(request: pytest.FixtureRequest) -> Trained:
 @pytest.fixture(scope="session")
 def artifact(double: Trained) -> AdapterArtifact:
     return double.artifact
+
+
+KINDS = ("lora", "dora", "loha", "loha, core", "lokr", "lokr, both", "lokr, whole", "lokr, core")
+"""Of random weights: a method, and which of its factors are there. Only convolutions of several pixels have cores."""
+
+
+def random_weights(kind: str, shape: tuple[int, ...], rank: int, scale: float, generator: torch.Generator) -> Weights:
+    """What a method may have made of a weight of this shape; no number is zero.
+
+    LoKr takes apart what is large beside the rank, as LyCORIS and PEFT do.
+    """
+    method, _, variant = kind.partition(", ")
+    out, into, *kernel = shape
+    area = math.prod(kernel)
+    core = variant == "core" and area > 1
+
+    def draw(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, generator=generator)
+
+    if method in ("lora", "dora"):
+        tensors = {"down": draw(rank, into, *kernel), "up": draw(out, rank, *(1 for _ in kernel))}
+        if method == "dora":
+            tensors["magnitude"] = draw(out).abs() + 0.5
+        return Weights("lora", tensors, scale)
+    if method == "loha":
+        sizes = {"a": (rank, out), "b": (rank, into)} if core else {"a": (out, rank), "b": (rank, into * area)}
+        tensors = {f"hada_w{number}_{side}": draw(*size) for number in "12" for side, size in sizes.items()}
+        cores = {f"hada_t{number}": draw(rank, rank, *kernel) for number in "12"} if core else {}
+        return Weights("loha", tensors | cores, scale)
+    (out_1, out_2), (in_1, in_2) = factorization(out), factorization(into)
+    if variant == "both" and rank < max(out_1, in_1) / 2:
+        tensors = {"lokr_w1_a": draw(out_1, rank), "lokr_w1_b": draw(rank, in_1)}
+    else:
+        tensors = {"lokr_w1": draw(out_1, in_1)}
+    if variant == "whole" or rank >= max(out_2, in_2) / 2:
+        tensors["lokr_w2"] = draw(out_2, in_2, *kernel)
+    elif core:
+        tensors |= {"lokr_t2": draw(rank, rank, *kernel)}
+        tensors |= {"lokr_w2_a": draw(rank, out_2), "lokr_w2_b": draw(rank, in_2)}
+    else:
+        tensors |= {"lokr_w2_a": draw(out_2, rank), "lokr_w2_b": draw(rank, in_2 * area)}
+    return Weights("lokr", tensors, scale)
+
+
+@pytest.fixture(scope="session", name="random_weights")
+def random_weights_fixture() -> Callable[..., Weights]:
+    return random_weights

@@ -57,6 +57,15 @@ def test_largest_difference_names_the_module():
     assert largest_difference(a, b) == (1.0, KEY)  # 2 ranks x 0.5
 
 
+def test_a_difference_that_is_no_number_is_the_largest():
+    """A DoRA of a base whose weights are zero divides by their length."""
+    zero = ("unet", "conv_out")
+    still = lora(torch.ones(1, 3), torch.zeros(4, 1), 1.0)
+    dora = Weights("lora", still.tensors | {"magnitude": torch.ones(4)}, 1.0)
+    a = AdapterArtifact({KEY: weights(), zero: dora})
+    assert largest_difference(a, a, lambda key: torch.zeros(4, 3)) == (float("inf"), zero)
+
+
 def test_largest_difference_names_what_is_missing():
     a = AdapterArtifact({KEY: weights(), ("unet", "conv_in"): weights()})
     with pytest.raises(UserError, match="1 modules are missing from the second adapter: unet conv_in"):
