@@ -406,6 +406,6 @@ def norm(weights: Weights, base: Tensor | None = None) -> float:
     """|delta|, Frobenius."""
     if weights.kind != "lora":
         return weights.delta(base).double().norm().item()
-    up, down = weights.tensors["up"].flatten(1), weights.tensors["down"].flatten(1)
+    up, down = (weights.tensors[name].float().flatten(1) for name in ("up", "down"))
     square = ((up.T @ up).double() * (down @ down.T).double()).sum().item()
     return abs(weights.scale) * math.sqrt(max(square, 0.0))

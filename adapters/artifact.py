@@ -125,6 +125,14 @@ class AdapterArtifact:
         """The same adapter with every scale multiplied into `up`."""
         return replace(self, modules={key: weights.folded() for key, weights in self.modules.items()})
 
+    def check_fits(self, dtype: torch.dtype) -> None:
+        """UserError that names the modules whose values are too large for a type, or are no numbers."""
+        overflown = [key for key, w in self.modules.items() if not all(_finite(t, dtype) for t in w.tensors.values())]
+        if overflown and (broken := [key for key in overflown if not self.modules[key].finite()]):
+            raise UserError(f"{len(broken)} of {len(self.modules)} modules hold NaN or Inf: {listed(broken)}")
+        if overflown:
+            raise UserError(f"values too large for {dtype} in {listed(overflown)}; write fp32 or bf16 instead")
+
     def cast(self, dtype: torch.dtype) -> "AdapterArtifact":
         """Factors as `dtype`, contiguous on the CPU; UserError names the modules whose values are too large for it."""
         modules = {key: weights.cast(dtype) for key, weights in self.modules.items()}
@@ -245,9 +253,9 @@ def _is_inside_adapter(name: str) -> bool:
     return any(part in _INSIDE for part in name.split("."))
 
 
-def _finite(tensor: Tensor) -> bool:
-    """In one pass: what is not a number goes through minimum and maximum."""
-    return tensor.numel() == 0 or all(math.isfinite(end.item()) for end in tensor.aminmax())
+def _finite(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Also in that type. In one pass: what is not a number goes through minimum and maximum."""
+    return tensor.numel() == 0 or all(math.isfinite(end.to(dtype or end.dtype).item()) for end in tensor.aminmax())
 
 
 def copied(tensor: Tensor) -> Tensor:

@@ -3,23 +3,24 @@
 What the tensors of a file are called is the business of the modules in `formats/`; this one knows safetensors only.
 """
 
+import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 
 from ..configs.choices import find
 from ..configs.choices import names as choices
 from ..configs.errors import UserError
-from ..configs.files import replace_file, replace_folder
+from ..configs.files import replace_folder, replacing
 from . import stored
 from .artifact import AdapterArtifact, Tensors, Weights, listed
 from .origin import architecture_of, is_of
 from .spellings import Spellings, spellings
-from .stored import Folder, Header, load_file, load_folder, serialised, to_bytes
+from .stored import Folder, Header, Payload, load_file, load_folder, write_stream
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -124,16 +125,31 @@ def write(
     file = Path(file)
     if not file.parent.is_dir():
         raise UserError(f"cannot write {file}: there is no folder {file.parent}")
-    written = (artifact.folded() if form.FOLDS else artifact).cast(DTYPES[dtype])
+    folded = artifact.folded() if form.FOLDS else artifact
+    folded.check_fits(DTYPES[dtype])
     if _is_folder(form):
-        contents = cast(FolderFormat, form).to_folder(written, names)
-        replace_folder(file, {path: to_bytes(content) for path, content in contents.items()})
-    else:
-        replace_file(file, serialised(*cast(FileFormat, form).to_tensors(written, names)))
+        contents = cast(FolderFormat, form).to_folder(folded, names)
+        replace_folder(file, {path: _writer(content, DTYPES[dtype]) for path, content in contents.items()})
+        return
+    tensors, header = cast(FileFormat, form).to_tensors(folded, names)
+    payload, seal = Payload(tensors, DTYPES[dtype]), getattr(form, "seal", None)
+    with replacing(file) as new:
+        write_stream(new, payload.entries, payload.tensor, header if seal is None else seal(header, payload))
 
 
-def read(file: str | Path, names: FormatNames) -> AdapterArtifact:
+def _writer(content: tuple[Tensors, Header] | dict[str, Any], dtype: torch.dtype) -> Callable[[Path], object]:
+    """What writes a file of a folder."""
+    if isinstance(content, dict):
+        return lambda file: file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    tensors, header = content
+    payload = Payload(tensors, dtype)
+    return lambda file: write_stream(file, payload.entries, payload.tensor, header)
+
+
+def read(file: str | Path, names: FormatNames, *, as_stored: bool = False) -> AdapterArtifact:
     """The adapter in a file, in float32; the format is recognised from the tensor names.
+
+    `as_stored` leaves tensors in the file's own type and mapped memory, for those who only pass them on.
 
     Raises UserError, with the file's name in every line, for anything that is not a sound adapter for this base.
     """
@@ -147,7 +163,7 @@ def read(file: str | Path, names: FormatNames) -> AdapterArtifact:
             raise other or error from None
         if other is not None and not names.sizes_known:
             raise other
-        return artifact
+        return artifact if as_stored else artifact.cast(torch.float32)
     except UserError as error:
         raise UserError([f"{file}: {problem}" for problem in error.problems]) from None
 

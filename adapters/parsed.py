@@ -44,7 +44,7 @@ def file_rank(tensors: Mapping[str, Tensor]) -> int:
 
 def _weights(key: Key, parts: Tensors, scale_of: Scale) -> Weights:
     """The method is told by the names of the tensors."""
-    found = {name: tensor.float() for name, tensor in parts.items() if name != "alpha"}
+    found = {name: tensor for name, tensor in parts.items() if name != "alpha"}
     method = next(
         (method for method, start in _METHODS.items() if any(name.startswith(start) for name in found)), "lora"
     )
@@ -58,6 +58,8 @@ def _weights(key: Key, parts: Tensors, scale_of: Scale) -> Weights:
         raise UserError(f"{listed([key])} is a DoRA of {method}, which is not read here")
     if empty := [name for name, tensor in found.items() if not tensor.numel() or not tensor.ndim]:
         raise UserError(f"{empty[0]} of {listed([key])} is empty")
+    if odd := [name for name, tensor in found.items() if not tensor.is_floating_point()]:
+        raise UserError(f"{odd[0]} of {listed([key])} is {found[odd[0]].dtype}, which is not read here")
     scale = _scale(key, parts, scale_of)
     return Weights(method, _checked(key, _without_core(key, found)), scale)
 

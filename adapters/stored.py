@@ -4,10 +4,10 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -21,19 +21,74 @@ _DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
+_CODES = {dtype: name for name, dtype in _DTYPES.items()}
 Folder = dict[str, "tuple[Tensors, Header] | dict[str, Any]"]
 """Contents of a folder: path in it -> tensors with their header, or JSON."""
 
 
-def serialised(tensors: Tensors, header: Mapping[str, str]) -> bytes:
-    """A safetensors file. The library itself writes the header's entries in another order each time."""
+class Entry(NamedTuple):
+    """A tensor as the header of its file has it."""
+
+    dtype: str  # F32, BF16, ...
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Tensors as a file will have them: in the order of safetensors' own writer, cast when their turn comes."""
+
+    tensors: Tensors
+    dtype: torch.dtype = torch.float32  # of all but single numbers, such as alpha
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """In the order of the file."""
+        found = {name: Entry(_CODES[self._dtype_of(name)], tuple(self.tensors[name].shape)) for name in self.tensors}
+        return dict(sorted(found.items(), key=lambda item: (-_DTYPES[item[1].dtype].itemsize, item[0])))
+
+    def tensor(self, name: str) -> Tensor:
+        """On the CPU, contiguous."""
+        return self.tensors[name].detach().to("cpu", self._dtype_of(name)).contiguous()
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The bytes behind the header."""
+        return (_bytes(self.tensor(name)) for name in self.entries)
+
+    def _dtype_of(self, name: str) -> torch.dtype:
+        return self.dtype if self.tensors[name].ndim else self.tensors[name].dtype
+
+
+def header_bytes(entries: Mapping[str, Entry], header: Mapping[str, str]) -> bytes:
+    """What a file begins with. The library itself writes the header's entries in another order each time."""
     assert all(isinstance(value, str) for value in header.values()), "safetensors knows no other header values"
-    plain = safetensors.torch.save(tensors)
-    size = int.from_bytes(plain[:8], "little")
-    entries = {"__metadata__": dict(sorted(header.items())), **json.loads(plain[8 : 8 + size])}
-    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    described: dict[str, Any] = {"__metadata__": dict(sorted(header.items()))} if header else {}
+    end = 0
+    for name, entry in entries.items():
+        begin, end = end, end + math.prod(entry.shape) * _DTYPES[entry.dtype].itemsize
+        described[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [begin, end]}
+    text = json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight bytes
-    return len(text).to_bytes(8, "little") + text + plain[8 + size :]
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_stream(
+    file: Path, entries: Mapping[str, Entry], tensor_of: Callable[[str], Tensor], header: Mapping[str, str]
+) -> None:
+    """A safetensors file whose tensors come one after the other, so that only one is in memory.
+
+    A tensor has to be of the type and shape of its entry. Whoever wants the file whole or not at all gives another
+    name and renames it.
+    """
+    with file.open("wb") as stream:
+        stream.write(header_bytes(entries, header))
+        for name, entry in entries.items():
+            tensor = tensor_of(name).detach().to("cpu").contiguous()
+            assert (tensor.dtype, tuple(tensor.shape)) == (_DTYPES[entry.dtype], entry.shape), name
+            stream.write(_bytes(tensor))
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.flatten().view(torch.uint8).numpy().data
 
 
 def load_file(file: Path) -> tuple[Tensors, Header]:
@@ -80,19 +135,6 @@ def _json(file: Path) -> dict[str, Any]:
     return content
 
 
-def to_bytes(content: tuple[Tensors, Header] | dict[str, Any]) -> bytes:
-    if isinstance(content, dict):
-        return (json.dumps(content, indent=2) + "\n").encode()
-    return serialised(*content)
-
-
-class Entry(NamedTuple):
-    """A tensor as the header of its file has it."""
-
-    dtype: str  # F32, BF16, ...
-    shape: tuple[int, ...]
-
-
 def look(path: Path) -> tuple[dict[str, Entry], Header]:
     """Each tensor's entry, and the header, of a file or of all in a folder; no tensor is read. UserError as above."""
     files = sorted([*path.glob("*.safetensors"), *path.glob("*/*.safetensors")]) if path.is_dir() else [path]
@@ -110,29 +152,6 @@ def look(path: Path) -> tuple[dict[str, Entry], Header]:
     return entries, header
 
 
-def write_stream(
-    file: Path, entries: Mapping[str, Entry], tensor_of: Callable[[str], Tensor], header: Mapping[str, str]
-) -> None:
-    """A safetensors file whose tensors come one after the other, so that only one is in memory.
-
-    A tensor has to be of the type and shape of its entry. Whoever wants the file whole or not at all gives another
-    name and renames it.
-    """
-    described: dict[str, Any] = {"__metadata__": dict(sorted(header.items()))} if header else {}
-    end = 0
-    for name, entry in entries.items():
-        begin, end = end, end + math.prod(entry.shape) * _DTYPES[entry.dtype].itemsize
-        described[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [begin, end]}
-    text = json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with file.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for name, entry in entries.items():
-            tensor = tensor_of(name).detach().to("cpu").contiguous()
-            assert (tensor.dtype, tuple(tensor.shape)) == (_DTYPES[entry.dtype], entry.shape), name
-            stream.write(tensor.flatten().view(torch.uint8).numpy().data)
-
-
 def entry_type(dtype: torch.dtype) -> str:
     """As headers call it."""
-    return next(name for name, known in _DTYPES.items() if known == dtype)
+    return _CODES[dtype]

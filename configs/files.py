@@ -5,7 +5,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -36,15 +36,15 @@ def replace_file(file: Path, content: bytes | str) -> None:
         new.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def replace_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Writes a folder whole or not at all: path in it -> content. A folder that was there goes when the new one is."""
+def replace_folder(folder: Path, contents: Mapping[str, Callable[[Path], object]]) -> None:
+    """Writes a folder whole or not at all: path in it -> what writes that file. An old one goes when the new one is."""
     new = folder.with_name(f"{folder.name}.tmp-{socket.gethostname()}-{os.getpid()}")
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir()
-        for path, content in contents.items():
+        for path, write in contents.items():
             (new / path).parent.mkdir(parents=True, exist_ok=True)
-            (new / path).write_bytes(content)
+            write(new / path)
             sync(new / path)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(new, folder)

@@ -60,7 +60,7 @@ def save(
     if base is None and any(weights.kind in ("dora", "oft") for weights in artifact.modules.values()):
         print(f"wrote {out} ({form}); the change of DoRA and OFT depends on the base: give --base to compare it")
         return out
-    apart, worst = furthest(artifact, read(out, names), base)
+    apart, worst = furthest(artifact, read(out, names, as_stored=True), base)
     if not apart <= TOLERANCE[options.dtype]:
         raise AfterTrainingError(f"{out}: {worst} differs by {apart:.3g} of its norm from what was to be written")
     print(f"wrote {out} ({form}); read again, the largest error of a change is {apart:.1e} of its norm")

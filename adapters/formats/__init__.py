@@ -8,6 +8,7 @@ A format has (see `adapters.format.Format`):
 * `matches(keys)`: whether a file with these tensor names is in this format;
 * `to_tensors(artifact, names)`: the file's tensors and header;
 * `from_tensors(tensors, header, names)`: the artifact again. It is total: a key that it does not know is an error;
-* instead of these two, if an adapter is a folder: `FOLDER = True`, `to_folder(artifact, names)` and
-  `from_folder(contents, names)`, by path in the folder.
+* `seal(header, payload)`, if it has one: the header with what depends on the bytes of the tensors;
+* instead of `to_tensors` and `from_tensors`, if an adapter is a folder: `FOLDER = True`, `to_folder(artifact, names)`
+  and `from_folder(contents, names)`, by path in the folder.
 """

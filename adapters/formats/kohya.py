@@ -9,6 +9,7 @@ LoHa, LoKr and DoRA have the names of LyCORIS (https://github.com/KohakuBlueleaf
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable
 
@@ -20,7 +21,7 @@ from ..artifact import AdapterArtifact, Key, Tensors, Weights
 from ..format import FormatNames, header_of
 from ..parsed import artifact_of, file_rank
 from ..spellings import ENDINGS, UNDERSCORED, underscored
-from ..stored import Header, serialised
+from ..stored import Header, Payload, header_bytes
 
 SUFFIX = ".kohya"
 FOLDS = True
@@ -44,7 +45,7 @@ def to_tensors(artifact: AdapterArtifact, names: FormatNames) -> tuple[Tensors, 
             tensors[f"{name}.{_LORA.get(kind, kind)}"] = _magnitude(tensor, held) if kind == "magnitude" else tensor
         tensors[f"{name}.alpha"] = torch.tensor(float(file_rank(held.tensors)))
     header = {**header_of(artifact, names), **_training_entries(artifact, rank, names)}
-    return tensors, {**header, **_hashes(tensors, header)}
+    return tensors, header
 
 
 def from_tensors(tensors: Tensors, header: Header, names: FormatNames) -> AdapterArtifact:
@@ -90,11 +91,21 @@ def _training_entries(artifact: AdapterArtifact, rank: int, names: FormatNames) 
     }
 
 
-def _hashes(tensors: Tensors, header: Header) -> Header:
-    """sd-scripts' identity of a file: of its tensors alone, and of 64 KiB behind the first MiB (train_util.py)."""
-    content = serialised(tensors, {name: value for name, value in header.items() if name.startswith("ss_")})
-    payload = content[8 + int.from_bytes(content[:8], "little") :]
+def seal(header: Header, payload: Payload) -> Header:
+    """With sd-scripts' identity of a file: of its tensors alone, and of 64 KiB behind the first MiB (train_util.py).
+
+    The second is of a file that has only the `ss_` entries in its header.
+    """
+    whole, window = hashlib.sha256(), bytearray()
+    begin = header_bytes(payload.entries, {name: value for name, value in header.items() if name.startswith("ss_")})
+    position = 0
+    for chunk in itertools.chain([memoryview(begin)], payload.chunks()):
+        if position:
+            whole.update(chunk)
+        window += chunk[max(0x100000 - position, 0) : max(0x110000 - position, 0)]
+        position += len(chunk)
     return {
-        "sshs_model_hash": hashlib.sha256(payload).hexdigest(),
-        "sshs_legacy_hash": hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8],
+        **header,
+        "sshs_model_hash": whole.hexdigest(),
+        "sshs_legacy_hash": hashlib.sha256(window).hexdigest()[:8],
     }

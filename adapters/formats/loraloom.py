@@ -52,7 +52,9 @@ def from_tensors(tensors: Tensors, header: Header, names: FormatNames) -> Adapte
         component, _, path = module.partition(".")
         if path not in names.module_paths.get(component, ()) or module not in entries:
             raise UserError(f"{name} belongs to no module of this base")
-        modules.setdefault((component, path), {})[part] = tensor.float()
+        if not tensor.is_floating_point():
+            raise UserError(f"{name} is {tensor.dtype}, which is not read here")
+        modules.setdefault((component, path), {})[part] = tensor
     known = sorted(HOLDS - {"dora", "tokens"})
     if strange := {method for method, _ in entries.values()} - {*known}:
         raise UserError(f"the method {sorted(strange)[0]!r} is unknown; there are: {', '.join(known)}")

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     file = Path(options.file)
     layers = Layers(options.base) if options.base else None
     names = names_for(file, layers)
-    artifact = read(file, names)
+    artifact = read(file, names, as_stored=True)
     if options.without:
         artifact = algebra.without(artifact, options.without)
     if options.bake_dora:

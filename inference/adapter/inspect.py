@@ -89,7 +89,7 @@ def inspect(file: Path, layers: Layers | None = None) -> Inspection:
     }
     try:
         facts["format"] = recognised(file)
-        facts |= _content(read(file, names_for(file, layers)))
+        facts |= _content(read(file, names_for(file, layers), as_stored=True))
     except UserError as error:
         facts["problems"] = [problem.removeprefix(f"{file}: ") for problem in error.problems]
     return Inspection(**facts)
