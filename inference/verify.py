@@ -78,7 +78,7 @@ def furthest(one: AdapterArtifact, other: AdapterArtifact, base: Base | None = N
     UserError where the two change other modules, or have other words.
     """
     if odd := one.modules.keys() ^ other.modules.keys():
-        raise UserError(f"{len(odd)} of {len(one.modules)} modules are in one of both only: {listed(sorted(odd))}")
+        raise UserError(f"{len(odd)} modules are missing from one of the two: {listed(sorted(odd))}")
     distances = algebra.distances(one, other, base)
     floor = 1e-3 * max([each.norms[0] for each in distances.values()], default=0.0)
     found = {(0.0, "")}
@@ -89,7 +89,7 @@ def furthest(one: AdapterArtifact, other: AdapterArtifact, base: Base | None = N
     for part in one.embeddings.keys() | other.embeddings.keys():
         mine, theirs = one.embeddings.get(part, {}), other.embeddings.get(part, {})
         if odd := mine.keys() ^ theirs.keys():
-            raise UserError(f"the word {min(odd)!r} of {part} is in one of both only")
+            raise UserError(f"the word {min(odd)!r} of {part} is missing from one of the two")
         for word, rows in mine.items():
             apart = ((theirs[word] - rows).norm() / rows.norm().clamp(min=1e-12)).item()
             found.add((math.inf if math.isnan(apart) else apart, f"{part} {word}"))

@@ -151,7 +151,7 @@ noise:
         "my.yaml:19: model.dtype: should be 'fp32', 'bf16' or 'fp16', found \"fp61\" (did you mean \"fp16\"?)",
         "my.yaml:20: output.name: should match pattern '^[\\w.-]+$', found \"a b\"",
         'my.yaml:20: output.formats.1: "koyha" is unknown (did you mean "kohya"?); '
-        "there are: diffusers, embedding, kohya, loraloom",
+        "there are: diffusers, embedding, kohya, loraloom, peft",
         "my.yaml:21: noise: should be a section (`key: value` lines), found nothing",
         "command line: rank: should be key=value, such as adapter.rank=16",
         "command line: loop.steps.x: loop.steps is 0, which has no keys of its own",
