@@ -9,8 +9,8 @@ from ...adapters.artifact import AdapterArtifact
 from ...adapters.format import read
 from ...configs.arguments import positive
 from ...configs.errors import UserError
+from ..adapter_output import add_output, lost, save, shown
 from ..layers import Layers, names_for
-from ..written import add_output, lost, save, shown
 
 HELP = "write the same adapter in another format or type"
 EXAMPLES = [

@@ -9,8 +9,8 @@ from pathlib import Path
 from ...adapters import algebra
 from ...adapters.artifact import AdapterArtifact, block_of
 from ...adapters.format import read
+from ..adapter_output import shown
 from ..layers import Layers, names_for
-from ..written import shown
 
 HELP = "compare two adapters by the changes that they make, whatever their formats and ranks"
 EXAMPLES = [

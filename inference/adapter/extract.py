@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ...adapters import algebra
 from ...configs.errors import UserError
+from ..adapter_output import add_output, add_rank, lost, rank_of, save, shown
 from ..layers import Layers
-from ..written import add_output, add_rank, lost, rank_of, save, shown
 
 HELP = "make a LoRA of the difference between two checkpoints"
 EXAMPLES = [

@@ -10,9 +10,9 @@ from ...adapters.format import FormatNames, read
 from ...configs.arguments import positive
 from ...configs.errors import UserError
 from ..adapter_file import AdapterFile
+from ..adapter_output import add_output, lost, save, share, shown
 from ..layers import Layers, names_for
-from ..merging import merge_into_file, merge_into_folder
-from ..written import add_output, lost, save, share, shown
+from ..merged_files import merge_into_file, merge_into_folder
 
 HELP = "put adapters into a base, or several into one adapter"
 EXAMPLES = [

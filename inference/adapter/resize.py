@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ...adapters import algebra
 from ...adapters.format import read
+from ..adapter_output import add_output, add_rank, lost, rank_of, save, shown
 from ..layers import Layers, names_for
-from ..written import add_output, add_rank, lost, rank_of, save, shown
 
 HELP = "make a LoRA of another rank, fixed or by how much of it shall stay"
 EXAMPLES = [
