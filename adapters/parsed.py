@@ -44,7 +44,7 @@ def file_rank(tensors: Mapping[str, Tensor]) -> int:
 
 def _weights(key: Key, parts: Tensors, scale_of: Scale) -> Weights:
     """The method is told by the names of the tensors."""
-    found = {name: tensor for name, tensor in parts.items() if name != "alpha"}
+    found = {name: computable(tensor) for name, tensor in parts.items() if name != "alpha"}
     method = next(
         (method for method, start in _METHODS.items() if any(name.startswith(start) for name in found)), "lora"
     )
@@ -62,6 +62,11 @@ def _weights(key: Key, parts: Tensors, scale_of: Scale) -> Weights:
         raise UserError(f"{odd[0]} of {listed([key])} is {found[odd[0]].dtype}, which is not read here")
     scale = _scale(key, parts, scale_of)
     return Weights(method, _checked(key, _without_core(key, found)), scale)
+
+
+def computable(tensor: Tensor) -> Tensor:
+    """Numbers of 8 bits, which torch only stores, as float32."""
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
 def _scale(key: Key, parts: Tensors, scale_of: Scale) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from ...configs.errors import UserError
 from ..artifact import AdapterArtifact, Key, Tensors, Weights
 from ..format import FormatNames, carried, header_of
+from ..parsed import computable
 from ..stored import Header
 
 SUFFIX = ".loraloom"
@@ -54,7 +55,7 @@ def from_tensors(tensors: Tensors, header: Header, names: FormatNames) -> Adapte
             raise UserError(f"{name} belongs to no module of this base")
         if not tensor.is_floating_point():
             raise UserError(f"{name} is {tensor.dtype}, which is not read here")
-        modules.setdefault((component, path), {})[part] = tensor
+        modules.setdefault((component, path), {})[part] = computable(tensor)
     known = sorted(HOLDS - {"dora", "tokens"})
     if strange := {method for method, _ in entries.values()} - {*known}:
         raise UserError(f"the method {sorted(strange)[0]!r} is unknown; there are: {', '.join(known)}")

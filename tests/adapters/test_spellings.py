@@ -207,3 +207,17 @@ def test_linear_layers_and_convolutions_of_one_pixel_are_the_same(names: FormatN
     down, up = factors(0, 32, 32)
     artifact = read({f"unet.{path}.lora_A.weight": down, f"unet.{path}.lora_B.weight": up}, tmp_path, names)
     assert artifact.modules["unet", path].shape == (32, 32, 1, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_numbers_of_eight_bits_are_read_and_passed_on(dtype: torch.dtype, tmp_path: Path):
+    start = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to"
+    tensors = {}
+    for layer, rank in (("k", 2), ("v", 4)):
+        down, up = (each.to(dtype) for each in factors(rank, 640, 2048, rank))
+        tensors |= {f"{start}_{layer}.lora_down.weight": down, f"{start}_{layer}.lora_up.weight": up}
+    artifact = read(tensors, tmp_path)
+    stored = format.read(tmp_path / "x.safetensors", SDXL, as_stored=True)
+    for kind in ("kohya", "diffusers", "loraloom"):
+        format.write(stored, tmp_path / kind, kind, SDXL)
+        assert largest_difference(artifact, format.read(tmp_path / kind, SDXL))[0] == 0.0
