@@ -1,6 +1,8 @@
 """What stands around the loop: curves, pictures, class images."""
 
 import json
+import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -49,15 +51,23 @@ def test_tensorboard_reads_the_same_losses(dreambooth):
 
 
 def test_wandb_offline_has_the_same_losses(write_config, monkeypatch):
-    """With the real package: what it will upload holds what the history holds."""
-    from wandb.proto import wandb_internal_pb2
-
+    """With the real package: what it will upload holds what the history holds, when its own process has written it."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     config = write_config(trackers=["wandb"], loop={"steps": 3})
     assert main([str(config)]) == 0
     folder = config.parent / "run"
     (file,) = (folder / "logs" / "wandb").glob("offline-run-*/*.wandb")
+    lines = [json.loads(line) for line in (folder / "logs/history.jsonl").read_text().splitlines()]
+    deadline = time.monotonic() + 60
+    while len(losses_in(file)) < len(lines) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert losses_in(file) == [line["loss"] for line in lines]
+
+
+def losses_in(file: Path) -> list[float]:
+    from wandb.proto import wandb_internal_pb2
+
     logged = []
     for data in leveldb_records(file.read_bytes()):
         record = wandb_internal_pb2.Record()
@@ -65,8 +75,7 @@ def test_wandb_offline_has_the_same_losses(write_config, monkeypatch):
         values = {(item.key or "/".join(item.nested_key)): item.value_json for item in record.history.item}
         if "loss" in values:
             logged.append(float(values["loss"]))
-    lines = [json.loads(line) for line in (folder / "logs/history.jsonl").read_text().splitlines()]
-    assert logged == [line["loss"] for line in lines]
+    return logged
 
 
 def leveldb_records(content: bytes):
@@ -77,6 +86,8 @@ def leveldb_records(content: bytes):
             place += left
             continue
         length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
+        if place + 7 + length > len(content):  # on its way
+            return
         record += content[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # whole, or its last piece
