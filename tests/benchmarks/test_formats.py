@@ -2,7 +2,7 @@
 
 import pytest
 
-from loraloom.benchmarks.formats import FORMATS, VARIANTS, Cell, cell
+from loraloom.benchmarks.formats import FAMILIES, FORMATS, VARIANTS, Cell, cell
 
 EXACT = 1e-6
 """Relative error of a weight's change after writing and reading: float rounding where a scale is folded in."""
@@ -21,8 +21,7 @@ UNREAD = {
     ("LoKr", "kohya"): "",
     ("LoKr, factors whole", "kohya"): "",
 }
-IN_SDXL = [("conv, ff and proj", "diffusers"), ("ranks and alphas by pattern", "kohya"), ("DoRA of the UNet", "peft")]
-CASES = [("sd1", variant, form) for variant in VARIANTS for form in FORMATS] + [("sdxl", *case) for case in IN_SDXL]
+CASES = [(kind, variant, form) for kind in FAMILIES for variant in VARIANTS for form in FORMATS]
 
 
 @pytest.mark.slow
