@@ -14,6 +14,8 @@ from loraloom.adapters.artifact import AdapterArtifact, Key, Weights
 from loraloom.adapters.format import FormatNames
 from loraloom.configs.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 Draw = Callable[..., Weights]
 
 SHAPES: dict[Key, tuple[int, ...]] = {

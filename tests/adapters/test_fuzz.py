@@ -27,6 +27,8 @@ from loraloom.adapters.artifact import AdapterArtifact, Weights
 from loraloom.adapters.format import FormatNames
 from loraloom.configs.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 SHAPES: dict[tuple[str, str], tuple[int, ...]] = {("unet", "a.to_q"): (4, 6), ("unet", "a.conv"): (4, 6, 3, 3)}
 KNOWN = FormatNames({"unet": {path: shape for (_, path), shape in SHAPES.items()}}, {"unet": "lora_unet"}, "x", "sd_v1")
 UNKNOWN = FormatNames({"unet": [path for _, path in SHAPES]}, {"unet": "lora_unet"}, "x", "sd_v1")

@@ -23,6 +23,8 @@ from loraloom.benchmarks.formats import tiny_pipeline
 from loraloom.configs.choices import find
 from loraloom.inference.adapter_file import format_names
 
+pytestmark = pytest.mark.slow
+
 Draw = Callable[..., Weights]
 Layers = dict[Key, Any]
 

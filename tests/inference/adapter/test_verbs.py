@@ -18,6 +18,8 @@ from loraloom.inference.adapter.__main__ import main
 from loraloom.inference.layers import Layers, names_for
 from loraloom.models.load import Base
 
+pytestmark = pytest.mark.slow
+
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
