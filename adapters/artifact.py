@@ -135,10 +135,8 @@ class AdapterArtifact:
 
     def cast(self, dtype: torch.dtype) -> "AdapterArtifact":
         """Factors as `dtype`, contiguous on the CPU; UserError names the modules whose values are too large for it."""
+        self.check_fits(dtype)
         modules = {key: weights.cast(dtype) for key, weights in self.modules.items()}
-        overflown = [key for key in modules if self.modules[key].finite() and not modules[key].finite()]
-        if overflown:
-            raise UserError(f"values too large for {dtype} in {listed(overflown)}; write fp32 or bf16 instead")
         embeddings = {part: {t: rows.to(dtype) for t, rows in own.items()} for part, own in self.embeddings.items()}
         return replace(self, modules=modules, embeddings=embeddings)
 

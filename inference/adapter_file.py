@@ -1,7 +1,7 @@
 """An adapter file as a user names it, and what the file formats have to know of a base to read it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -44,16 +44,23 @@ class AdapterFile:
 def format_names(family: ModelFamily, parts: Parts) -> FormatNames:
     """What the file formats have to know of a base: its module paths and its family's words."""
     paths = {part: base_modules(part, parts[part]) for part in family.kohya_prefixes if part in parts}
+    flat = [part for part in family.text_encoders if part in parts and _is_flat(parts[part])]
+    return _names(family, paths, family.architecture(parts), flat)
+
+
+def _names(
+    family: ModelFamily, paths: Mapping[str, Collection[str]], architecture: str, flat: Collection[str]
+) -> FormatNames:
     return FormatNames(
         module_paths=paths,
         kohya_prefixes=family.kohya_prefixes,
-        architecture=family.architecture(parts),
+        architecture=architecture,
         kohya_version=family.kohya_version,
         embedding_keys=family.embedding_keys,
         denoiser=family.denoiser,
         original=original_names(paths.get(family.denoiser, ())),
         kohya_original=family.kohya_original,
-        flat=[part for part in family.text_encoders if part in parts and _is_flat(parts[part])],
+        flat=flat,
     )
 
 
@@ -75,16 +82,8 @@ def _names_by_configs(kind: str, configs: Mapping[str, Mapping[str, Any]]) -> Fo
     family: ModelFamily = find("models.families", kind).FAMILY
     paths = {"unet": unet_layers(configs["unet"])}
     paths |= {part: clip_layers(configs[part]) for part in family.text_encoders}
-    return FormatNames(
-        module_paths=paths,
-        kohya_prefixes=family.kohya_prefixes,
-        architecture=ARCHITECTURES[kind],
-        kohya_version=family.kohya_version,
-        embedding_keys=family.embedding_keys,
-        denoiser=family.denoiser,
-        original=original_names(paths[family.denoiser]),
-        kohya_original=family.kohya_original,
-        flat=_flat_here({part: configs[part] for part in family.text_encoders}),
+    return _names(
+        family, paths, ARCHITECTURES[kind], _flat_here({part: configs[part] for part in family.text_encoders})
     )
 
 

@@ -18,6 +18,7 @@ from ..models.base import EMBEDDED, PipelineFiles
 from ..models.load import Base
 from ..models.single_file import meta_model
 from .adapter_file import ARCHITECTURES, format_names, names_of
+from .pipeline_folder import VARIANT
 
 _WORDS = ("emb_params", "clip_l", "clip_g")
 
@@ -28,6 +29,7 @@ class Layers:
     def __init__(self, base: str, revision: str | None = None):
         self.base = Base(ModelSection(base=base, revision=revision))
         self.title = base
+        self._opened: dict[str, dict[str, Path]] = {}
 
     @cached_property
     def names(self) -> FormatNames:
@@ -44,34 +46,25 @@ class Layers:
 
     def weight(self, key: Key) -> Tensor:
         """In float32, read from its file."""
-        from safetensors import safe_open
-
         component, path = key
         for name in (path, path.removeprefix("text_model.")):
             if (file := self._files(component).get(f"{name}.weight")) is not None:
-                with safe_open(file, framework="pt") as opened:
-                    return opened.get_tensor(f"{name}.weight").float()
+                with stored.opened(file) as content:
+                    return content.get_tensor(f"{name}.weight").float()
         raise UserError(f"{self.title}: its {component} has no weight {path}")
 
-    def _files(self, component: str) -> dict[str, str]:
+    def _files(self, component: str) -> dict[str, Path]:
         """Tensor -> the file that has it."""
         if component not in self._opened:
             self._opened[component] = _tensors_in(self.base, component)
         return self._opened[component]
 
-    @cached_property
-    def _opened(self) -> dict[str, dict[str, str]]:
-        return {}
 
-
-def _tensors_in(base: Base, component: str) -> dict[str, str]:
-    from safetensors import safe_open
-
-    found: dict[str, str] = {}
+def _tensors_in(base: Base, component: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
     for file in sorted((base.folder / component).glob("*.safetensors")):
-        if ".fp16" not in file.name and "non_ema" not in file.name:
-            with safe_open(file, framework="pt") as opened:
-                found |= dict.fromkeys(opened.keys(), str(file))
+        if not VARIANT.search(file.name):
+            found |= dict.fromkeys(stored.look(file)[0], file)
     return found
 
 

@@ -23,7 +23,7 @@ States = Mapping[str, Mapping[str, Tensor]]
 
 _PLACES = ("_name_or_path", "name_or_path", "special_tokens_map_file")
 """Where a base's files once lay, in configs that were saved from a folder: no reader needs it, and it names places."""
-_VARIANT = re.compile(r"\.fp16[.-]|non_ema")
+VARIANT = re.compile(r"\.fp16[.-]|non_ema")
 
 
 def write_pipeline(base: Base, states: States, folder: Path, dtype: str, scheduler: Mapping[str, Any]) -> None:
@@ -52,7 +52,7 @@ def write_pipeline(base: Base, states: States, folder: Path, dtype: str, schedul
 def _write_part(source: Path, target: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     target.mkdir()
     left = set(state)
-    for file in sorted(each for each in source.iterdir() if each.is_file() and not _VARIANT.search(each.name)):
+    for file in sorted(each for each in source.iterdir() if each.is_file() and not VARIANT.search(each.name)):
         if state and file.suffix == ".safetensors":
             left -= _write_weights(file, target / file.name, state, dtype)
         else:

@@ -20,12 +20,13 @@ from .adapter_file import AdapterFile
 from .engine import Engine
 from .mixing import adapter_title, attach
 
-TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 2e-3}  # relative to the largest number compared
+TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 2e-3}
+"""Of a change relative to its norm (see `furthest`), of a prediction relative to its largest number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What the comparison found; differences are relative to the largest number compared."""
+    """What the comparison found; differences are relative, as TOLERANCE says."""
 
     modules: int
     delta_difference: float
@@ -53,21 +54,25 @@ def verify_file(
         engine = Engine.load(
             model.base, revision=model.revision, dtype=model.dtype, device=device, merged=model.adapters
         )
-        (attached,) = attach(engine, [AdapterFile(file)])
-        base = base_weights(engine.parts)
-        loaded = {
-            key: weights
-            for part in sorted({part for part, _ in artifact.modules})
-            for key, weights in read_peft(part, engine.parts[part], adapter_title(0)).items()
-        }
-        again = AdapterArtifact(loaded, embeddings=attached.embeddings)
-        relative, worst = furthest(artifact, again, base)
+        again = attached(engine, file, artifact)
+        relative, worst = furthest(artifact, again, base_weights(engine.parts))
     except UserError as error:
         raise AfterTrainingError([f"{file}: does not verify: {problem}" for problem in error.problems]) from error
     if not relative <= max(TOLERANCE[dtype] for dtype in dtypes):
         raise AfterTrainingError(f"{file}: does not verify: {worst} is off by {relative:.2g} of its norm")
     prompt = probe_prompt(artifact)
-    return _judged(file, engine, len(loaded), relative, (prompt, trained_prediction), dtypes, prompts)
+    return _judged(file, engine, len(again.modules), relative, (prompt, trained_prediction), dtypes, prompts)
+
+
+def attached(engine: Engine, file: Path, artifact: AdapterArtifact) -> AdapterArtifact:
+    """Attaches a file, which should hold this artifact, and answers with what the engine's layers hold then."""
+    (found,) = attach(engine, [AdapterFile(file)])
+    modules = {
+        key: weights
+        for part in sorted({part for part, _ in artifact.modules})
+        for key, weights in read_peft(part, engine.parts[part], adapter_title(0)).items()
+    }
+    return AdapterArtifact(modules, embeddings=found.embeddings)
 
 
 def furthest(one: AdapterArtifact, other: AdapterArtifact, base: Base | None = None) -> tuple[float, str]:

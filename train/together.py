@@ -39,7 +39,7 @@ def leave_in_peace() -> None:
     """Before Python ends, the threads of gloo get the time to let go of the tensors of their last work.
 
     One that does so later finds no interpreter and takes its process down with SIGABRT, after everything went well
-    (pytorch/pytorch pull request 179291; a process in ten was seen to).
+    (pytorch/pytorch pull request 179291).
     """
 
     @atexit.register

@@ -5,13 +5,10 @@ from pathlib import Path
 
 from ...adapters.artifact import AdapterArtifact, base_weights
 from ...adapters.format import read
-from ...adapters.peft_adapters import read_peft
 from ...configs.errors import AfterTrainingError
-from ..adapter_file import AdapterFile
 from ..engine import Engine
 from ..layers import Layers
-from ..mixing import adapter_title, attach
-from ..verify import TOLERANCE, furthest, probe, probe_prompt
+from ..verify import TOLERANCE, attached, furthest, probe, probe_prompt
 
 HELP = "prove that a file does in its base what it says"
 EXAMPLES = ["loraloom adapter verify my-dog.safetensors --base pocket"]
@@ -30,20 +27,13 @@ def run(options: argparse.Namespace) -> int:
     wanted = read(file, Layers(options.base).names)
     engine = Engine.load(options.base, device=options.device)
     alone = probe(engine.family, engine.parts)
-    (attached,) = attach(engine, [AdapterFile(file)])
-    loaded = {
-        key: weights
-        for part in sorted({part for part, _ in wanted.modules})
-        for key, weights in read_peft(part, engine.parts[part], adapter_title(0)).items()
-    }
-    base = base_weights(engine.parts)
-    again = AdapterArtifact(loaded, embeddings=attached.embeddings)
-    named = {part: [*own] for part, own in attached.embeddings.items()}  # a file may leave its word's name out
+    again = attached(engine, file, wanted)
+    named = {part: [*own] for part, own in again.embeddings.items()}  # a file may leave its word's name out
     words = {part: dict(zip(named[part], own.values(), strict=True)) for part, own in wanted.embeddings.items()}
-    difference, worst = furthest(AdapterArtifact(wanted.modules, embeddings=words), again, base)
-    prediction = probe(engine.family, engine.parts, prompt=probe_prompt(attached))
+    difference, worst = furthest(AdapterArtifact(wanted.modules, embeddings=words), again, base_weights(engine.parts))
+    prediction = probe(engine.family, engine.parts, prompt=probe_prompt(again))
     effect = ((prediction - alone).abs().max() / alone.abs().max()).item()
-    print(f"{file}: {len(loaded)} modules and {sum(map(len, words.values()))} words in {options.base}")
+    print(f"{file}: {len(again.modules)} modules and {sum(map(len, words.values()))} words in {options.base}")
     print(f"  largest error of a change      {difference:.1e} of its norm{f' ({worst})' if difference else ''}")
     if wanted.modules and not words:
         merged = Engine.load(options.base, device=options.device, merged=[str(file)])
