@@ -10,6 +10,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.callbacks import PipelineCallback
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
@@ -20,6 +21,7 @@ from ..configs.errors import UserError
 from ..configs.schema import ModelSection
 from ..models.encode import Encode, encoder_of
 from ..models.family import ONE_WINDOW, ModelFamily, Parts, PromptOptions
+from .callback import attached
 from .merged import MergedBase
 
 SCHEDULERS = {
@@ -110,8 +112,13 @@ class Engine:
         return engine
 
     @torch.no_grad()  # inference_mode cannot read weights that FSDP2 gathers
-    def generate(self, request: Request, *, progress: str | None = None) -> list[Image.Image]:
-        """One image for each prompt, in order; `progress` is the title of a progress bar."""
+    def generate(
+        self, request: Request, *, callbacks: Sequence[PipelineCallback] = (), progress: str | None = None
+    ) -> list[Image.Image]:
+        """One image for each prompt, in order; `progress` is the title of a progress bar.
+
+        `callbacks` are ours or diffusers' own, called after each step of each micro-batch.
+        """
         if request.resolution is not None and request.resolution % self.family.size_multiple:
             raise UserError(f"resolution {request.resolution} is no multiple of {self.family.size_multiple}")
         encode = self.encode or encoder_of(self.family, self.parts, request.prompt_options)
@@ -119,22 +126,26 @@ class Engine:
         starts = range(0, len(indices), MICRO_BATCH)
         images: list[Image.Image] = []
         for start in tqdm(starts, desc=progress, unit="batch", disable=progress is None, leave=False):
-            images += self._generate_micro_batch(request, encode, list(indices[start : start + MICRO_BATCH]))
+            images += self._generate_micro_batch(request, encode, list(indices[start : start + MICRO_BATCH]), callbacks)
         return images
 
-    def _generate_micro_batch(self, request: Request, encode: Encode, indices: list[int]) -> list[Image.Image]:
+    def _generate_micro_batch(
+        self, request: Request, encode: Encode, indices: list[int], callbacks: Sequence[PipelineCallback]
+    ) -> list[Image.Image]:
         padded = indices + indices[-1:] * (MICRO_BATCH - len(indices))
         positive = encode([request.prompts[i] for i in padded])
         negative = encode([request.negative_prompt] * MICRO_BATCH)
-        output = self.pipeline(
+        arguments = {
             **self.family.pipeline_prompts(positive, negative),
-            num_inference_steps=request.steps,
-            guidance_scale=request.guidance,
-            height=request.resolution,
-            width=request.resolution,
-            generator=[torch.Generator().manual_seed(request.seeds[i]) for i in padded],
-            output_type="pil",
-        )
+            "num_inference_steps": request.steps,
+            "guidance_scale": request.guidance,
+            "height": request.resolution,
+            "width": request.resolution,
+            "generator": [torch.Generator().manual_seed(request.seeds[i]) for i in padded],
+            "output_type": "pil",
+        }
+        with attached(self.pipeline, callbacks, request.steps) as further:
+            output = self.pipeline(**arguments | further)
         return output.images[: len(indices)]
 
 
