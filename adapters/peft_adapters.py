@@ -20,6 +20,8 @@ from .targets import by_pattern
 if TYPE_CHECKING:
     from peft import PeftConfig
 
+_WRAPPED = re.compile(r"(\.base_layer)+$")
+
 NAME = "default"
 """Of the adapter that trains, in PEFT."""
 
@@ -92,7 +94,7 @@ class PeftAdapters:
             (part, canonical_path(part, path))
             for part, carrier in self.carriers.items()
             for path, layer in tuner_layers(carrier)
-            if NAME in _names(layer)
+            if NAME in carried(layer)
         ]
 
     def artifact(self) -> AdapterArtifact:
@@ -162,7 +164,7 @@ def install(artifact: AdapterArtifact, parts: Mapping[str, Any], name: str) -> N
         method = _method_of(own)
         inject_adapter_in_model(method.config_of(own), model, adapter_name=name)
         for path, layer in tuner_layers(model):
-            if path in own and name in _names(layer):
+            if path in own and name in carried(layer):
                 method.write(layer, name, own[path])
         model._hf_peft_config_loaded = True  # diffusers and transformers ask for it before they switch adapters
 
@@ -174,7 +176,7 @@ def read_peft(part: str, model: nn.Module, name: str) -> dict[Key, Weights]:
     """
     found = {}
     for path, layer in tuner_layers(model):
-        if name in _names(layer):
+        if name in carried(layer):
             found[part, canonical_path(part, path)] = find("adapters.methods", _kind(layer)).read(layer, name)
     if not found:
         raise UserError(f"{part} carries no adapter named {name!r}")
@@ -182,14 +184,18 @@ def read_peft(part: str, model: nn.Module, name: str) -> dict[Key, Weights]:
 
 
 def tuner_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """All modules of a model that carry an adapter, with their names."""
+    """All modules of a model that carry an adapter, with the names that the base's modules have.
+
+    Adapters of two methods in one module are two layers with one name, one around the other.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    found = ((name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    return ((_WRAPPED.sub("", name), module) for name, module in found)
 
 
-def _names(layer: Any) -> set[str]:
-    """The adapters that a layer carries."""
+def carried(layer: Any) -> set[str]:
+    """The names of the adapters in a layer."""
     return {name for kind in layer.adapter_layer_names for name in getattr(layer, kind, {})}
 
 

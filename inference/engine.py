@@ -23,6 +23,7 @@ from ..models.encode import Encode, encoder_of
 from ..models.family import ONE_WINDOW, ModelFamily, Parts, PromptOptions
 from .callback import attached
 from .merged import MergedBase
+from .mixing import Mixing
 
 SCHEDULERS = {
     "dpmsolver++": "DPMSolverMultistepScheduler",
@@ -89,6 +90,7 @@ class Engine:
             **parts | ({} if scheduler is None else {"scheduler": make_scheduler(scheduler, parts)}), **absent, **extra
         )
         self.pipeline.set_progress_bar_config(disable=True)
+        self.adapters = Mixing(family, parts, self.pipeline)
 
     @classmethod
     def load(

@@ -1,48 +1,281 @@
-"""Attaching trained adapters to an engine's pipeline, each with its weight."""
+"""Several adapters on one pipeline: loaded, weighed, switched, fused and taken out again without a trace.
 
-from collections.abc import Sequence
+`engine.adapters` is the `Mixing` of an engine. The pipeline's own methods (`set_adapters`, `get_list_adapters`, …) work
+on the same adapters; docs/lora-api.md says which of them is which.
+"""
+
+import copy
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
+from ..adapters import active
 from ..adapters.artifact import AdapterArtifact
 from ..adapters.format import read
 from ..adapters.peft_adapters import install
-from ..adapters.token_embeddings import install_tokens
+from ..adapters.token_embeddings import install_tokens, text_model
+from ..adapters.weighing import Weight, weights_of
+from ..configs.choices import did_you_mean
 from ..configs.errors import UserError
+from ..models.family import ModelFamily, Parts
 from .adapter_file import AdapterFile, format_names
-from .engine import Engine
+from .fused import Fused
+from .hotswap import prepare, swap
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 
-def attach(engine: Engine, adapters: Sequence[AdapterFile]) -> list[AdapterArtifact]:
-    """Loads adapters of any readable format and activates them together."""
-    names = format_names(engine.family, engine.parts)
-    artifacts = [read(adapter.file, names) for adapter in adapters]
-    titles = [adapter_title(index) for index in range(len(adapters))]
-    for artifact, title, adapter in zip(artifacts, titles, adapters, strict=True):
-        if artifact.method == "oft" and adapter.weight != 1:
-            raise UserError(
-                f"{adapter.file}: an OFT adapter is a rotation, which has no weight; leave out {adapter.weight:g}"
-            )
-        artifact = _named_words(artifact, adapter)
+class Mixing:
+    """The adapters of one pipeline, by name."""
+
+    def __init__(self, family: ModelFamily, parts: Parts, pipeline: Any):
+        self.family, self.parts, self.pipeline = family, parts, pipeline
+        self.weights: dict[str, Weight] = {}
+        """As they were set last; adapters that the pipeline loaded itself count fully until they are set here."""
+        self._words: dict[str, AdapterArtifact] = {}
+        self._before_words: dict[str, tuple[Any, Any]] = {}
+        self._fused: Fused | None = None
+        self._target_rank: int | None = None
+
+    # ------------------------------------------------------------------------ loading
+
+    def load_adapter(self, file: str | Path, adapter_name: str | None = None, weight: Weight = 1.0) -> AdapterArtifact:
+        """Loads a file of any format beside what is there, active with this weight; the name is by default the file's.
+
+        UserError for a file that does not fit this base, or a name that is taken.
+        """
+        self._check_not_fused()
+        file = Path(file)
+        name = adapter_name or self._free_name(file)
+        if name in self.get_names():
+            raise UserError(f"there is an adapter {name!r} already; give the new one another name, or delete it first")
+        artifact = _named_words(read(file, format_names(self.family, self.parts)), file.name.split(".")[0])
+        _check_weight(file, artifact, weight)
         try:
-            install_tokens(artifact, engine.parts, engine.family.tokenizers)
-            install(artifact, engine.parts, title)
+            weights_of(weight, artifact.modules)
+            self._install_words(name, artifact)
+            install(artifact, self.parts, name)
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"{adapter.file}: does not fit this base ({str(error).splitlines()[0]})") from error
-    switched = [(t, a.weight) for t, a, f in zip(titles, adapters, artifacts, strict=True) if f.modules]
-    if switched:
-        engine.pipeline.set_adapters([title for title, _ in switched], [weight for _, weight in switched])
-    return artifacts
+            raise UserError(f"{file}: does not fit this base ({str(error).splitlines()[0]})") from error
+        if artifact.modules:
+            if self._target_rank is not None:
+                prepare(self.parts[self.family.denoiser], self._target_rank)
+            self.set_adapters({**self._active_weights(), name: weight})
+        return artifact
+
+    def _free_name(self, file: Path) -> str:
+        """PEFT keeps adapters in module dictionaries, whose keys hold no dot."""
+        stem = re.sub(r"\W+", "_", file.name.split(".")[0])
+        taken = self.get_names()
+        return next(name for name in (stem, *(f"{stem}_{k}" for k in range(1, len(taken) + 2))) if name not in taken)
+
+    def hotswap(self, file: str | Path, adapter_name: str) -> None:
+        """Puts the weights of a file in the place of an adapter, in the same memory: a compiled UNet stays compiled.
+
+        Only LoRA in the denoiser, in the modules that the present one has; for other ranks say `enable_hotswap` before
+        the first adapter is loaded. UserError for adapters with a text encoder, which diffusers cannot swap either.
+        """
+        self._check_not_fused()
+        self._check_known([adapter_name])
+        denoiser = self.family.denoiser
+        artifact = read(file, format_names(self.family, self.parts))
+        swap(denoiser, self.parts[denoiser], artifact, Path(file), adapter_name)
+        self.set_adapters(self._active_weights())
+
+    def enable_hotswap(self, target_rank: int) -> None:
+        """From the next adapter on, all have this rank (filled up with zeros) and scales that can change in place."""
+        if self.get_names():
+            raise UserError("say enable_hotswap before the first adapter is loaded")
+        self._target_rank = target_rank
+
+    # ------------------------------------------------------------------------ switching
+
+    def set_adapters(self, weights: Mapping[str, Weight]) -> None:
+        """These adapters count, and no others, each with a weight for all of it, by component or by block."""
+        self._check_not_fused()
+        self._check_known(list(weights))
+        carriers = self._carriers()
+        resolved = {name: weights_of(weight, self._keys(name)) for name, weight in weights.items()}
+        for part, model in carriers.items():
+            active.activate(part, model, resolved)
+        self.weights |= weights
+
+    @contextmanager
+    def weighted(self, weights: Mapping[str, Weight]) -> Iterator[None]:
+        """`set_adapters` for the length of a block; afterwards everything is as before, also after an exception."""
+        held = dict(self.weights)
+        with active.as_before([*self._carriers().values()]):
+            try:
+                self.set_adapters(weights)
+                yield
+            finally:
+                self.weights = held
+
+    def disable(self) -> None:
+        """The base alone counts until `enable`. New words stay known."""
+        self._check_not_fused()
+        for model in self._carriers().values():
+            active.set_enabled(model, False)
+
+    def enable(self) -> None:
+        """What was active before `disable` is so again."""
+        self._check_not_fused()
+        for model in self._carriers().values():
+            active.set_enabled(model, True)
+
+    # ------------------------------------------------------------------------ asking
+
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """Component -> its adapters, fused ones too."""
+        carried = self._fused.names() if self._fused else {}
+        found = {part: carried.get(part, active.adapter_names(model)) for part, model in self._models().items()}
+        return {part: names for part, names in found.items() if names}
+
+    def get_names(self) -> list[str]:
+        """All adapters, with those that are nothing but words."""
+        return list(dict.fromkeys([*(n for names in self.get_list_adapters().values() for n in names), *self._words]))
+
+    def get_active_adapters(self) -> list[str]:
+        """Those that count at the moment in some component; of a fused pipeline those that are fused."""
+        if self._fused:
+            return self._fused.adapter_names
+        return list(dict.fromkeys(name for model in self._carriers().values() for name in active.active_names(model)))
+
+    @property
+    def is_fused(self) -> bool:
+        return self._fused is not None
+
+    # ------------------------------------------------------------------------ fusing
+
+    def fuse(self, base_weights: Any = None) -> None:
+        """Adds the active adapters, as they are weighed, to the base's weights, and takes the layers that carried them
+        out of the way: sampling costs what the base alone costs.
+
+        The base's weights are kept beside the fused ones, or, where `base_weights` (such as `Layers(base).weight`) can
+        give them again, dropped and read when `unfuse` needs them.
+        """
+        self._check_not_fused()
+        if not self.get_active_adapters():
+            raise UserError("no adapter is active that could be fused; load one, or set_adapters")
+        self._fused = Fused(self._carriers(), self.get_active_adapters(), base_weights)
+
+    def unfuse(self) -> None:
+        """The base's weights are what they were, bit for bit; the adapters are beside them again."""
+        if self._fused is None:
+            raise UserError("nothing is fused here; what the pipeline's fuse_lora did, its unfuse_lora takes back")
+        self._fused.undo()
+        self._fused = None
+
+    # ------------------------------------------------------------------------ taking out
+
+    def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
+        """Takes adapters out with their words; those that are left stay as they are."""
+        self._check_not_fused()
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        self._check_known(names)
+        for model in self._carriers().values():
+            active.remove(model, names)
+        if words := [name for name in names if name in self._words]:
+            self._forget_words(words)
+        for name in names:
+            self.weights.pop(name, None)
+
+    def unload(self) -> None:
+        """Takes all of them out; the pipeline is the base's, to the bit."""
+        if self._fused:
+            self.unfuse()
+        if names := self.get_names():
+            self.delete_adapters(names)
+
+    # ------------------------------------------------------------------------ parts
+
+    def _models(self) -> dict[str, nn.Module]:
+        known = (self.family.denoiser, *self.family.text_encoders)
+        return {part: self.parts[part] for part in known if part in self.parts}
+
+    def _carriers(self) -> dict[str, nn.Module]:
+        return {part: model for part, model in self._models().items() if active.adapter_names(model)}
+
+    def _keys(self, name: str) -> list[Any]:
+        return [key for part, model in self._carriers().items() for key in active.keys_of(part, model, name)]
+
+    def _active_weights(self) -> dict[str, Weight]:
+        return {name: self.weights.get(name, 1.0) for name in self.get_active_adapters()}
+
+    def _check_known(self, names: Collection[str]) -> None:
+        known = self.get_names()
+        if unknown := [name for name in names if name not in known]:
+            there = ", ".join(known) or "none"
+            raise UserError(f"no adapter {unknown[0]!r} here{did_you_mean(unknown[0], known)}; there are: {there}")
+
+    def _check_not_fused(self) -> None:
+        if self._fused:
+            raise UserError("the adapters are fused into the base, where they cannot be changed; unfuse first")
+
+    # ------------------------------------------------------------------------ words
+
+    def _install_words(self, name: str, artifact: AdapterArtifact) -> None:
+        if not artifact.embeddings:
+            return
+        for part in artifact.embeddings:
+            tokenizer = self.family.tokenizers.get(part)
+            if tokenizer and part not in self._before_words:
+                self._before_words[part] = (copy.deepcopy(self.parts[tokenizer]), _embedding(self.parts[part]))
+        install_tokens(artifact, self.parts, self.family.tokenizers)
+        self._words[name] = artifact
+
+    def _forget_words(self, names: Collection[str]) -> None:
+        """The tokenizers and embeddings of before all words, and then the words of those that stay."""
+        for part, (tokenizer, embedding) in self._before_words.items():
+            name = self.family.tokenizers[part]
+            self.parts[name] = tokenizer
+            self.pipeline.register_modules(**{name: tokenizer})
+            _set_embedding(self.parts[part], embedding)
+        self._before_words = {}
+        left = {name: words for name, words in self._words.items() if name not in names}
+        self._words = {}
+        for name, words in left.items():
+            self._install_words(name, words)
 
 
-def _named_words(artifact: AdapterArtifact, adapter: AdapterFile) -> AdapterArtifact:
-    """A word without a name is called as its file; words have no weight."""
-    if artifact.embeddings and not artifact.modules and adapter.weight != 1:
-        raise UserError(f"{adapter.file}: a word has no weight: leave out {adapter.weight:g}")
-    name = adapter.file.name.split(".")[0]
-    named = {part: {token or name: rows for token, rows in own.items()} for part, own in artifact.embeddings.items()}
-    return replace(artifact, embeddings=named)
+def attach(engine: "Engine", adapters: Sequence[AdapterFile]) -> list[AdapterArtifact]:
+    """Loads adapters of any readable format and activates them together, under the names of `adapter_title`."""
+    return [
+        engine.adapters.load_adapter(adapter.file, adapter_title(index), adapter.weight)
+        for index, adapter in enumerate(adapters)
+    ]
 
 
 def adapter_title(index: int) -> str:
     """The name under which `attach` gives the adapter at this place of its list to the pipeline."""
     return f"adapter_{index}"
+
+
+def _embedding(encoder: Any) -> Any:
+    """The table of words of a text encoder, and the id that it takes for the end of a text."""
+    model = text_model(encoder)
+    return model.embeddings.token_embedding, model.eos_token_id
+
+
+def _set_embedding(encoder: Any, embedding: Any) -> None:
+    model = text_model(encoder)
+    model.embeddings.token_embedding, model.eos_token_id = embedding
+
+
+def _named_words(artifact: AdapterArtifact, name: str) -> AdapterArtifact:
+    """A word without a name is called as its file."""
+    named = {part: {token or name: rows for token, rows in own.items()} for part, own in artifact.embeddings.items()}
+    return replace(artifact, embeddings=named)
+
+
+def _check_weight(file: Path, artifact: AdapterArtifact, weight: Weight) -> None:
+    if artifact.embeddings and not artifact.modules and weight != 1:
+        raise UserError(f"{file}: a word has no weight: leave out {weight}")
+    if artifact.method == "oft" and weight != 1:
+        raise UserError(f"{file}: an OFT adapter is a rotation, which has no weight; leave out {weight}")
