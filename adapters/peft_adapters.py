@@ -1,6 +1,7 @@
 """Adapters that PEFT injects: what LoRA, LoHa, LoKr and OFT have in common."""
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -162,7 +163,9 @@ def install(artifact: AdapterArtifact, parts: Mapping[str, Any], name: str) -> N
         has = {path for path, _ in model.named_modules()}
         own = {module_path(part, path, has): w for (owner, path), w in artifact.modules.items() if owner == part}
         method = _method_of(own)
-        inject_adapter_in_model(method.config_of(own), model, adapter_name=name)
+        with warnings.catch_warnings():  # of several adapters in one model, which is what they are for
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")
+            inject_adapter_in_model(method.config_of(own), model, adapter_name=name)
         for path, layer in tuner_layers(model):
             if path in own and name in carried(layer):
                 method.write(layer, name, own[path])

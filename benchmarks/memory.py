@@ -24,7 +24,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ..configs.choices import find
 from ..configs.loader import load_config
 from ..configs.schema import RunConfig
-from ..inference.engine import MICRO_BATCH
 from ..models.family import Conditioning, ModelFamily
 from ..models.load import DTYPES
 from ..models.noise.process import Noised
@@ -92,7 +91,7 @@ def _of_images(vae: Any, config: RunConfig) -> float:
     """The most that decoding keeps, of as many images as are sampled at one time."""
     side = max(config.data.resolutions) // 8
     with Storages(vae) as storages, torch.no_grad():
-        vae.decode(torch.empty(MICRO_BATCH, 4, side, side, dtype=vae.dtype))
+        vae.decode(torch.empty(1, 4, side, side, dtype=vae.dtype))
     return storages.most
 
 

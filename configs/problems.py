@@ -2,8 +2,8 @@
 
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
@@ -14,6 +14,9 @@ from .choices import did_you_mean
 from .document import KeyPath, dotted
 from .schema import RunConfig
 from .section import Section
+
+_TYPE = re.compile(r"<|[A-Z]|(?:float|int|str|bool|constrained-\w+|function-.*|(?:dict|list|tuple)\[.*)$")
+"""What pydantic calls the types of a union; keys are lower case words."""
 
 
 @functools.cache
@@ -40,7 +43,7 @@ def sections_of(annotation: Any) -> list[type[Section]]:
 
 def explain(details: ErrorDetails, known: Mapping[KeyPath, FieldInfo], prefix: KeyPath = ()) -> tuple[KeyPath, str]:
     """Path and words for one of pydantic's errors; `known` are the keys of the tree, whose root is at `prefix`."""
-    path = _path(details["loc"])
+    path = _path(details["loc"], known)
     match details["type"]:
         case "extra_forbidden":
             words = f"unknown key{_suggestion(_pattern(path, known), known)}"
@@ -51,10 +54,20 @@ def explain(details: ErrorDetails, known: Mapping[KeyPath, FieldInfo], prefix: K
     return (*prefix, *path), words
 
 
-def _path(loc: tuple[int | str, ...]) -> KeyPath:
-    """Where an error is. Behind a value of several types, such as a source, pydantic names the type: that is no key."""
-    steps = [step for step in loc if not (isinstance(step, str) and step.startswith("<"))]
-    return tuple(step for before, step in pairwise(("", *steps)) if not isinstance(before, int))
+def _path(loc: tuple[int | str, ...], known: Mapping[KeyPath, FieldInfo]) -> KeyPath:
+    """Where an error is. Of a value of several types pydantic names the type too, which is no key."""
+    path: KeyPath = ()
+    for before, step in zip(("", *loc), loc, strict=False):
+        kind = isinstance(before, int) and len(_kinds(path[:-1], known)) > 1
+        if isinstance(step, int) or not (kind or _TYPE.match(step)):
+            path = (*path, step)
+    return path
+
+
+def _kinds(path: KeyPath, known: Mapping[KeyPath, FieldInfo]) -> list[type[Section]]:
+    """The sections that an entry of the list at `path` may be."""
+    field = known.get(_pattern(path, known))
+    return [] if field is None else sections_of(field.annotation)
 
 
 def _pattern(path: KeyPath, known: Mapping[KeyPath, FieldInfo]) -> KeyPath:

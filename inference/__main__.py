@@ -25,8 +25,9 @@ def main(arguments: Sequence[str]) -> int:
 
     from ..models.family import PromptOptions
     from .adapter_file import AdapterFile
-    from .engine import Engine, Request, image_grid, png_info
+    from .engine import Engine, Request
     from .mixing import attach
+    from .pictures import image_grid, png_info
 
     if options.threads:
         torch.set_num_threads(options.threads)

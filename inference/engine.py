@@ -1,40 +1,31 @@
 """Loads a base as a diffusers pipeline and samples images: the only place that does, in training too.
 
-`engine.pipeline` is the real pipeline object.
+`engine.pipeline` is the real pipeline object, `engine.adapters` what is mixed into it.
 """
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import diffusers
 import torch
 from diffusers.callbacks import PipelineCallback
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
-from transformers.utils import logging
 
-from ..configs.choices import did_you_mean
 from ..configs.errors import UserError
 from ..configs.schema import ModelSection
 from ..models.encode import Encode, encoder_of
 from ..models.family import ONE_WINDOW, ModelFamily, Parts, PromptOptions
+from ..models.quiet import quietly
 from .callback import attached
 from .merged import MergedBase
 from .mixing import Mixing
+from .schedulers import DEFAULT_SCHEDULER, make_scheduler
 
-SCHEDULERS = {
-    "dpmsolver++": "DPMSolverMultistepScheduler",
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler_ancestral": "EulerAncestralDiscreteScheduler",
-    "unipc": "UniPCMultistepScheduler",
-}
-DEFAULT_SCHEDULER = "dpmsolver++"
-MICRO_BATCH = 4  # images of one forward pass, fixed: another number gives other bits
+MICRO_BATCH = 4  # small images of one forward pass; another number, or another place in it, gives other bits
+SMALL = 32  # latents each way; of larger ones each image has a forward pass of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +37,23 @@ class Request:
     steps: int = 20
     guidance: float = 4.0  # classifier-free guidance scale; 1 and below: none
     negative_prompt: str = ""
-    resolution: int | None = None  # pixels each way; the base's own when None
+    resolution: int | tuple[int, int] | None = None  # pixels each way, or (width, height); the base's own when None
     prompt_options: PromptOptions = ONE_WINDOW
+    image: Image.Image | None = None  # what image-to-image begins with
+    mask: Image.Image | None = None  # where it may change, white
+    strength: float = 0.8  # how much of the denoising the image goes through, in (0, 1]
+    micro_batch: int | None = None  # images of one forward pass; the engine's when None
+    place: int = 0  # of the first image in its forward pass, in [0, micro_batch)
 
     def __post_init__(self) -> None:
         if len(self.prompts) != len(self.seeds):
             raise UserError(f"{len(self.prompts)} prompts were given with {len(self.seeds)} seeds")
+        if self.mask is not None and self.image is None:
+            raise UserError("a mask says where an image may change, so it needs an image")
+        if self.image is not None and not 0 < self.strength <= 1:
+            raise UserError(f"strength {self.strength:g}: should be above 0 and at most 1")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise UserError(f"micro_batch {self.micro_batch}: should be at least 1")
 
     @classmethod
     def repeat(cls, prompts: Sequence[str], num_images: int, seed: int, **rest: Any) -> "Request":
@@ -61,6 +63,17 @@ class Request:
             seeds=[seed + k for _ in prompts for k in range(num_images)],
             **rest,
         )
+
+    @property
+    def task(self) -> str:
+        """Which of the family's pipelines makes it."""
+        if self.image is None:
+            return "text_to_image"
+        return "image_to_image" if self.mask is None else "inpaint"
+
+    def part(self, indices: Sequence[int]) -> "Request":
+        """Some of the images."""
+        return replace(self, prompts=[self.prompts[i] for i in indices], seeds=[self.seeds[i] for i in indices])
 
 
 class Engine:
@@ -72,25 +85,19 @@ class Engine:
         parts: Parts,
         scheduler: str | None = DEFAULT_SCHEDULER,
         encode: Encode | None = None,
+        base: str | None = None,
     ):
-        """`encode` gives the embeddings of prompts where the text encoders are not loaded.
+        """`encode` gives the embeddings of prompts where the text encoders are not loaded; `base` is where it is from.
 
         Without a `scheduler` it samples with the base's own.
         """
-        self.family, self.parts, self.encode = family, parts, encode
-        pipeline_class: Any = family.pipeline
-        if isinstance(pipeline_class, str):
-            pipeline_class = _import_quietly(pipeline_class)
-        wanted = inspect.signature(pipeline_class.__init__).parameters
-        optional = ("safety_checker", "feature_extractor", *family.prompt_encoders)
-        absent = {name: None for name in optional if name in wanted and name not in parts}
-        off = ("requires_safety_checker", "add_watermarker")  # the watermark changes pixels where its library is there
-        extra = {name: False for name in off if name in wanted}
-        self.pipeline: Any = pipeline_class(
-            **parts | ({} if scheduler is None else {"scheduler": make_scheduler(scheduler, parts)}), **absent, **extra
-        )
-        self.pipeline.set_progress_bar_config(disable=True)
-        self.adapters = Mixing(family, parts, self.pipeline)
+        self.family, self.parts, self.encode, self.base = family, parts, encode, base
+        self.scheduler = parts["scheduler"] if scheduler is None else make_scheduler(scheduler, parts["scheduler"])
+        self._pipelines: dict[str, Any] = {}
+        self.pipeline: Any = self.pipeline_for("text_to_image")
+        self.adapters = Mixing(family, parts, self._replace_part)
+        if hasattr(parts.get("vae"), "enable_slicing"):
+            parts["vae"].enable_slicing()  # decodes one by one: four large pictures at once take gigabytes
 
     @classmethod
     def load(
@@ -103,17 +110,45 @@ class Engine:
         scheduler: str = DEFAULT_SCHEDULER,
         merged: Sequence[str] = (),
     ) -> "Engine":
-        """From `pocket`, a pipeline folder or a hub id; `merged` are adapter files that become part of it."""
+        """From `pocket`, a pipeline folder, a `.safetensors` checkpoint or a hub id.
+
+        `merged` are adapter files that become part of it.
+        """
         model = {"base": base, "revision": revision, "dtype": dtype, "adapters": list(merged)}
         found = MergedBase(ModelSection.model_validate(model))
-        engine = cls(found.family, found.load(), scheduler)
+        engine = cls(found.family, found.load(), scheduler, base=base)
         try:
             engine.pipeline.to(device)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
         return engine
 
-    @torch.no_grad()  # inference_mode cannot read weights that FSDP2 gathers
+    def pipeline_for(self, task: str, **further: Any) -> Any:
+        """The family's pipeline for a task (`text_to_image`, `image_to_image`, `inpaint`, …) on the same components.
+
+        `further` are components that the base has not, such as a `controlnet`: then it is made anew each time.
+        """
+        if further or task not in self._pipelines:
+            kind = self.family.pipelines[task]
+            pipeline = make_pipeline(kind, self.parts | further | {"scheduler": self.scheduler}, self.family)
+            if further:
+                return pipeline
+            self._pipelines[task] = pipeline
+        return self._pipelines[task]
+
+    def set_scheduler(self, name: str) -> None:
+        """Another sampler on the base's own noise schedule. UserError with the names that there are."""
+        self.scheduler = make_scheduler(name, self.parts["scheduler"])
+        self._replace("scheduler", self.scheduler)
+
+    def _replace_part(self, name: str, part: Any) -> None:
+        self.parts[name] = part
+        self._replace(name, part)
+
+    def _replace(self, name: str, component: Any) -> None:
+        for pipeline in self._pipelines.values():
+            pipeline.register_modules(**{name: component})
+
     def generate(
         self, request: Request, *, callbacks: Sequence[PipelineCallback] = (), progress: str | None = None
     ) -> list[Image.Image]:
@@ -121,69 +156,91 @@ class Engine:
 
         `callbacks` are ours or diffusers' own, called after each step of each micro-batch.
         """
-        if request.resolution is not None and request.resolution % self.family.size_multiple:
-            raise UserError(f"resolution {request.resolution} is no multiple of {self.family.size_multiple}")
+        return [image for batch in self.stream(request, callbacks=callbacks, progress=progress) for image in batch]
+
+    @torch.no_grad()  # inference_mode cannot read weights that FSDP2 gathers
+    def stream(
+        self, request: Request, *, callbacks: Sequence[PipelineCallback] = (), progress: str | None = None
+    ) -> Iterator[list[Image.Image]]:
+        """The same, micro-batch by micro-batch."""
+        self._check(request)
         encode = self.encode or encoder_of(self.family, self.parts, request.prompt_options)
-        indices = range(len(request.prompts))
-        starts = range(0, len(indices), MICRO_BATCH)
-        images: list[Image.Image] = []
-        for start in tqdm(starts, desc=progress, unit="batch", disable=progress is None, leave=False):
-            images += self._generate_micro_batch(request, encode, list(indices[start : start + MICRO_BATCH]), callbacks)
-        return images
+        size, count = self.micro_batch_of(request), len(request.prompts)
+        starts = [0, *range(size - request.place % size, count, size)]
+        batches = list(zip(starts, [*starts[1:], count], strict=True))
+        for number, (start, end) in enumerate(tqdm(batches, progress, unit="batch", disable=not progress, leave=False)):
+            batch = replace(request.part(range(start, end)), place=0 if number else request.place % size)
+            yield self._generate_micro_batch(batch, encode, callbacks)
+
+    def micro_batch_of(self, request: Request) -> int:
+        """Images of one forward pass: the request's, or what suits the base, but never how many there are to make."""
+        if request.micro_batch is not None:
+            return request.micro_batch
+        return MICRO_BATCH if max(self.family.native_latents(self.parts)[1:]) <= SMALL else 1
+
+    def _check(self, request: Request) -> None:
+        multiple = self.family.size_multiple
+        if request.resolution is not None and any(side % multiple for side in _sides(request.resolution)):
+            raise UserError(f"resolution {request.resolution} is no multiple of {multiple}")
+        if request.image is not None and (steps := int(request.steps * request.strength)) < 1:
+            raise UserError(f"{request.steps} steps at strength {request.strength:g} are {steps}: give more of either")
 
     def _generate_micro_batch(
-        self, request: Request, encode: Encode, indices: list[int], callbacks: Sequence[PipelineCallback]
+        self, request: Request, encode: Encode, callbacks: Sequence[PipelineCallback]
     ) -> list[Image.Image]:
-        padded = indices + indices[-1:] * (MICRO_BATCH - len(indices))
-        positive = encode([request.prompts[i] for i in padded])
-        negative = encode([request.negative_prompt] * MICRO_BATCH)
+        """The images of one forward pass, which always has its full number: the first and the last one fill it up."""
+        size, count = self.micro_batch_of(request), len(request.prompts)
+        padded = request.part([min(max(k - request.place, 0), count - 1) for k in range(size)])
+        pipeline = self.pipeline_for(request.task)
         arguments = {
-            **self.family.pipeline_prompts(positive, negative),
+            **self.family.pipeline_prompts(encode(padded.prompts), encode([request.negative_prompt] * size)),
+            **_sized(request),
             "num_inference_steps": request.steps,
             "guidance_scale": request.guidance,
-            "height": request.resolution,
-            "width": request.resolution,
-            "generator": [torch.Generator().manual_seed(request.seeds[i]) for i in padded],
+            "generator": [torch.Generator().manual_seed(seed) for seed in padded.seeds],
             "output_type": "pil",
         }
-        with attached(self.pipeline, callbacks, request.steps) as further:
-            output = self.pipeline(**arguments | further)
-        return output.images[: len(indices)]
+        with attached(pipeline, callbacks, request.steps) as further:
+            return pipeline(**arguments | further).images[request.place : request.place + count]
 
 
-def _import_quietly(pipeline: str) -> Any:
-    """A pipeline class. Importing one makes transformers warn of a torchvision that nothing here needs."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        return getattr(diffusers, pipeline)
-    finally:
-        logging.set_verbosity(verbosity)
+def _sides(resolution: int | tuple[int, int]) -> tuple[int, int]:
+    return (resolution, resolution) if isinstance(resolution, int) else resolution
 
 
-def make_scheduler(name: str, parts: Parts) -> Any:
-    """A sampling scheduler with the base's own noise schedule."""
-    if name not in SCHEDULERS:
-        hint = did_you_mean(name, SCHEDULERS)
-        raise UserError(f"scheduler {name!r} is unknown{hint}; there are: {', '.join(SCHEDULERS)}")
-    return getattr(diffusers, SCHEDULERS[name]).from_config(parts["scheduler"].config)
+def _sized(request: Request) -> dict[str, Any]:
+    """The arguments that say how large an image is, or what it begins with."""
+    width, height = (None, None) if request.resolution is None else _sides(request.resolution)
+    if request.image is None:
+        return {"width": width, "height": height}
+    size = (width, height) if width and height else request.image.size
+    found: dict[str, Any] = {"image": _fitted(request.image, "RGB", size), "strength": request.strength}
+    if request.mask is not None:
+        found |= {"mask_image": _fitted(request.mask, "L", size), "width": size[0], "height": size[1]}
+    return found
 
 
-def image_grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
-    """Images of one size in rows of `columns`, with white lines between them."""
-    width, height = images[0].size
-    rows = -(-len(images) // columns)
-    grid = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
-    for index, image in enumerate(images):
-        row, column = divmod(index, columns)
-        grid.paste(image, (column * (width + gap), row * (height + gap)))
-    return grid
+def _fitted(image: Image.Image, mode: str, size: tuple[int, int]) -> Image.Image:
+    """Cut around its middle to the proportions, and resized."""
+    from PIL import ImageOps
+
+    return ImageOps.fit(ImageOps.exif_transpose(image).convert(mode), size, Image.Resampling.LANCZOS)
 
 
-def png_info(**facts: Any) -> PngInfo:
-    """PNG text fields, one for each fact that is not None."""
-    info = PngInfo()
-    for key, value in facts.items():
-        if value is not None:
-            info.add_itxt(key, str(value))
-    return info
+def make_pipeline(kind: str | type, components: Parts, family: ModelFamily) -> Any:
+    """A pipeline class of diffusers, or its name, on components that are loaded; without a safety checker or watermark.
+
+    diffusers' own `from_pipe` would cast all of them to float32.
+    """
+    if isinstance(kind, str):
+        with quietly():
+            kind = getattr(diffusers, kind)
+    assert not isinstance(kind, str)
+    wanted = inspect.signature(kind.__init__).parameters
+    optional = ("safety_checker", "feature_extractor", *family.prompt_encoders)
+    absent = {name: None for name in optional if name in wanted and name not in components}
+    off = ("requires_safety_checker", "add_watermarker")  # the watermark changes pixels where its library is there
+    extra = {name: False for name in off if name in wanted}
+    pipeline: Any = kind(**{name: part for name, part in components.items() if name in wanted}, **absent, **extra)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

@@ -6,7 +6,7 @@ on the same adapters; docs/lora-api.md says which of them is which.
 
 import copy
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from ..configs.choices import did_you_mean
 from ..configs.errors import UserError
 from ..models.family import ModelFamily, Parts
 from .adapter_file import AdapterFile, format_names
+from .checkpoint import is_checkpoint, read_checkpoint
 from .fused import Fused
 from .hotswap import prepare, swap
 
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 class Mixing:
     """The adapters of one pipeline, by name."""
 
-    def __init__(self, family: ModelFamily, parts: Parts, pipeline: Any):
-        self.family, self.parts, self.pipeline = family, parts, pipeline
+    def __init__(self, family: ModelFamily, parts: Parts, replace_part: Callable[[str, Any], None]):
+        """`replace_part` puts another tokenizer into the pipelines."""
+        self.family, self.parts, self.replace_part = family, parts, replace_part
         self.weights: dict[str, Weight] = {}
         """As they were set last; adapters that the pipeline loaded itself count fully until they are set here."""
         self._words: dict[str, AdapterArtifact] = {}
@@ -46,7 +48,9 @@ class Mixing:
     # ------------------------------------------------------------------------ loading
 
     def load_adapter(self, file: str | Path, adapter_name: str | None = None, weight: Weight = 1.0) -> AdapterArtifact:
-        """Loads a file of any format beside what is there, active with this weight; the name is by default the file's.
+        """Loads a file of any format, or a run's checkpoint, active beside what is there with this weight.
+
+        Its name is by default the file's.
 
         UserError for a file that does not fit this base, or a name that is taken.
         """
@@ -55,8 +59,9 @@ class Mixing:
         name = adapter_name or self._free_name(file)
         if name in self.get_names():
             raise UserError(f"there is an adapter {name!r} already; give the new one another name, or delete it first")
-        artifact = _named_words(read(file, format_names(self.family, self.parts)), file.name.split(".")[0])
+        artifact = _named_words(self._read(file), file.name.split(".")[0])
         _check_weight(file, artifact, weight)
+        together = {**self._active_weights(), name: weight}  # PEFT activates the new one alone
         try:
             weights_of(weight, artifact.modules)
             self._install_words(name, artifact)
@@ -66,8 +71,11 @@ class Mixing:
         if artifact.modules:
             if self._target_rank is not None:
                 prepare(self.parts[self.family.denoiser], self._target_rank)
-            self.set_adapters({**self._active_weights(), name: weight})
+            self.set_adapters(together)
         return artifact
+
+    def _read(self, file: Path) -> AdapterArtifact:
+        return read_checkpoint(file) if is_checkpoint(file) else read(file, format_names(self.family, self.parts))
 
     def _free_name(self, file: Path) -> str:
         """PEFT keeps adapters in module dictionaries, whose keys hold no dot."""
@@ -84,7 +92,7 @@ class Mixing:
         self._check_not_fused()
         self._check_known([adapter_name])
         denoiser = self.family.denoiser
-        artifact = read(file, format_names(self.family, self.parts))
+        artifact = self._read(Path(file))
         swap(denoiser, self.parts[denoiser], artifact, Path(file), adapter_name)
         self.set_adapters(self._active_weights())
 
@@ -233,9 +241,7 @@ class Mixing:
     def _forget_words(self, names: Collection[str]) -> None:
         """The tokenizers and embeddings of before all words, and then the words of those that stay."""
         for part, (tokenizer, embedding) in self._before_words.items():
-            name = self.family.tokenizers[part]
-            self.parts[name] = tokenizer
-            self.pipeline.register_modules(**{name: tokenizer})
+            self.replace_part(self.family.tokenizers[part], tokenizer)
             _set_embedding(self.parts[part], embedding)
         self._before_words = {}
         left = {name: words for name, words in self._words.items() if name not in names}

@@ -41,14 +41,17 @@ def join_windows(hidden: Tensor) -> Tensor:
     return torch.cat([first, hidden[:, :, 1:-1].flatten(1, 2), last], dim=1)
 
 
-def encode_tokens(encoder: Any, tokens: Tensor, skip: int, *, norm: bool) -> tuple[Tensor, Any]:
+def encode_tokens(
+    encoder: Any, tokens: Tensor, skip: int, *, norm: bool, attention_mask: Tensor | None = None
+) -> tuple[Tensor, Any]:
     """(B, windows, 77, width) and the encoder's whole output for (B, windows, 77) tokens.
 
     `skip` is the number of layers at the end that are left out, as diffusers counts `clip_skip`; `norm` says whether
-    the final layer norm follows.
+    the final layer norm follows. An attention mask (B * windows, 77) hides tokens where it is 0.
     """
     tokens = tokens.to(next(encoder.parameters()).device)
-    output = encoder(tokens.flatten(0, 1), output_hidden_states=skip > 0 or not norm)
+    further = {} if attention_mask is None else {"attention_mask": attention_mask.to(tokens.device)}
+    output = encoder(tokens.flatten(0, 1), output_hidden_states=skip > 0 or not norm, **further)
     if skip == 0 and norm:
         hidden = output.last_hidden_state
     else:

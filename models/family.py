@@ -23,6 +23,7 @@ class PromptOptions:
 
     windows: int = 1  # of the text encoder that a caption may fill; the rest is cut
     clip_skip: int = 0  # layers at the encoder's end that are left out, counted as diffusers does
+    weighted: bool = False  # whether words have weights, in compel's syntax
 
 
 ONE_WINDOW = PromptOptions()
@@ -52,7 +53,7 @@ class ModelFamily(Protocol):
     """One file in `families/`, with an instance named FAMILY. Knows its parts and how they fit together."""
 
     name: str
-    pipeline: "str | type"  # class, or its name in diffusers
+    pipelines: "Mapping[str, str | type]"  # task -> class, or its name in diffusers; `text_to_image` at least
     denoiser: str  # part
     text_encoders: Sequence[str]  # parts
     image_encoders: Sequence[str]  # parts that decide what latents an image has

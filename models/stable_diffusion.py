@@ -39,11 +39,20 @@ class StableDiffusion:
     image_encoders = ("vae",)
     size_multiple = 8
     token_window = 77
+    layers_left_out = 0  # at the end of each text encoder
+    final_norm = True  # whether its last layer norm follows
 
     tokenizers: Mapping[str, str] = {"text_encoder": "tokenizer"}
     embedding_keys: Mapping[str, str] = {"text_encoder": "emb_params"}
     name: str
-    pipeline = "StableDiffusionPipeline"
+    pipelines: Mapping[str, str] = {
+        "text_to_image": "StableDiffusionPipeline",
+        "image_to_image": "StableDiffusionImg2ImgPipeline",
+        "inpaint": "StableDiffusionInpaintPipeline",
+        "controlnet": "StableDiffusionControlNetPipeline",
+        "controlnet_image_to_image": "StableDiffusionControlNetImg2ImgPipeline",
+        "controlnet_inpaint": "StableDiffusionControlNetInpaintPipeline",
+    }
     text_encoders: Sequence[str] = ("text_encoder",)
     prompt_encoders: Sequence[str] = ("text_encoder", "tokenizer")
     targets: Mapping[str, Mapping[str, Sequence[str]]] = {"unet": UNET, "text_encoder": CLIP}
@@ -106,11 +115,27 @@ class StableDiffusion:
     def encode_prompts(
         self, parts: Parts, captions: Sequence[str], options: PromptOptions = ONE_WINDOW
     ) -> Conditioning:
-        from .clip import encode_tokens, join_windows, window_tokens
+        from .clip import join_windows
 
-        tokens = window_tokens(parts["tokenizer"], captions, options.windows)
-        hidden, _ = encode_tokens(parts["text_encoder"], tokens, options.clip_skip, norm=True)
+        hidden, _ = self._encode(parts, "text_encoder", captions, options)
         return Conditioning(prompt_embeds=join_windows(hidden))
+
+    def _encode(self, parts: Parts, part: str, captions: Sequence[str], options: PromptOptions) -> tuple[Tensor, Any]:
+        """(B, windows, 77, width), and the whole output of this text encoder for the words without their weights."""
+        from .clip import encode_tokens, window_tokens
+
+        encoder, tokenizer, skip = parts[part], parts[self.tokenizers[part]], self.layers_left_out + options.clip_skip
+        if not options.weighted:
+            tokens = window_tokens(tokenizer, captions, options.windows)
+            return encode_tokens(encoder, tokens, skip, norm=self.final_norm)
+        from .weighted import plain_text, weighted_states
+
+        def states(tokens: Tensor, mask: Tensor | None) -> Tensor:
+            return encode_tokens(encoder, tokens[:, None], skip, norm=self.final_norm, attention_mask=mask)[0][:, 0]
+
+        hidden = [weighted_states(caption, tokenizer, encoder, options.windows, states) for caption in captions]
+        plain = window_tokens(tokenizer, [plain_text(caption) for caption in captions], options.windows)
+        return torch.cat(hidden), encode_tokens(encoder, plain, skip, norm=self.final_norm)[1]
 
     def pipeline_prompts(self, positive: Conditioning, negative: Conditioning) -> dict[str, Any]:
         return {"prompt_embeds": positive.prompt_embeds, "negative_prompt_embeds": negative.prompt_embeds}

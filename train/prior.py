@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from ..configs.data_sections import PriorSource
 from ..configs.errors import UserError
-from ..configs.files import replacing
 from ..configs.schema import RunConfig
 from ..data.draws import key_seed
 from ..data.keys import content_key
@@ -46,7 +45,8 @@ def class_image_files(source: PriorSource, config: RunConfig, make_engine: Calla
 
 
 def _make(source: PriorSource, config: RunConfig, files: list[Path], missing: list[int], engine: "Engine") -> None:
-    from ..inference.engine import MICRO_BATCH, Request, png_info  # brings torch and diffusers
+    from ..inference.engine import MICRO_BATCH, Request  # brings torch and diffusers
+    from ..inference.pictures import save_png
 
     for start in range(0, len(missing), 8 * MICRO_BATCH):
         chunk = missing[start : start + 8 * MICRO_BATCH]
@@ -59,5 +59,4 @@ def _make(source: PriorSource, config: RunConfig, files: list[Path], missing: li
         )
         images = engine.generate(request, progress=f"class images {start + len(chunk)}/{len(missing)}")
         for index, image in zip(chunk, images, strict=True):
-            with replacing(files[index]) as new:
-                image.save(new, format="PNG", pnginfo=png_info(prompt=source.prior))
+            save_png(image, files[index], prompt=source.prior)

@@ -12,7 +12,7 @@ class SD1(StableDiffusion):
     kohya_version = "sd_v1"
 
     def detect(self, files: PipelineFiles) -> bool:
-        return files.kind == self.pipeline and not files.config("unet").get("use_linear_projection")
+        return files.kind == self.pipelines["text_to_image"] and not files.config("unet").get("use_linear_projection")
 
     def architecture(self, parts: Parts) -> str:
         return "stable-diffusion-v1"

@@ -12,7 +12,7 @@ class SD2(StableDiffusion):
     kohya_version = "sd_v2"
 
     def detect(self, files: PipelineFiles) -> bool:
-        return files.kind == self.pipeline and bool(files.config("unet").get("use_linear_projection"))
+        return files.kind == self.pipelines["text_to_image"] and bool(files.config("unet").get("use_linear_projection"))
 
     def architecture(self, parts: Parts) -> str:
         predicts_v = parts["scheduler"].config.prediction_type == "v_prediction"

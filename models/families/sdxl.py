@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..base import PipelineFiles
-from ..clip import encode_tokens, join_windows, window_tokens
 from ..family import ONE_WINDOW, Conditioning, Parts, PromptOptions
 from ..noise.process import Noised
 from ..stable_diffusion import CLIP, UNET, Kind, StableDiffusion
@@ -18,8 +17,17 @@ class SDXL(StableDiffusion):
     """Podell et al. 2023: CLIP ViT-L and OpenCLIP ViT-bigG, each without its last layer and without the norm."""
 
     name = "sdxl"
-    pipeline = "StableDiffusionXLPipeline"
+    pipelines = {
+        "text_to_image": "StableDiffusionXLPipeline",
+        "image_to_image": "StableDiffusionXLImg2ImgPipeline",
+        "inpaint": "StableDiffusionXLInpaintPipeline",
+        "controlnet": "StableDiffusionXLControlNetPipeline",
+        "controlnet_image_to_image": "StableDiffusionXLControlNetImg2ImgPipeline",
+        "controlnet_inpaint": "StableDiffusionXLControlNetInpaintPipeline",
+    }
     text_encoders = ("text_encoder", "text_encoder_2")
+    layers_left_out = 1
+    final_norm = False
     prompt_encoders = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     targets = {"unet": UNET, "text_encoder": CLIP, "text_encoder_2": CLIP}
     kohya_version = "sdxl_base_v1-0"
@@ -34,7 +42,7 @@ class SDXL(StableDiffusion):
     }
 
     def detect(self, files: PipelineFiles) -> bool:
-        return files.kind in (self.pipeline, "StableDiffusionXLImg2ImgPipeline")
+        return files.kind in (self.pipelines["text_to_image"], self.pipelines["image_to_image"])
 
     def problems(self, files: PipelineFiles) -> list[str]:
         found = super().problems(files)
@@ -55,10 +63,11 @@ class SDXL(StableDiffusion):
         self, parts: Parts, captions: Sequence[str], options: PromptOptions = ONE_WINDOW
     ) -> Conditioning:
         """Both encoders side by side; the pooled embedding is of the first window."""
+        from ..clip import join_windows
+
         hidden, pooled = [], None
-        for encoder, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
-            tokens = window_tokens(parts[tokenizer], captions, options.windows)
-            states, output = encode_tokens(parts[encoder], tokens, 1 + options.clip_skip, norm=False)
+        for part in self.text_encoders:
+            states, output = self._encode(parts, part, captions, options)
             hidden.append(join_windows(states))
             pooled = getattr(output, "text_embeds", pooled)
         assert pooled is not None

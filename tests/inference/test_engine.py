@@ -6,7 +6,9 @@ from PIL import Image
 
 from loraloom.configs.errors import UserError, run_command
 from loraloom.inference.__main__ import main
-from loraloom.inference.engine import MICRO_BATCH, SCHEDULERS, Engine, Request, image_grid
+from loraloom.inference.engine import MICRO_BATCH, Engine, Request
+from loraloom.inference.pictures import image_grid
+from loraloom.inference.schedulers import SCHEDULERS
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def test_every_scheduler_samples(tiny_base, name):
     engine = Engine.load(str(tiny_base), scheduler=name)
     image = np.asarray(engine.generate(Request(["a star"], [0], steps=3))[0])
     assert image.shape == (32, 32, 3)
-    assert type(engine.pipeline.scheduler).__name__ == SCHEDULERS[name]
+    assert type(engine.pipeline.scheduler).__name__ == SCHEDULERS[name].kind
 
 
 def test_an_unknown_scheduler_is_answered_with_the_list(tiny_base):
@@ -47,7 +49,7 @@ def test_an_unknown_scheduler_is_answered_with_the_list(tiny_base):
 
 def test_the_grid_has_a_row_for_each_prompt():
     images = [Image.new("RGB", (8, 8), "black")] * 6
-    assert image_grid(images, columns=3, gap=2).size == (28, 18)
+    assert image_grid(images, columns=3).size == (24, 16)
 
 
 def test_the_command_writes_images_that_name_their_request(tiny_base, tmp_path, capsys):

@@ -76,7 +76,7 @@ class Pipeline(DiffusionPipeline):
 class ToyFlow:
     """A caption is its first eight letters, a latent pixel what a convolution makes of 8 x 8."""
 
-    name, pipeline, denoiser = "toy_flow", Pipeline, "transformer"
+    name, pipelines, denoiser = "toy_flow", {"text_to_image": Pipeline}, "transformer"
     text_encoders, image_encoders, prompt_encoders = ("text_encoder",), ("vae",), ("text_encoder",)
     targets = {"transformer": {"attention": ("to_q", "to_k", "to_v", "to_out")}, "text_encoder": {}}
     tokenizers, embedding_keys = {}, {}

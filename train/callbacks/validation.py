@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...configs.files import replace_file
-from ...inference.engine import Engine, Request, image_grid, png_info
+from ...inference.engine import Engine, Request
+from ...inference.pictures import image_grid, save_png
 from ..callback import Callback
 from ..captions import prompt_options
 from ..journal import tolerated
@@ -79,7 +80,7 @@ def _write_pictures(run: Run, folder: Path, images: "Sequence[Image]", requests:
     for index, (image, (prompt, seed)) in enumerate(zip(images, asked, strict=True)):
         row, column = divmod(index, num_images)
         name = f"{row:02d}-{slug(prompt)}-{column}.png"
-        image.save(folder / name, pnginfo=png_info(prompt=prompt, seed=seed, step=run.step))
+        save_png(image, folder / name, prompt=prompt, seed=seed, step=run.step)
         listed.append({"file": name, "prompt": prompt, "seed": seed})
     replace_file(folder / "samples.json", json.dumps(listed, indent=1))
     image_grid(images, num_images).save(folder / "grid.png")

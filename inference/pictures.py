@@ -1,0 +1,57 @@
+"""Pictures as files: PNGs that say how they were made, and many pictures as one."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers.utils import make_image_grid
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ..configs.errors import UserError
+from ..configs.files import replacing
+
+REQUEST = "loraloom"
+"""The text field of a PNG that holds the whole request as JSON."""
+
+
+def image_grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Images of one size in rows of `columns`; what is left of the last row is white."""
+    rows = -(-len(images) // columns)
+    blank = Image.new("RGB", images[0].size, "white")
+    return make_image_grid([*images, *[blank] * (rows * columns - len(images))], rows=rows, cols=columns)
+
+
+def png_info(**facts: Any) -> PngInfo:
+    """PNG text fields, one for each fact that is not None; a mapping as JSON."""
+    info = PngInfo()
+    for key, value in facts.items():
+        if value is not None:
+            text = json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping) else str(value)
+            info.add_itxt(key, text)
+    return info
+
+
+def save_png(image: Image.Image, file: Path, **facts: Any) -> None:
+    """Writes the picture with its facts, whole or not at all."""
+    with replacing(file) as new:
+        image.save(new, format="PNG", pnginfo=png_info(**facts))
+
+
+def request_in(file: Path) -> dict[str, Any]:
+    """The request that a picture of ours was made from. UserError where it holds none."""
+    try:
+        with Image.open(file) as image:
+            text = image.info.get(REQUEST)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be opened as a picture ({error})") from error
+    if text is None:
+        raise UserError(f"{file}: does not say how it was made; pictures of `loraloom sample` do, as PNG")
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{file}: what it says of its making cannot be read ({error})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: what it says of its making is no request")
+    return found

@@ -1,0 +1,167 @@
+"""A picture as a file asks for it: everything that decides its pixels, in YAML, on the command line and in a PNG."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from ..configs.arguments import file_and_weight
+from ..configs.document import Document, dotted, merge, read_document
+from ..configs.errors import UserError
+from ..configs.problems import explain, keys_of
+from ..configs.section import DType, Section
+
+Seed = Annotated[int, Field(ge=0, lt=2**62)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class AdapterChoice(Section):
+    """An adapter, and how strongly it counts."""
+
+    file: str
+    weight: float | dict[str, Any] = 1.0
+    """A number, or numbers by component and block: `{unet: {down: 0.5, mid: 1.0}, text_encoder: 0.7}`."""
+    start: Fraction = 0.0
+    """Fraction of the denoising at which it comes into the denoiser."""
+    end: Fraction = 1.0
+    """Fraction of the denoising at which it goes out again."""
+    sha256: str | None = None
+    """Of the file; where it is given and differs, the picture is not made."""
+
+    @classmethod
+    def parse(cls, text: str) -> "AdapterChoice":
+        """`path.safetensors` or `path.safetensors:0.8`."""
+        file, weight = file_and_weight(text)
+        return validated(cls, {"file": file, "weight": weight}, f"--adapter {text}")
+
+
+class ControlChoice(Section):
+    """A ControlNet, and the picture that it follows."""
+
+    model: str
+    """A folder, a `.safetensors` file, or a hub id with its `revision`."""
+    image: str
+    scale: float = 1.0
+    revision: str | None = None
+
+
+class PictureRequest(Section):
+    """Some pictures of one prompt. The seed of picture k is `seed + k`."""
+
+    prompt: str
+    negative_prompt: str = ""
+    seed: Seed = 0
+    num_images: Annotated[int, Field(ge=1)] = 1
+    steps: Annotated[int, Field(ge=1)] = 20
+    guidance: float = 4.0
+    """Classifier-free guidance scale; 1 and below: none."""
+    guidance_until: Fraction = 1.0
+    """Fraction of the steps after which it samples without guidance, at half the cost."""
+    width: Annotated[int, Field(ge=8)] | None = None
+    """Pixels; the base's own, or the image's, when it is not given."""
+    height: Annotated[int, Field(ge=8)] | None = None
+    scheduler: str = "dpmsolver++"
+    base: str = "pocket"
+    revision: str | None = None
+    dtype: DType = "fp32"
+    adapters: list[AdapterChoice] = []
+    fuse: bool = False
+    """Whether the adapters are added to the base's weights: faster, and other bits."""
+    clip_skip: Annotated[int, Field(ge=0)] = 0
+    token_windows: Annotated[int, Field(ge=1)] = 1
+    """Windows of 75 tokens that a prompt may fill."""
+    weighted: bool = False
+    """Whether the prompt has weights in compel's syntax: `a (red)1.4 star`."""
+    image: str | None = None
+    """Image-to-image: the picture that it begins with."""
+    mask: str | None = None
+    """Where that picture may change, white."""
+    strength: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """How much of the denoising that picture goes through."""
+    controls: list[ControlChoice] = []
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads, which the bits depend on; all cores when it is not given."""
+
+    def pinned(self, threads: int, revision: str | None) -> dict[str, Any]:
+        """What a PNG says of picture number 0: what is no default, hashes of the adapters, the pinned revision."""
+        adapters = [a.model_copy(update={"sha256": file_hash(Path(a.file))}) for a in self.adapters]
+        update = {"adapters": adapters, "threads": threads, "revision": revision, "num_images": 1}
+        asked = self.model_copy(update=update).model_dump(exclude_defaults=True)
+        return {"prompt": self.prompt, "seed": self.seed, "base": self.base} | asked
+
+    def at(self, index: int) -> "PictureRequest":
+        """One of the pictures."""
+        return self.model_copy(update={"seed": self.seed + index, "num_images": 1})
+
+    def files(self) -> list[str]:
+        """The files of this machine that it needs, without the base."""
+        named = [self.image, self.mask, *(a.file for a in self.adapters), *(c.image for c in self.controls)]
+        return [name for name in named if name]
+
+
+def read_requests(file: Path, defaults: Mapping[str, Any]) -> list[PictureRequest]:
+    """The requests of a YAML file: `requests:` is their list, what stands beside it holds for all of them.
+
+    `defaults` hold where the file is silent. UserError with one line for each problem, as of a config.
+    """
+    document = read_document(file)
+    values = dict(document.values)
+    listed = values.pop("requests", None)
+    if not isinstance(listed, list) or not listed:
+        raise UserError(f"{file}: should have a list `requests:`, each with a prompt at least")
+    found, problems = [], list(document.problems)
+    for index, own in enumerate(listed):
+        if not isinstance(own, dict):
+            problems.append(f"{document.where(('requests', index), str(file))}: should be a mapping with a prompt")
+            continue
+        merged = merge(merge(dict(defaults), values), own)
+        request, words = _checked(merged, document, str(file), index)
+        found += [] if request is None else [request]
+        problems += words
+    if problems:
+        raise UserError(list(dict.fromkeys(problems)))
+    return found
+
+
+def _checked(
+    values: Mapping[str, Any], document: Document, name: str, index: int
+) -> tuple[PictureRequest | None, list[str]]:
+    try:
+        return PictureRequest.model_validate(values), []
+    except ValidationError as error:
+        problems = []
+        for details in error.errors(include_url=False):
+            path, words = explain(details, dict(keys_of(PictureRequest, ())))
+            own = ("requests", index, *path)
+            where = path if path[:1] in document.origins and own[:3] not in document.origins else own
+            problems.append(f"{document.where(where, name)}: {dotted(where)}: {words}")
+        return None, problems
+
+
+def validated(kind: Any, values: Mapping[str, Any], name: str) -> Any:
+    """A section from values that came from `name`. UserError with one line for each problem."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        found = [explain(details, dict(keys_of(kind, ()))) for details in error.errors(include_url=False)]
+        raise UserError([f"{name}: {dotted(path)}: {words}" for path, words in found]) from error
+
+
+def file_hash(file: Path) -> str:
+    """SHA-256 of a file, or of all files of a folder. UserError where there is none."""
+    files = sorted(each for each in file.rglob("*") if each.is_file()) if file.is_dir() else [file]
+    digest = hashlib.sha256()
+    for each in files:
+        try:
+            digest.update(each.read_bytes())
+        except OSError as error:
+            raise UserError(f"{each}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def missing_files(requests: Sequence[PictureRequest]) -> list[str]:
+    """One line for each file that is not there."""
+    names = dict.fromkeys(name for request in requests for name in request.files())
+    return [f"{name}: no such file" for name in names if not Path(name).exists()]
