@@ -221,7 +221,7 @@ def module_path(component: str, canonical: str, model_has: Collection[str]) -> s
 def base_modules(component: str, model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Canonical path -> shape of the weight, of all linear layers and convolutions; adapters in them do not count."""
     bases: list[tuple[str, Any]] = [
-        (name, getattr(module, "base_layer", module))
+        (name, innermost(module))
         for name, module in model.named_modules()
         if _is_base(module) and not _is_inside_adapter(name)
     ]
@@ -237,14 +237,20 @@ def base_weights(parts: Mapping[str, Any]) -> Base:
     def weight(key: Key) -> Tensor:
         component, path = key
         module = parts[component].get_submodule(module_path(component, path, has[component]))
-        found: Any = getattr(module, "base_layer", module)
-        return found.weight.detach().float().cpu()
+        return innermost(module).weight.detach().float().cpu()
 
     return weight
 
 
 def _is_base(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "base_layer", module), nn.Linear | nn.Conv2d)
+    return isinstance(innermost(module), nn.Linear | nn.Conv2d)
+
+
+def innermost(module: Any) -> Any:
+    """The base's own layer, below the adapters around it."""
+    while (below := getattr(module, "base_layer", None)) is not None:
+        module = below
+    return module
 
 
 def _is_inside_adapter(name: str) -> bool:
