@@ -21,7 +21,7 @@ from ..configs.errors import UserError
 from ..configs.schema import ModelSection
 from ..models.encode import Encode, encoder_of
 from ..models.family import ONE_WINDOW, ModelFamily, Parts, PromptOptions
-from .callback import attached
+from .callback import Call, attached, begin, stopped
 from .merged import MergedBase
 
 SCHEDULERS = {
@@ -117,7 +117,8 @@ class Engine:
     ) -> list[Image.Image]:
         """One image for each prompt, in order; `progress` is the title of a progress bar.
 
-        `callbacks` are ours or diffusers' own, called after each step of each micro-batch.
+        `callbacks` are ours or diffusers' own, called after each step of each micro-batch. When one of them stops the
+        sampling, there are only the images that were begun.
         """
         if request.resolution is not None and request.resolution % self.family.size_multiple:
             raise UserError(f"resolution {request.resolution} is no multiple of {self.family.size_multiple}")
@@ -125,8 +126,11 @@ class Engine:
         indices = range(len(request.prompts))
         starts = range(0, len(indices), MICRO_BATCH)
         images: list[Image.Image] = []
+        begin(callbacks)
         for start in tqdm(starts, desc=progress, unit="batch", disable=progress is None, leave=False):
             images += self._generate_micro_batch(request, encode, list(indices[start : start + MICRO_BATCH]), callbacks)
+            if stopped(callbacks):
+                break
         return images
 
     def _generate_micro_batch(
@@ -144,7 +148,7 @@ class Engine:
             "generator": [torch.Generator().manual_seed(request.seeds[i]) for i in padded],
             "output_type": "pil",
         }
-        with attached(self.pipeline, callbacks, request.steps) as further:
+        with attached(self.pipeline, callbacks, request.steps, Call(self.family, indices)) as further:
             output = self.pipeline(**arguments | further)
         return output.images[: len(indices)]
 
