@@ -19,7 +19,7 @@ from ..configs.schema import ModelSection
 from ..models.encode import Encode, encoder_of
 from ..models.family import ONE_WINDOW, ModelFamily, Parts, PromptOptions
 from ..models.quiet import quietly
-from .callback import attached
+from .callback import Call, attached, begin, stopped
 from .merged import MergedBase
 from .mixing import Mixing
 from .schedulers import DEFAULT_SCHEDULER, make_scheduler
@@ -154,7 +154,8 @@ class Engine:
     ) -> list[Image.Image]:
         """One image for each prompt, in order; `progress` is the title of a progress bar.
 
-        `callbacks` are ours or diffusers' own, called after each step of each micro-batch.
+        `callbacks` are ours or diffusers' own, called after each step of each micro-batch. When one of them stops the
+        sampling, there are only the images that were begun.
         """
         return [image for batch in self.stream(request, callbacks=callbacks, progress=progress) for image in batch]
 
@@ -168,9 +169,12 @@ class Engine:
         size, count = self.micro_batch_of(request), len(request.prompts)
         starts = [0, *range(size - request.place % size, count, size)]
         batches = list(zip(starts, [*starts[1:], count], strict=True))
+        begin(callbacks)
         for number, (start, end) in enumerate(tqdm(batches, progress, unit="batch", disable=not progress, leave=False)):
             batch = replace(request.part(range(start, end)), place=0 if number else request.place % size)
-            yield self._generate_micro_batch(batch, encode, callbacks)
+            yield self._generate_micro_batch(batch, encode, callbacks, range(start, end))
+            if stopped(callbacks):
+                break
 
     def micro_batch_of(self, request: Request) -> int:
         """Images of one forward pass: the request's, or what suits the base, but never how many there are to make."""
@@ -186,7 +190,7 @@ class Engine:
             raise UserError(f"{request.steps} steps at strength {request.strength:g} are {steps}: give more of either")
 
     def _generate_micro_batch(
-        self, request: Request, encode: Encode, callbacks: Sequence[PipelineCallback]
+        self, request: Request, encode: Encode, callbacks: Sequence[PipelineCallback], indices: Sequence[int]
     ) -> list[Image.Image]:
         """The images of one forward pass, which always has its full number: the first and the last one fill it up."""
         size, count = self.micro_batch_of(request), len(request.prompts)
@@ -200,7 +204,8 @@ class Engine:
             "generator": [torch.Generator().manual_seed(seed) for seed in padded.seeds],
             "output_type": "pil",
         }
-        with attached(pipeline, callbacks, request.steps) as further:
+        call = Call(self.family, [indices[0]] * request.place + list(indices))
+        with attached(pipeline, callbacks, request.steps, call) as further:
             return pipeline(**arguments | further).images[request.place : request.place + count]
 
 

@@ -100,6 +100,10 @@ class ModelFamily(Protocol):
         """(C, h, w) of latents that suit the denoiser."""
         ...
 
+    def latent_rgb(self, parts: Parts) -> "Tensor":
+        """(C + 1, 3): a linear map from scaled latents, and 1, to RGB in [-1, 1]. UserError where none is known."""
+        ...
+
     def count_tokens(self, parts: Parts, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption, without begin and end, before anything is cut."""
         ...

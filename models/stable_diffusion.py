@@ -12,6 +12,7 @@ from ..configs.errors import UserError
 from ..configs.schema import NoiseSection
 from .base import PipelineFiles
 from .family import ONE_WINDOW, Conditioning, Parts, PromptOptions
+from .latent_rgb import latent_rgb
 from .noise.ddpm import DDPMNoise
 from .noise.process import Noised
 
@@ -105,6 +106,9 @@ class StableDiffusion:
     def native_latents(self, parts: Parts) -> tuple[int, int, int]:
         config = parts["unet"].config
         return config.in_channels, config.sample_size, config.sample_size
+
+    def latent_rgb(self, parts: Parts) -> Tensor:
+        return latent_rgb(parts["vae"])
 
     def count_tokens(self, parts: Parts, captions: Sequence[str]) -> list[int]:
         from .clip import expanded

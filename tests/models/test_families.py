@@ -126,6 +126,7 @@ def test_the_contract_is_kept(family, load):
     moments = family.encode_images(parts, torch.zeros(2, 3, 32, 48))
     assert moments.shape[1:] == (2, *family.latent_shape(parts, 48, 32))
     assert moments.dtype == torch.float32
+    assert family.latent_rgb(parts).shape == (moments.shape[2] + 1, 3)
     kinds = {type(module).__name__ for module in parts[family.denoiser].modules()}
     assert set(family.repeated_blocks) <= kinds
     latents = torch.randn(2, *family.native_latents(parts))
