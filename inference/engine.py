@@ -4,7 +4,8 @@
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,16 @@ class Request:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Pictures of a request that one call of the pipeline makes."""
+
+    request: Request
+    prompts: list[str]  # MICRO_BATCH of them; where fewer are left, the last one again and again
+    num_images: int  # that are kept, the first ones
+    encode: Encode  # with the request's prompt options
+
+
 class Engine:
     """A base that is ready to sample."""
 
@@ -91,6 +102,8 @@ class Engine:
         )
         self.pipeline.set_progress_bar_config(disable=True)
         self.adapters = Mixing(family, parts, self.pipeline)
+        self.around: list[Callable[[MicroBatch], AbstractContextManager[None]]] = []
+        """What lasts as long as each call of the pipeline, beside callbacks: see `regional`, `AttentionRecorder`."""
 
     @classmethod
     def load(
@@ -135,7 +148,8 @@ class Engine:
         self, request: Request, encode: Encode, indices: list[int], callbacks: Sequence[PipelineCallback]
     ) -> list[Image.Image]:
         padded = indices + indices[-1:] * (MICRO_BATCH - len(indices))
-        positive = encode([request.prompts[i] for i in padded])
+        prompts = [request.prompts[i] for i in padded]
+        positive = encode(prompts)
         negative = encode([request.negative_prompt] * MICRO_BATCH)
         arguments = {
             **self.family.pipeline_prompts(positive, negative),
@@ -146,7 +160,10 @@ class Engine:
             "generator": [torch.Generator().manual_seed(request.seeds[i]) for i in padded],
             "output_type": "pil",
         }
-        with attached(self.pipeline, callbacks, request.steps) as further:
+        with ExitStack() as stack:
+            for enter in self.around:
+                stack.enter_context(enter(MicroBatch(request, prompts, len(indices), encode)))
+            further = stack.enter_context(attached(self.pipeline, callbacks, request.steps))
             output = self.pipeline(**arguments | further)
         return output.images[: len(indices)]
 
