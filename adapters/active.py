@@ -2,13 +2,22 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from .artifact import Key, canonical_path
 from .peft_adapters import carried, tuner_layers
+
+
+class Switch(NamedTuple):
+    """How a layer is set: what counts in it, whether that is off, and the scale of every adapter."""
+
+    layer: Any
+    active: list[str]
+    disabled: bool
+    scaling: dict[str, float]
 
 
 def adapter_names(model: nn.Module) -> list[str]:
@@ -39,12 +48,17 @@ def activate(part: str, model: nn.Module, weights: Mapping[str, Mapping[Key, flo
 
 def set_scale(layer: Any, name: str, weight: float) -> None:
     """In place where the scale is a tensor, as it is where adapters are swapped without compiling again."""
-    if layer.scaling.get(name) is None or type(layer).__module__.startswith("peft.tuners.oft"):
-        return  # a rotation has no weight
+    if layer.scaling.get(name) is None or is_rotation(layer):
+        return
     held = layer.scaling[name]
     layer.set_scale(name, weight)
     if isinstance(held, torch.Tensor):
         layer.scaling[name] = held.fill_(layer.scaling[name])
+
+
+def is_rotation(layer: Any) -> bool:
+    """Whether its adapters have no weight: a rotation (OFT) is there or not."""
+    return type(layer).__module__.startswith("peft.tuners.oft")
 
 
 def set_enabled(model: nn.Module, enabled: bool) -> None:
@@ -56,18 +70,28 @@ def set_enabled(model: nn.Module, enabled: bool) -> None:
 @contextmanager
 def as_before(models: Collection[nn.Module]) -> Iterator[None]:
     """When the block ends, the adapters that were active before are so again, with their weights."""
-    layers = [layer for model in models for _, layer in tuner_layers(model)]
-    held = [(layer, layer.active_adapters, layer.disable_adapters, _numbers(layer.scaling)) for layer in layers]
+    held = switches(models)
     try:
         yield
     finally:
-        for layer, active, disabled, scaling in held:
-            layer._active_adapter, layer._disable_adapters = list(active), disabled
-            for name, value in scaling.items():
-                if isinstance(layer.scaling.get(name), torch.Tensor):
-                    layer.scaling[name].fill_(value)
-                elif name in layer.scaling:
-                    layer.scaling[name] = value
+        switch(held)
+
+
+def switches(models: Collection[nn.Module]) -> list[Switch]:
+    """How the layers of some models are set at the moment."""
+    layers = [layer for model in models for _, layer in tuner_layers(model)]
+    return [Switch(each, list(each.active_adapters), each.disable_adapters, _numbers(each.scaling)) for each in layers]
+
+
+def switch(held: Collection[Switch]) -> None:
+    """Sets layers as they were when `switches` looked at them."""
+    for layer, active, disabled, scaling in held:
+        layer._active_adapter, layer._disable_adapters = list(active), disabled
+        for name, value in scaling.items():
+            if isinstance(layer.scaling.get(name), torch.Tensor):
+                layer.scaling[name].fill_(value)
+            elif name in layer.scaling:
+                layer.scaling[name] = value
 
 
 def _numbers(scaling: Mapping[str, Any]) -> dict[str, float]:

@@ -4,7 +4,8 @@
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,6 +77,16 @@ class Request:
         return replace(self, prompts=[self.prompts[i] for i in indices], seeds=[self.seeds[i] for i in indices])
 
 
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Pictures of a request that one call of the pipeline makes."""
+
+    request: Request
+    prompts: Sequence[str]  # of the whole forward pass: before and after those that are kept stand repetitions
+    kept: range  # their places
+    encode: Encode  # with the request's prompt options
+
+
 class Engine:
     """A base that is ready to sample."""
 
@@ -96,6 +107,8 @@ class Engine:
         self._pipelines: dict[str, Any] = {}
         self.pipeline: Any = self.pipeline_for("text_to_image")
         self.adapters = Mixing(family, parts, self._replace_part)
+        self.around: list[Callable[[MicroBatch], AbstractContextManager[None]]] = []
+        """What lasts as long as each call of the pipeline, beside callbacks: see `regional`, `AttentionRecorder`."""
         if hasattr(parts.get("vae"), "enable_slicing"):
             parts["vae"].enable_slicing()  # decodes one by one: four large pictures at once take gigabytes
 
@@ -205,8 +218,12 @@ class Engine:
             "output_type": "pil",
         }
         call = Call(self.family, [indices[0]] * request.place + list(indices))
-        with attached(pipeline, callbacks, request.steps, call) as further:
-            return pipeline(**arguments | further).images[request.place : request.place + count]
+        kept = range(request.place, request.place + count)
+        with ExitStack() as stack:
+            for enter in self.around:
+                stack.enter_context(enter(MicroBatch(request, padded.prompts, kept, encode)))
+            further = stack.enter_context(attached(pipeline, callbacks, request.steps, call))
+            return pipeline(**arguments | further).images[kept.start : kept.stop]
 
 
 def _sides(resolution: int | tuple[int, int]) -> tuple[int, int]:
