@@ -75,3 +75,8 @@ def cast(name: str, tensor: "Tensor", dtype: "DType | None") -> "Tensor":
     if tensor.isfinite().all() and not result.isfinite().all():
         raise UserError(f"{name} has numbers that {str(dtype).removeprefix('torch.')} cannot hold; take bf16 or fp32")
     return result
+
+
+def pixels_of_a_latent(vae: Mapping[str, Any]) -> int:
+    """How many pixels in a row one of its latents stands for."""
+    return 2 ** (len(vae["block_out_channels"]) - 1)

@@ -19,7 +19,7 @@ from ..configs.errors import UserError
 from ..configs.files import permit
 from ..configs.machine import cache_folder
 from .original_names import UNET, Original, Shape, by_standard_name, standard_name
-from .part_tensors import cast, differences, tensors_of
+from .part_tensors import cast, differences, pixels_of_a_latent, tensors_of
 
 if TYPE_CHECKING:
     from torch import dtype as DType
@@ -100,7 +100,7 @@ def unpack(file: Path, folder: Path, dtype: "DType | None" = None) -> None:
     for name, content in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if name.startswith("tokenizer"):
-            _write_tokenizer(folder / name, content)
+            clip_tokenizer(content).save_pretrained(folder / name)
         else:
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     for part in tqdm(tensors, desc=f"unpacking {file.name}", unit="part", leave=False):
@@ -118,11 +118,6 @@ def _contents(file: Path, kind: str, shapes: Shapes, header: Mapping[str, str]) 
         factor = pixels_of_a_latent(contents["vae/config.json"])
         contents["unet/config.json"]["sample_size"] = int(width) // factor
     return contents
-
-
-def pixels_of_a_latent(vae: Mapping[str, Any]) -> int:
-    """How many pixels in a row one of its latents stands for."""
-    return 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def read_header(file: Path) -> tuple[Shapes, dict[str, str]]:
@@ -208,7 +203,7 @@ def shipped_configs(kind: str) -> dict[str, Any]:
     return json.loads((SHIPPED / f"{kind}.json").read_text())
 
 
-def _write_tokenizer(folder: Path, padding: str) -> None:
+def clip_tokenizer(padding: str) -> Any:
     """CLIP's (Radford et al. 2021), from its merges: 256 bytes, the same at a word's end, a token a merge, 2 marks."""
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
@@ -219,7 +214,7 @@ def _write_tokenizer(folder: Path, padding: str) -> None:
     tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *(a + b for a, b in merges)]
     vocab = {token: number for number, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
     own: Any = CLIPTokenizer
-    own(vocab=vocab, merges=merges, pad_token=padding, model_max_length=77).save_pretrained(folder)
+    return own(vocab=vocab, merges=merges, pad_token=padding, model_max_length=77)
 
 
 def _hash_of_shipped() -> str:

@@ -51,7 +51,7 @@ def test_the_file_trains_and_the_adapter_verifies(checkpoint, write_config):
 
 
 def test_clips_words_are_those_of_clip(tmp_path):
-    single_file._write_tokenizer(tmp_path / "tokenizer", "!")
+    single_file.clip_tokenizer("!").save_pretrained(tmp_path / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
     assert len(tokenizer) == 49408
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
