@@ -150,7 +150,7 @@ UNSAYABLE = [
     (
         "unet/config.json",
         {"act_fn": "gelu"},
-        r"a single file cannot say that its unet has act_fn gelu \(readers take silu\)",
+        r"cannot say that its unet has act_fn gelu \(readers take silu\)",
     ),
     ("unet/config.json", {"sample_size": [4, 8]}, "a single file says that of squares only"),
     ("vae/config.json", {"scaling_factor": 0.5}, "its vae has scaling_factor 0.5"),
