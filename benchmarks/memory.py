@@ -27,7 +27,8 @@ from ..configs.schema import RunConfig
 from ..models.family import Conditioning, ModelFamily
 from ..models.load import DTYPES
 from ..models.noise.process import Noised
-from ..models.single_file import meta_model, shipped_configs
+from ..models.part_tensors import meta_model
+from ..models.single_file import shipped_configs
 from ..train.build import checkpoint_gradients, make_adapters
 
 GIB = 2**30

@@ -16,7 +16,7 @@ from ..configs.errors import UserError
 from ..configs.schema import ModelSection
 from ..models.base import EMBEDDED, PipelineFiles
 from ..models.load import Base
-from ..models.single_file import meta_model
+from ..models.part_tensors import meta_model
 from .adapter_file import ARCHITECTURES, format_names, names_of
 from .pipeline_folder import VARIANT
 

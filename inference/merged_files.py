@@ -11,7 +11,7 @@ from ..adapters.artifact import AdapterArtifact, Key, Weights
 from ..adapters.stored import Entry, opened, write_stream
 from ..configs.errors import UserError
 from ..configs.files import replacing
-from ..models.single_file import tensor_names
+from ..models.original_names import layer_tensor, standard_name
 from .layers import Layers
 from .pipeline_folder import write_pipeline
 
@@ -67,14 +67,14 @@ def merge_into_file(layers: Layers, mixed: Mixed, source: Path, file: Path) -> i
     changes = changes_of(mixed)
     places: dict[str, list[tuple[Key, int | None]]] = defaultdict(list)
     for key in changes:
-        name, third = tensor_names(layers.base.family.name, key[0], key[1], layers.names.original)
+        name, third = layer_tensor(layers.base.family.name, key[0], key[1], layers.names.original)
         places[name].append((key, third))
     with opened(source) as content, replacing(file) as new:
         entries = {}
         for name in content.keys():  # noqa: SIM118  it is no mapping
             piece = content.get_slice(name)
             entries[name] = Entry(piece.get_dtype(), tuple(piece.get_shape()))
-        if missing := sorted(places.keys() - entries.keys()):
+        if missing := sorted(places.keys() - set(map(standard_name, entries))):
             raise UserError(f"{source}: has no tensor {missing[0]}, which the adapter changes")
         write_stream(new, entries, _merged(content.get_tensor, places, changes), content.metadata() or {})
     return len(changes)
@@ -87,7 +87,7 @@ def _merged(
 ) -> Callable[[str], Tensor]:
     def tensor(name: str) -> Tensor:
         weight = read(name)
-        for key, third in places.get(name, ()):
+        for key, third in places.get(standard_name(name), ()):
             if third is None:
                 weight = algebra.merged(weight, changes[key]).reshape(weight.shape)
                 continue

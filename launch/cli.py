@@ -31,6 +31,7 @@ VERBS = {
     "adapter": Verb(
         "loraloom.inference.adapter.__main__", "look into adapter files, convert, merge, extract, resize, verify them"
     ),
+    "convert": Verb("loraloom.inference.convert", "turn a web UI's single file into a pipeline folder, or back"),
     "push": Verb("loraloom.train.push", "upload files and model card of a finished run to the Hugging Face hub"),
     "slurm": Verb("loraloom.launch.slurm", "write a batch script for a cluster that saves, requeues and resumes"),
     "schema": Verb("loraloom.launch.schema", "print the JSON schema of a config, for editors"),

@@ -14,21 +14,30 @@ _RESNET = ["conv1", "time_emb_proj", "conv2"]
 _CLIP = [*(f"self_attn.{name}_proj" for name in ("k", "v", "q", "out")), "mlp.fc1", "mlp.fc2"]
 
 _ORIGINAL_RESNET = {
+    "norm1": "in_layers.0",
     "conv1": "in_layers.2",
+    "norm2": "out_layers.0",
     "conv2": "out_layers.3",
     "time_emb_proj": "emb_layers.1",
     "conv_shortcut": "skip_connection",
 }
 _ORIGINAL = {
     "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
     "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
 }
-_THIRDS = ["q_proj", "k_proj", "v_proj"]
-_OPEN_CLIP = {"out_proj": "attn.out_proj", "fc1": "mlp.c_fc", "fc2": "mlp.c_proj"}
+_THIRDS = [f"self_attn.{name}_proj" for name in "qkv"]
+_OPEN_CLIP = {
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+}
 _PLACE = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 
 
@@ -79,7 +88,7 @@ def _block(name: str, shortcuts: Sequence[bool], depth: int, attentions: int | N
 
 def original_clip_name(path: str) -> tuple[str, int | None]:
     """A text encoder's layer in OpenCLIP's code, and which third of the weight it is where three are one."""
-    found = re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)", path)
+    found = re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.(.+)", path)
     if found is None:
         return path, None
     block = f"transformer.resblocks.{found[1]}"

@@ -28,7 +28,7 @@ class Base:
         parts = self.family.load(self.folder, DTYPES[self.dtype], only)
         for part in parts.values():
             if isinstance(part, torch.nn.Module):
-                _align(part)
+                align(part)
                 part.to(self.device)
         return parts
 
@@ -42,7 +42,7 @@ def _family_of(folder: Path, model: ModelSection) -> ModelFamily:
     return find("models.families", detected).FAMILY
 
 
-def _align(module: torch.nn.Module) -> None:
+def align(module: torch.nn.Module) -> None:
     """Copies all weights to memory of torch's own.
 
     Weights that are mapped from a file begin wherever its header ends, and CPU kernels round by where their operands

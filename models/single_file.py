@@ -7,12 +7,10 @@ torch before there is something to unpack.
 import hashlib
 import json
 import lzma
-import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -20,19 +18,19 @@ import yaml
 from ..configs.errors import UserError
 from ..configs.files import permit
 from ..configs.machine import cache_folder
-from .layout import original_clip_name
+from .original_names import UNET, Original, Shape, by_standard_name, standard_name
+from .part_tensors import cast, differences, pixels_of_a_latent, tensors_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import dtype as DType
 
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = Mapping[str, Shape]
 """Tensor name -> shape, as the file's header says."""
 
 SHIPPED = Path(__file__).parent / "single_files"
 SUFFIX = ".safetensors"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
-_UNET, _VAE = "model.diffusion_model.", "first_stage_model."
 _LAYER = "transformer.resblocks.0.ln_1.weight"
 _KINDS = {  # a tensor that only files of this family have
     "sdxl": f"conditioner.embedders.1.model.{_LAYER}",
@@ -40,14 +38,6 @@ _KINDS = {  # a tensor that only files of this family have
     "sd1": "cond_stage_model.transformer.text_model.encoder.layers.0.layer_norm1.weight",
 }
 _REFINER = f"conditioner.embedders.0.model.{_LAYER}"
-_CLIP = {  # family -> text encoder -> where it is in the file
-    "sd1": {"text_encoder": "cond_stage_model.transformer."},
-    "sd2": {"text_encoder": "cond_stage_model.model."},
-    "sdxl": {
-        "text_encoder": "conditioner.embedders.0.transformer.",
-        "text_encoder_2": "conditioner.embedders.1.model.",
-    },
-}
 
 
 def is_single_file(base: str) -> bool:
@@ -64,8 +54,9 @@ def problems_of_file(base: str) -> list[str]:
         return [f"base {base!r}: there is no such file"]
     try:
         shapes, header = read_header(file)
-        kind = kind_of(file, shapes)
+        kind = kind_of(shapes)
         prediction_of(file, kind, shapes, header)
+        by_standard_name(shapes)
     except UserError as error:
         return [f"base {base!r}: {problem}" for problem in error.problems]
     return []
@@ -91,24 +82,42 @@ def unpacked(file: Path) -> Path:
     return folder
 
 
-def unpack(file: Path, folder: Path) -> None:
-    """Writes the pipeline folder of a checkpoint. Every tensor of every part is there, or UserError."""
+def unpack(file: Path, folder: Path, dtype: "DType | None" = None) -> None:
+    """Writes the pipeline folder of a checkpoint, in a type or in the file's own; one part is in memory at a time.
+
+    Every tensor of every part is there, or UserError. Tensors that no part has are left out.
+    """
     from tqdm import tqdm
 
     shapes, header = read_header(file)
-    kind = kind_of(file, shapes)
-    contents = shipped_configs(kind)
-    contents["scheduler/scheduler_config.json"] |= prediction_of(file, kind, shapes, header)
-    contents["unet/config.json"]["in_channels"] = shapes[f"{_UNET}input_blocks.0.0.weight"][1]
+    kind = kind_of(shapes)
+    contents = _contents(file, kind, shapes, header)
+    own = by_standard_name(shapes)
+    tensors = tensors_of(kind, contents)
+    standard = {name: shapes[each] for name, each in own.items()}
+    if problems := [problem for part in tensors for problem in differences(part, tensors[part], standard)]:
+        raise UserError([f"{file}: {problem}" for problem in problems])
     for name, content in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if name.startswith("tokenizer"):
-            _write_tokenizer(folder / name, content)
+            clip_tokenizer(content).save_pretrained(folder / name)
         else:
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
-    parts = ("unet", "vae", *_CLIP[kind])
-    for part in tqdm(parts, desc=f"unpacking {file.name}", unit="part", leave=False):
-        _write_part(file, folder / part, part, kind, contents[f"{part}/config.json"])
+    for part in tqdm(tensors, desc=f"unpacking {file.name}", unit="part", leave=False):
+        _write_part(file, own, folder / part, tensors[part], dtype)
+
+
+def _contents(file: Path, kind: str, shapes: Shapes, header: Mapping[str, str]) -> dict[str, Any]:
+    """The configs of its pipeline folder: those of the family, with what this file says of itself."""
+    contents = shipped_configs(kind)
+    contents["scheduler/scheduler_config.json"] |= prediction_of(file, kind, shapes, header)
+    if first := shapes.get(f"{UNET}input_blocks.0.0.weight"):
+        contents["unet/config.json"]["in_channels"] = first[1]
+    width, _, height = header.get("modelspec.resolution", "").partition("x")
+    if width == height and width.isdecimal():  # in pixels, of the square that it was trained on
+        factor = pixels_of_a_latent(contents["vae/config.json"])
+        contents["unet/config.json"]["sample_size"] = int(width) // factor
+    return contents
 
 
 def read_header(file: Path) -> tuple[Shapes, dict[str, str]]:
@@ -122,13 +131,14 @@ def read_header(file: Path) -> tuple[Shapes, dict[str, str]]:
         raise UserError(f"is no safetensors file ({str(error)[:80] or type(error).__name__})") from error
 
 
-def kind_of(file: Path, shapes: Shapes) -> str:
+def kind_of(shapes: Shapes) -> str:
     """The family of a checkpoint, by its tensors."""
-    if not any(name.startswith(_UNET) for name in shapes):
+    if not any(name.startswith(UNET) for name in shapes):
         what = "an adapter" if any("lora" in name for name in shapes) else f"{len(shapes)} tensors of something else"
-        raise UserError(f"holds no UNet under {_UNET}… but {what}: it is no checkpoint of Stable Diffusion")
+        raise UserError(f"holds no UNet under {UNET}… but {what}: it is no checkpoint of Stable Diffusion")
+    names = set(map(standard_name, shapes))
     for kind, name in _KINDS.items():
-        if name in shapes:
+        if name in names:
             return kind
     if _REFINER in shapes:
         raise UserError("is the refiner of SDXL, which is no base to train adapters on")
@@ -166,36 +176,26 @@ def _parameterization(file: Path) -> str:
         raise UserError(f"{file.name} beside it cannot be read as a model's config ({type(error).__name__})") from error
 
 
-def _write_part(file: Path, folder: Path, part: str, kind: str, config: dict[str, Any]) -> None:
-    """Tensors under diffusers' names, in the file's own type."""
+def _write_part(
+    file: Path,
+    own: Mapping[str, str],
+    folder: Path,
+    tensors: Mapping[str, tuple[Original, Shape]],
+    dtype: "DType | None",
+) -> None:
+    """Tensors under diffusers' names; `own` are the names that the file gives to those of the table."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 
     with safe_open(file, framework="pt") as opened:
-        prefix = {"unet": _UNET, "vae": _VAE}.get(part) or _CLIP[kind][part]
-        original = {name: opened.get_tensor(name) for name in opened.keys() if name.startswith(prefix)}  # noqa: SIM118
-    tensors = _converted(part, kind, original, config)
-    wanted = _expected(part, config)
-    if problems := list(_differences(part, tensors, wanted)):
-        raise UserError([f"{file}: {problem}" for problem in problems])
-    name = "model.safetensors" if part.startswith("text") else "diffusion_pytorch_model.safetensors"
-    save_file({n: tensors[n].contiguous() for n in wanted}, folder / name, metadata={"format": "pt"})
+        found = {
+            name: original.part_of(opened.get_tensor(own[original.name]), shape)
+            for name, (original, shape) in tensors.items()
+        }
+        name = "model.safetensors" if folder.name.startswith("text") else "diffusion_pytorch_model.safetensors"
+        cast_all = {name: cast(name, tensor, dtype).contiguous() for name, tensor in found.items()}
+        save_file(cast_all, folder / name, metadata={"format": "pt"})
     permit(folder / name)
-
-
-def _converted(part: str, kind: str, original: "dict[str, Tensor]", config: dict[str, Any]) -> "dict[str, Tensor]":
-    """By diffusers' own tables, part by part; its loader as a whole is not used, as it asks the hub for configs."""
-    from diffusers.loaders import single_file_utils as tables
-
-    if part == "unet":
-        return tables.convert_ldm_unet_checkpoint(original, config)
-    if part == "vae":
-        return tables.convert_ldm_vae_checkpoint(original, config)
-    prefix = _CLIP[kind][part]
-    if prefix.endswith("model."):
-        text_model: Any = SimpleNamespace(config=SimpleNamespace(hidden_size=config["hidden_size"]))
-        return tables.convert_open_clip_checkpoint(text_model, original, prefix)
-    return {name.removeprefix(prefix): tensor for name, tensor in original.items()}
 
 
 def shipped_configs(kind: str) -> dict[str, Any]:
@@ -203,42 +203,7 @@ def shipped_configs(kind: str) -> dict[str, Any]:
     return json.loads((SHIPPED / f"{kind}.json").read_text())
 
 
-def meta_model(part: str, config: dict[str, Any]) -> Any:
-    """The model that a part's config describes, with shapes and no numbers."""
-    import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    with torch.device("meta"):
-        if part == "unet":
-            return UNet2DConditionModel.from_config(config)
-        if part == "vae":
-            return AutoencoderKL.from_config(config)
-        kinds = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
-        return kinds[config["architectures"][0]](CLIPTextConfig(**config))
-
-
-def _expected(part: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a part's tensors; a text encoder's with `text_model.`, as older libraries want them."""
-    model = meta_model(part, config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if "position_ids" not in name}
-    if not part.startswith("text"):
-        return shapes
-    kept = ("text_model.", "text_projection.")
-    return {name if name.startswith(kept) else f"text_model.{name}": shape for name, shape in shapes.items()}
-
-
-def _differences(part: str, tensors: "Mapping[str, Tensor]", wanted: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    if missing := wanted.keys() - tensors.keys():
-        yield f"its {part} lacks {len(missing)} of {len(wanted)} tensors, first {min(missing)}"
-    odd = [name for name in wanted.keys() & tensors.keys() if math.prod(wanted[name]) != tensors[name].numel()]
-    if odd:
-        name = min(odd)
-        found = tuple(tensors[name].shape)
-        yield f"its {part} has {len(odd)} tensors of another shape: {name} is {found}, not {wanted[name]}"
-
-
-def _write_tokenizer(folder: Path, padding: str) -> None:
+def clip_tokenizer(padding: str) -> Any:
     """CLIP's (Radford et al. 2021), from its merges: 256 bytes, the same at a word's end, a token a merge, 2 marks."""
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
@@ -249,27 +214,9 @@ def _write_tokenizer(folder: Path, padding: str) -> None:
     tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *(a + b for a, b in merges)]
     vocab = {token: number for number, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
     own: Any = CLIPTokenizer
-    own(vocab=vocab, merges=merges, pad_token=padding, model_max_length=77).save_pretrained(folder)
+    return own(vocab=vocab, merges=merges, pad_token=padding, model_max_length=77)
 
 
 def _hash_of_shipped() -> str:
     """Other configs or another vocabulary make other folders."""
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(SHIPPED.iterdir()))).hexdigest()
-
-
-def tensor_names(kind: str, component: str, path: str, original: Mapping[str, str]) -> tuple[str, int | None]:
-    """The tensor of a checkpoint that has a layer's weight, and which third of it where three layers are in one.
-
-    `original` are the names of the UNet's layers in the original code.
-    """
-    if component == "unet":
-        return f"{_UNET}{original[path]}.weight", None
-    prefix = _CLIP[kind][component]
-    if not prefix.endswith("model."):
-        return f"{prefix}{path}.weight", None
-    name, third = original_clip_name(path)
-    if name == "text_projection":
-        raise UserError(
-            "a changed text_projection cannot be written into a single file, which has it the other way round"
-        )
-    return f"{prefix}{name}{'_weight' if third is not None else '.weight'}", third

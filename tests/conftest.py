@@ -1,6 +1,7 @@
 """A tiny base with the real block topology of Stable Diffusion 1.x, and six small pictures."""
 
 import functools
+import importlib.util
 import os
 from pathlib import Path
 
@@ -139,6 +140,13 @@ def _clip(**options) -> CLIPTextConfig:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     return CLIPTextConfig(vocab_size=len(tokenizer), **tokens, **sizes | options)
+
+
+_spec = importlib.util.spec_from_file_location("checkpoints", Path(__file__).with_name("models") / "checkpoints.py")
+assert _spec is not None and _spec.loader is not None
+_checkpoints = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_checkpoints)
+checkpoint = _checkpoints.checkpoint
 
 
 @pytest.fixture(scope="session")

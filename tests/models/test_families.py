@@ -24,7 +24,7 @@ from loraloom.inference.mixing import format_names
 from loraloom.models.base import detect_family
 from loraloom.models.encode import encode_caption, encode_image
 from loraloom.models.family import Conditioning, PromptOptions
-from loraloom.models.load import Base, _align
+from loraloom.models.load import Base, align
 from loraloom.train.objective import Objective
 
 spec = importlib.util.spec_from_file_location("toy_flow", Path(__file__).with_name("toy_flow.py"))
@@ -67,7 +67,7 @@ def load(family, base_of):
         if family is toy_flow.FAMILY:
             parts = family.load(None, torch.float32)
             for part in parts.values():
-                _align(part)
+                align(part)
             return parts
         return Base(ModelSection(base=str(base_of(family.name)))).load()
 

@@ -8,7 +8,8 @@ from diffusers.loaders import single_file_utils as tables
 
 from loraloom.adapters.artifact import base_modules
 from loraloom.models.layout import clip_layers, original_names, unet_layers
-from loraloom.models.single_file import meta_model, shipped_configs
+from loraloom.models.part_tensors import meta_model
+from loraloom.models.single_file import shipped_configs
 
 KINDS = ["sd1", "sd2", "sdxl"]
 
