@@ -22,13 +22,15 @@ class Switch(NamedTuple):
 
 def adapter_names(model: nn.Module) -> list[str]:
     """All adapters that some layer of the model carries, in the order in which they came."""
-    return list(dict.fromkeys(name for _, layer in tuner_layers(model) for name in sorted(carried(layer))))
+    found = {name for _, layer in tuner_layers(model) for name in carried(layer)}
+    return [name for name in getattr(model, "peft_config", found) if name in found]
 
 
 def active_names(model: nn.Module) -> list[str]:
-    """Those that count at the moment."""
+    """Those of them that count at the moment."""
     layers = [layer for _, layer in tuner_layers(model) if not layer.disable_adapters]
-    return list(dict.fromkeys(name for layer in layers for name in layer.active_adapters if name in carried(layer)))
+    found = {name for layer in layers for name in layer.active_adapters if name in carried(layer)}
+    return [name for name in adapter_names(model) if name in found]
 
 
 def keys_of(part: str, model: nn.Module, name: str) -> list[Key]:

@@ -53,19 +53,22 @@ class AttentionRecorder:
     def _recorded(self, micro_batch: MicroBatch) -> Iterator[None]:
         """The pictures of one call of the pipeline."""
         denoiser = self._engine.parts[self._engine.family.denoiser]
-        sums = _Sums(len(micro_batch.prompts))
+        size = self._picture_size(micro_batch)
+        factor = self._engine.pipeline.vae_scale_factor
+        sums = _Sums(len(micro_batch.prompts), (size[1] // factor, size[0] // factor))
         held = dict(denoiser.attn_processors)
         denoiser.set_attn_processor({name: _Recording(each, sums) for name, each in held.items()})
         try:
             yield
         finally:
             denoiser.set_attn_processor(held)
-        size = self._picture_size(micro_batch)
         self._pictures += [_Picture(micro_batch.prompts[k], size, sums, k) for k in micro_batch.kept]
 
-    def _picture_size(self, micro_batch: MicroBatch) -> int:
-        native = self._engine.family.native_latents(self._engine.parts)[-1] * self._engine.pipeline.vae_scale_factor
-        return micro_batch.request.resolution or native
+    def _picture_size(self, micro_batch: MicroBatch) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        _, height, width = self._engine.family.native_latents(self._engine.parts)
+        factor = self._engine.pipeline.vae_scale_factor
+        return micro_batch.request.sides or (width * factor, height * factor)
 
     # ------------------------------------------------------------------------ asking
 
@@ -88,8 +91,8 @@ class AttentionRecorder:
         attention = self.attention(image_index)
         places = self._places(image_index, word, attention.shape[-1])
         found = attention[..., places].mean(dim=-1)
-        size = self._pictures[image_index].size
-        found = _resized(found[None], size)[0]
+        width, height = self._pictures[image_index].size
+        found = _resized(found[None], (height, width))[0]
         return (found / found.max()).numpy()
 
     def overlay(self, image: Image.Image, word: str, image_index: int = 0) -> Image.Image:
@@ -132,6 +135,7 @@ class _Sums:
     """Attention of a micro-batch, summed up over what has run so far: never more than one map for each resolution."""
 
     num_prompts: int
+    latents: tuple[int, int]  # (h, w)
     maps: dict[int, Tensor] = field(default_factory=dict)  # positions -> (prompts, positions, tokens)
     count: int = 0  # of layers and steps
 
@@ -146,12 +150,18 @@ class _Sums:
 
     def mean(self, row: int) -> Tensor:
         """(h, w, tokens): every layer in every step counts the same; the coarse ones are interpolated."""
-        finest = _side(max(self.maps))
+        finest = self._grid(max(self.maps))
         total = torch.zeros(())
         for positions, sums in self.maps.items():
-            square = sums[row].cpu().T.unflatten(1, (_side(positions), _side(positions)))
-            total = total + _resized(square, finest)
+            total = total + _resized(sums[row].cpu().T.unflatten(1, self._grid(positions)), finest)
         return (total / self.count).permute(1, 2, 0)
+
+    def _grid(self, positions: int) -> tuple[int, int]:
+        """(h, w) of a layer: the denoiser halves the latents, rounding up, again and again."""
+        height, width = self.latents
+        while height * width > positions:
+            height, width = -(-height // 2), -(-width // 2)
+        return height, width
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +169,7 @@ class _Picture:
     """What is known of a recorded picture; its micro-batch shares the sums."""
 
     prompt: str
-    size: int  # pixels each way
+    size: tuple[int, int]  # (width, height) in pixels
     sums: _Sums
     row: int
 
@@ -196,16 +206,9 @@ def attention_probabilities(attn: Any, hidden_states: Tensor, encoder_hidden_sta
 # ---------------------------------------------------------------------------- maps
 
 
-def _side(positions: int) -> int:
-    """Of a square of positions: the engine's pictures are square."""
-    side = round(positions**0.5)
-    assert side * side == positions
-    return side
-
-
-def _resized(maps: Tensor, size: int) -> Tensor:
-    """(C, h, w) to (C, size, size), bilinear: what adds up to one over C does so afterwards."""
-    return F.interpolate(maps[None], (size, size), mode="bilinear", align_corners=False)[0]
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, h, w) to (C, *size), bilinear: what adds up to one over C does so afterwards."""
+    return F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
 
 
 def _coloured(heat: np.ndarray) -> np.ndarray:

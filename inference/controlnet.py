@@ -11,24 +11,25 @@ Adapters that are attached to the engine work in it too, as they sit in the UNet
 import inspect
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import diffusers
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, MultiControlNetModel
 from diffusers.loaders import single_file_utils as tables
+from PIL import Image
 from torch import Tensor
 
 from ..adapters.stored import load_file
 from ..configs.errors import UserError
+from ..models.family import ModelFamily, Parts
 from ..models.load import DTYPES, align
 from ..models.original_names import TEXT_ENCODERS
 from ..models.single_file import PICKLES, SUFFIX, shipped_configs
-from .engine import Engine
 
-TASKS = {"text-to-image": "", "image-to-image": "Img2Img", "inpainting": "Inpaint"}
-"""What a pipeline makes an image from, and how diffusers calls its class."""
+if TYPE_CHECKING:
+    from .engine import Engine
 
 _HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 _OURS, _ORIGINAL = "controlnet_cond_embedding.conv_in.weight", "input_hint_block.0.weight"
@@ -37,6 +38,15 @@ _OTHER_MODELS = ("model.diffusion_model.", "first_stage_model.", "cond_stage_mod
 """The base, which the first ControlNets carried along."""
 _SHARED = ("cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type")
 """Settings that a ControlNet has from its base's UNet: they decide what goes into it and what comes out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A picture that the sampling follows."""
+
+    model: ControlNetModel
+    image: Image.Image  # what the ControlNet was trained on: edges, depth, …
+    scale: float = 1.0  # how strongly
 
 
 def load_controlnets(sources: Sequence[str], dtype: str = "fp32") -> list[ControlNetModel]:
@@ -48,42 +58,36 @@ def load_controlnets(sources: Sequence[str], dtype: str = "fp32") -> list[Contro
     return [_load(source, DTYPES[dtype]) for source in sources]
 
 
-def with_controlnets(engine: Engine, controlnets: Sequence[ControlNetModel], task: str = "text-to-image") -> Any:
+def with_controlnets(engine: "Engine", controlnets: Sequence[ControlNetModel], task: str = "text_to_image") -> Any:
     """The base's ControlNet pipeline, of the very parts that `engine.pipeline` has; nothing is loaded or copied.
 
-    With several ControlNets its call wants a list of images and one of scales (`image`,
-    `controlnet_conditioning_scale`); inpainting and image-to-image take the hint as `control_image`. UserError for a
-    ControlNet of another family.
+    `task` is one of the engine's: text_to_image, image_to_image, inpaint. With several ControlNets its call wants a
+    list of images and one of scales (`image`, `controlnet_conditioning_scale`); inpainting and image-to-image take the
+    hint as `control_image`. UserError for a ControlNet of another family.
     """
     if not controlnets:
         raise UserError("no ControlNet was given")
-    if task not in TASKS:
-        raise UserError(f"task {task!r} is unknown; there are: {', '.join(TASKS)}")
     for controlnet in controlnets:
-        _check_fits(engine, controlnet)
-    base = type(engine.pipeline).__name__.removesuffix("Pipeline")
-    pipeline_class = getattr(diffusers, f"{base}ControlNet{TASKS[task]}Pipeline", None)
-    if pipeline_class is None:
-        raise UserError(f"there is no ControlNet pipeline for {base}")
-    wanted = inspect.signature(pipeline_class.__init__).parameters
-    parts = {name: part for name, part in engine.pipeline.components.items() if name in wanted}
-    off = {name: False for name in ("requires_safety_checker", "add_watermarker") if name in wanted}
-    several = list(controlnets) if len(controlnets) > 1 else controlnets[0]
-    pipeline = pipeline_class(**parts, **off, controlnet=several)
-    pipeline.controlnet.to(engine.pipeline.device)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+        check_fits(engine.family, engine.parts, controlnet)
+    several = MultiControlNetModel(list(controlnets)) if len(controlnets) > 1 else controlnets[0]
+    return engine.pipeline_for(controlnet_task(task), controlnet=several.to(engine.pipeline.device))
 
 
-def _check_fits(engine: Engine, controlnet: ControlNetModel) -> None:
+def controlnet_task(task: str) -> str:
+    """What a family calls its pipeline for a task with ControlNets."""
+    return "controlnet" if task == "text_to_image" else f"controlnet_{task}"
+
+
+def check_fits(family: ModelFamily, parts: Parts, controlnet: ControlNetModel) -> None:
+    """UserError for a ControlNet of another family."""
     config: Any = controlnet.config
-    own: Any = engine.parts[engine.family.denoiser].config
+    own: Any = parts[family.denoiser].config
     odd = [name for name in _SHARED if _plain(config[name]) != _plain(own[name])]
     if odd:
         values = ", ".join(f"{name} {_plain(config[name])} instead of {_plain(own[name])}" for name in odd)
         raise UserError(
             f"ControlNet {config['_name_or_path']}: is for {_family_of(config['cross_attention_dim'])}, "
-            f"the base is {engine.family.name} ({values})"
+            f"the base is {family.name} ({values})"
         )
 
 

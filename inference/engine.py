@@ -12,15 +12,17 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.callbacks import PipelineCallback
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from ..configs.choices import did_you_mean
 from ..configs.errors import UserError
 from ..configs.schema import ModelSection
 from ..models.encode import Encode, encoder_of
 from ..models.family import ONE_WINDOW, ModelFamily, Parts, PromptOptions
 from ..models.quiet import quietly
 from .callback import Call, attached, begin, stopped
+from .controlnet import Control, with_controlnets
 from .merged import MergedBase
 from .mixing import Mixing
 from .schedulers import DEFAULT_SCHEDULER, make_scheduler
@@ -43,6 +45,7 @@ class Request:
     image: Image.Image | None = None  # what image-to-image begins with
     mask: Image.Image | None = None  # where it may change, white
     strength: float = 0.8  # how much of the denoising the image goes through, in (0, 1]
+    controls: Sequence[Control] = ()  # ControlNets and what they follow
     micro_batch: int | None = None  # images of one forward pass; the engine's when None
     place: int = 0  # of the first image in its forward pass, in [0, micro_batch)
 
@@ -71,6 +74,13 @@ class Request:
         if self.image is None:
             return "text_to_image"
         return "image_to_image" if self.mask is None else "inpaint"
+
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """(width, height) in pixels, where they are not the base's own."""
+        if self.resolution is not None:
+            return (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
+        return None if self.image is None else self.image.size
 
     def part(self, indices: Sequence[int]) -> "Request":
         """Some of the images."""
@@ -141,6 +151,9 @@ class Engine:
 
         `further` are components that the base has not, such as a `controlnet`: then it is made anew each time.
         """
+        if task not in self.family.pipelines:
+            hint = did_you_mean(task, self.family.pipelines)
+            raise UserError(f"task {task!r} is unknown{hint}; there are: {', '.join(self.family.pipelines)}")
         if further or task not in self._pipelines:
             kind = self.family.pipelines[task]
             pipeline = make_pipeline(kind, self.parts | further | {"scheduler": self.scheduler}, self.family)
@@ -148,6 +161,11 @@ class Engine:
                 return pipeline
             self._pipelines[task] = pipeline
         return self._pipelines[task]
+
+    def _pipeline_of(self, request: Request) -> Any:
+        if request.controls:
+            return with_controlnets(self, [control.model for control in request.controls], request.task)
+        return self.pipeline_for(request.task)
 
     def set_scheduler(self, name: str) -> None:
         """Another sampler on the base's own noise schedule. UserError with the names that there are."""
@@ -197,8 +215,8 @@ class Engine:
 
     def _check(self, request: Request) -> None:
         multiple = self.family.size_multiple
-        if request.resolution is not None and any(side % multiple for side in _sides(request.resolution)):
-            raise UserError(f"resolution {request.resolution} is no multiple of {multiple}")
+        if (sides := request.sides) and any(side % multiple for side in sides):
+            raise UserError(f"resolution {sides[0]} x {sides[1]} is no multiple of {multiple}")
         if request.image is not None and (steps := int(request.steps * request.strength)) < 1:
             raise UserError(f"{request.steps} steps at strength {request.strength:g} are {steps}: give more of either")
 
@@ -208,10 +226,10 @@ class Engine:
         """The images of one forward pass, which always has its full number: the first and the last one fill it up."""
         size, count = self.micro_batch_of(request), len(request.prompts)
         padded = request.part([min(max(k - request.place, 0), count - 1) for k in range(size)])
-        pipeline = self.pipeline_for(request.task)
+        pipeline = self._pipeline_of(request)
         arguments = {
             **self.family.pipeline_prompts(encode(padded.prompts), encode([request.negative_prompt] * size)),
-            **_sized(request),
+            **_pictures(request),
             "num_inference_steps": request.steps,
             "guidance_scale": request.guidance,
             "generator": [torch.Generator().manual_seed(seed) for seed in padded.seeds],
@@ -226,26 +244,31 @@ class Engine:
             return pipeline(**arguments | further).images[kept.start : kept.stop]
 
 
-def _sides(resolution: int | tuple[int, int]) -> tuple[int, int]:
-    return (resolution, resolution) if isinstance(resolution, int) else resolution
-
-
-def _sized(request: Request) -> dict[str, Any]:
-    """The arguments that say how large an image is, or what it begins with."""
-    width, height = (None, None) if request.resolution is None else _sides(request.resolution)
-    if request.image is None:
-        return {"width": width, "height": height}
-    size = (width, height) if width and height else request.image.size
-    found: dict[str, Any] = {"image": _fitted(request.image, "RGB", size), "strength": request.strength}
-    if request.mask is not None:
-        found |= {"mask_image": _fitted(request.mask, "L", size), "width": size[0], "height": size[1]}
+def _pictures(request: Request) -> dict[str, Any]:
+    """The arguments that say how large an image is, what it begins with and what it follows."""
+    size = request.sides
+    found: dict[str, Any] = {}
+    if size and (request.image is None or request.mask is not None):
+        found |= {"width": size[0], "height": size[1]}
+    if request.image is not None and size:
+        found |= {"image": _fitted(request.image, "RGB", size), "strength": request.strength}
+    if request.mask is not None and size:
+        found |= {"mask_image": _fitted(request.mask, "L", size)}
+    if request.controls:
+        name = "image" if request.image is None else "control_image"
+        hints = [_fitted(control.image, "RGB", size or control.image.size) for control in request.controls]
+        scales = [float(control.scale) for control in request.controls]
+        found |= {name: _one_or_all(hints), "controlnet_conditioning_scale": _one_or_all(scales)}
     return found
+
+
+def _one_or_all(values: list[Any]) -> Any:
+    """The pipelines want lists for several ControlNets only."""
+    return values[0] if len(values) == 1 else values
 
 
 def _fitted(image: Image.Image, mode: str, size: tuple[int, int]) -> Image.Image:
     """Cut around its middle to the proportions, and resized."""
-    from PIL import ImageOps
-
     return ImageOps.fit(ImageOps.exif_transpose(image).convert(mode), size, Image.Resampling.LANCZOS)
 
 

@@ -1,5 +1,6 @@
 """A picture as a file asks for it: everything that decides its pixels, in YAML, on the command line and in a PNG."""
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,10 +42,9 @@ class ControlChoice(Section):
     """A ControlNet, and the picture that it follows."""
 
     model: str
-    """A folder, a `.safetensors` file, or a hub id with its `revision`."""
+    """A folder, a `.safetensors` file, or a hub id with its commit, `owner/name@1f2e…`."""
     image: str
     scale: float = 1.0
-    revision: str | None = None
 
 
 class PictureRequest(Section):
@@ -81,19 +81,23 @@ class PictureRequest(Section):
     strength: Annotated[float, Field(gt=0, le=1)] = 0.8
     """How much of the denoising that picture goes through."""
     controls: list[ControlChoice] = []
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    """Pictures of one forward pass, which the bits depend on: 4 for small bases, 1 for others, when it is not given."""
+    place: Annotated[int, Field(ge=0)] = 0
+    """Of picture 0 in its forward pass; a PNG says it of its own."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads, which the bits depend on; all cores when it is not given."""
 
-    def pinned(self, threads: int, revision: str | None) -> dict[str, Any]:
-        """What a PNG says of picture number 0: what is no default, hashes of the adapters, the pinned revision."""
-        adapters = [a.model_copy(update={"sha256": file_hash(Path(a.file))}) for a in self.adapters]
-        update = {"adapters": adapters, "threads": threads, "revision": revision, "num_images": 1}
-        asked = self.model_copy(update=update).model_dump(exclude_defaults=True)
+    def pinned(self, **facts: Any) -> dict[str, Any]:
+        """What a PNG says of it: all that is no default, the adapters' hashes, and `facts` that were open."""
+        adapters = [a.model_copy(update={"sha256": file_hash(a.file)}) for a in self.adapters]
+        asked = self.model_copy(update={"adapters": adapters, **facts}).model_dump(exclude_defaults=True)
         return {"prompt": self.prompt, "seed": self.seed, "base": self.base} | asked
 
-    def at(self, index: int) -> "PictureRequest":
-        """One of the pictures."""
-        return self.model_copy(update={"seed": self.seed + index, "num_images": 1})
+    def part(self, first: int, count: int, size: int) -> "PictureRequest":
+        """Some of the pictures, with the places that they have in forward passes of `size`."""
+        place = (self.place + first) % size
+        return self.model_copy(update={"seed": self.seed + first, "num_images": count, "place": place})
 
     def files(self) -> list[str]:
         """The files of this machine that it needs, without the base."""
@@ -101,10 +105,10 @@ class PictureRequest(Section):
         return [name for name in named if name]
 
 
-def read_requests(file: Path, defaults: Mapping[str, Any]) -> list[PictureRequest]:
+def read_requests(file: Path, over: Mapping[str, Any]) -> list[PictureRequest]:
     """The requests of a YAML file: `requests:` is their list, what stands beside it holds for all of them.
 
-    `defaults` hold where the file is silent. UserError with one line for each problem, as of a config.
+    What is `over` the file holds for all, whatever it says. UserError with one line for each problem, as of a config.
     """
     document = read_document(file)
     values = dict(document.values)
@@ -116,7 +120,7 @@ def read_requests(file: Path, defaults: Mapping[str, Any]) -> list[PictureReques
         if not isinstance(own, dict):
             problems.append(f"{document.where(('requests', index), str(file))}: should be a mapping with a prompt")
             continue
-        merged = merge(merge(dict(defaults), values), own)
+        merged = merge(values, own) | dict(over)
         request, words = _checked(merged, document, str(file), index)
         found += [] if request is None else [request]
         problems += words
@@ -149,8 +153,10 @@ def validated(kind: Any, values: Mapping[str, Any], name: str) -> Any:
         raise UserError([f"{name}: {dotted(path)}: {words}" for path, words in found]) from error
 
 
-def file_hash(file: Path) -> str:
+@functools.cache
+def file_hash(name: str) -> str:
     """SHA-256 of a file, or of all files of a folder. UserError where there is none."""
+    file = Path(name)
     files = sorted(each for each in file.rglob("*") if each.is_file()) if file.is_dir() else [file]
     digest = hashlib.sha256()
     for each in files:

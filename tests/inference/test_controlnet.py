@@ -99,7 +99,7 @@ def test_it_shares_every_part_and_leaves_the_rest_out(kind, engines, folders):
 @pytest.mark.parametrize("kind", MOSTLY_SD1)
 def test_the_hint_is_followed_from_an_image_too(kind, engines, folders):
     (controlnet,) = load_controlnets([str(folders / f"{kind}-0")])
-    for task, rest in (("image-to-image", {}), ("inpainting", {"mask_image": Image.new("L", (32, 32), 255)})):
+    for task, rest in (("image_to_image", {}), ("inpaint", {"mask_image": Image.new("L", (32, 32), 255)})):
         pipeline = with_controlnets(engines[kind], [controlnet], task)
         first, second = (
             picture(
@@ -206,7 +206,7 @@ def test_one_for_another_family_is_refused_with_both_names(engines, folders, tin
 def test_none_and_unknown_tasks_are_refused(engines, folders):
     with pytest.raises(UserError, match="no ControlNet was given"):
         with_controlnets(engines["sd1"], [])
-    with pytest.raises(UserError, match="task 'video' is unknown; there are: text-to-image"):
+    with pytest.raises(UserError, match="task .controlnet_video. is unknown.*controlnet_inpaint"):
         with_controlnets(engines["sd1"], load_controlnets([str(folders / "sd1-0")]), "video")
 
 

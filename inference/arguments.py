@@ -1,0 +1,93 @@
+"""Arguments of `loraloom sample` and `loraloom grid` that say what a picture is like: one for each key of a request.
+
+What is not given leaves to the file, or to the key's default, what it says.
+"""
+
+import argparse
+from typing import Any
+
+from ..configs.arguments import positive
+from ..configs.errors import UserError
+from .request import AdapterChoice
+
+
+def add_request(parser: argparse.ArgumentParser) -> None:
+    """Everything but the prompts."""
+    add = parser.add_argument
+    add("--base", help="pocket, a diffusers pipeline folder, a .safetensors checkpoint, or a hub id (pocket)")
+    add("--revision", help="commit hash of a hub id")
+    add("--adapter", action="append", metavar="FILE[:WEIGHT]", help="file, folder or checkpoint; may be given again")
+    add("--fuse", action="store_true", default=None, help="add the adapters to the base's weights: faster, other bits")
+    add("--negative-prompt", help="what the pictures should not show")
+    add("--seed", type=_seed, help="picture k of a prompt has the seed SEED + k (0)")
+    add("--steps", type=positive, help="denoising steps (20)")
+    add("--guidance", type=float, help="classifier-free guidance scale (4)")
+    add("--guidance-until", type=float, metavar="FRACTION", help="without guidance, at half the cost, from there (1)")
+    add("--resolution", type=_size, metavar="SIDE|WxH", help="pixels (the base's own)")
+    add("--scheduler", help="sampler (dpmsolver++); an unknown name answers with the list")
+    add("--dtype", choices=("fp32", "bf16", "fp16"), help="type of the weights (fp32)")
+    add("--token-windows", type=positive, help="of 75 tokens that a prompt may fill (1)")
+    add(
+        "--weighted",
+        action="store_true",
+        default=None,
+        help="words may have weights: 'a (red)1.4 star', 'red++'",
+    )
+    add("--clip-skip", type=int, help="layers left out at the text encoder's end, as model.clip_skip (0)")
+    add("--image", help="picture to begin with (image-to-image)")
+    add("--mask", help="where that picture may change, white (inpainting)")
+    add("--strength", type=float, help="how much of the denoising that picture goes through (0.8)")
+    add("--control", action="append", metavar="MODEL=IMAGE[:SCALE]", help="ControlNet and its picture; again for more")
+    add("--micro-batch", type=positive, help="pictures of one forward pass; other numbers give other bits")
+    add("--device", default="cpu", help="cpu, cuda, mps (cpu)")
+    add("--threads", type=positive, help="CPU threads; other numbers give other bits (all cores)")
+
+
+def given(options: argparse.Namespace) -> dict[str, Any]:
+    """The keys of a request that were given. UserError for an adapter or a ControlNet that cannot be read."""
+    names = (
+        *("base", "revision", "fuse", "negative_prompt", "seed", "steps", "guidance", "guidance_until", "scheduler"),
+        *("dtype", "token_windows", "weighted", "clip_skip", "image", "mask", "strength", "micro_batch", "threads"),
+    )
+    found = {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
+    if options.adapter is not None:
+        found["adapters"] = [AdapterChoice.parse(text).model_dump(exclude_defaults=True) for text in options.adapter]
+    if options.control is not None:
+        found["controls"] = [_control(text) for text in options.control]
+    if options.resolution is not None:
+        found["width"], found["height"] = options.resolution
+    return found
+
+
+def use_threads(threads: int | None) -> None:
+    """For torch; those of the first request that names some."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _control(text: str) -> dict[str, Any]:
+    model, equals, rest = text.partition("=")
+    if not equals or not model or not rest:
+        raise UserError(f"--control {text}: should be MODEL=IMAGE or MODEL=IMAGE:SCALE")
+    image, colon, scale = rest.rpartition(":")
+    try:
+        return {"model": model, "image": image, "scale": float(scale)} if colon else {"model": model, "image": rest}
+    except ValueError:
+        return {"model": model, "image": rest}
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**62:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 2^62")
+    return value
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    try:
+        return positive(width), positive(height or width)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} should be SIDE or WIDTHxHEIGHT in pixels") from error

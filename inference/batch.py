@@ -1,0 +1,102 @@
+"""Many pictures as files in one folder: streamed to disk, taken up again where they stopped, spread over processes.
+
+What is made at one time is a forward pass, whole: so a picture has the same place in it, and the same bits, whoever
+makes it and whatever was there already.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from ..configs.errors import UserError
+from .pictures import REQUEST, request_in, save_png
+from .request import PictureRequest
+from .sampler import Sampler, versions
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The pictures of one forward pass."""
+
+    request: PictureRequest
+    files: Sequence[Path]  # one for each
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """How a batch ended."""
+
+    made: int
+    found: int  # were there already
+
+
+def work_of(requests: Sequence[PictureRequest], sampler: Sampler, folder: Path) -> list[Work]:
+    """What there is to make. The files are numbered over all requests: `0000.png`, …"""
+    found, number = [], 0
+    for request in requests:
+        size = sampler.micro_batch(request)
+        starts = [0, *range(size - request.place % size, request.num_images, size)]
+        for start, end in zip(starts, [*starts[1:], request.num_images], strict=True):
+            files = [folder / f"{number + k:04d}.png" for k in range(start, end)]
+            found.append(Work(request.part(start, end - start, size), files))
+        number += request.num_images
+    return found
+
+
+def make(work: Sequence[Work], sampler: Sampler, title: str, rank: int = 0, processes: int = 1) -> Made:
+    """Makes what is not there yet: of several processes each its share. Files of other requests are replaced."""
+    mine = work[rank::processes]
+    left = [(each, facts) for each in mine for facts in [_facts(each, sampler)] if not _is_made(each, facts)]
+    made, total = 0, sum(len(each.files) for each, _ in left)
+    with tqdm(total=total, desc=title, unit="picture", disable=rank > 0, leave=False) as bar:
+        for each, facts in left:
+            for image, file, own in zip(sampler.pictures(each.request), each.files, facts, strict=True):
+                save_png(image, file, **{REQUEST: own}, prompt=each.request.prompt, software=versions())
+                made += 1
+                bar.update()
+    return Made(made, sum(len(each.files) for each in mine) - total)
+
+
+def _facts(work: Work, sampler: Sampler) -> list[dict[str, object]]:
+    """What each picture says of itself."""
+    facts, request = sampler.facts(work.request), work.request
+    return [request.part(k, 1, facts["micro_batch"]).pinned(**facts) for k in range(len(work.files))]
+
+
+def _is_made(work: Work, facts: Sequence[dict[str, object]]) -> bool:
+    return all(_says(file, own) for file, own in zip(work.files, facts, strict=True))
+
+
+def _says(file: Path, facts: dict[str, object]) -> bool:
+    if not file.is_file():
+        return False
+    try:
+        return request_in(file) == json.loads(json.dumps(facts))
+    except UserError:
+        return False
+
+
+def pictures_of(work: Sequence[Work]) -> Iterator[Image.Image]:
+    """All of them, from their files."""
+    for each in work:
+        for file in each.files:
+            with Image.open(file) as image:
+                yield image.convert("RGB")
+
+
+def process() -> tuple[int, int]:
+    """(rank, processes) of `accelerate launch`, torchrun and the like; (0, 1) without them."""
+    import os
+
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def wait_for_all() -> None:
+    """Until every process is here."""
+    from accelerate import PartialState
+
+    PartialState().wait_for_everyone()

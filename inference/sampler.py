@@ -1,0 +1,163 @@
+"""From requests to pictures: what two requests have in common is loaded once."""
+
+import importlib.metadata
+from typing import Any
+
+import torch
+from diffusers import ControlNetModel
+from diffusers.callbacks import PipelineCallback
+from PIL import Image
+
+from ..configs.errors import UserError
+from ..models.base import pin_revision
+from ..models.family import PromptOptions
+from .callbacks.adapter_schedule import AdapterSchedule
+from .callbacks.dynamic_guidance import DynamicGuidance
+from .controlnet import Control, load_controlnets
+from .engine import Engine, Request
+from .request import AdapterChoice, ControlChoice, PictureRequest, file_hash
+
+PACKAGES = ("loraloom", "torch", "diffusers", "transformers", "peft")
+
+
+class Sampler:
+    """Makes the pictures of one request after the other."""
+
+    def __init__(self, device: str = "cpu"):
+        self.device = device
+        self._engine: Engine | None = None
+        self._base: tuple[Any, ...] = ()
+        self._adapters: list[str] = []
+        self._controlnets: dict[tuple[str, str], ControlNetModel] = {}
+
+    def pictures(self, request: PictureRequest) -> list[Image.Image]:
+        """All pictures of a request. UserError for what cannot be made."""
+        engine = self.ready(request)
+        return engine.generate(self._request(engine, request), callbacks=self._callbacks(engine, request))
+
+    def micro_batch(self, request: PictureRequest) -> int:
+        """Pictures of one forward pass."""
+        return self._engine_of(request).micro_batch_of(Request([], [], micro_batch=request.micro_batch))
+
+    def facts(self, request: PictureRequest) -> dict[str, Any]:
+        """What the request left open, as it was decided."""
+        revision = pin_revision(request.base, request.revision)
+        return {
+            "revision": revision,
+            "micro_batch": self.micro_batch(request),
+            "threads": torch.get_num_threads() if self.device == "cpu" else None,
+        }
+
+    def ready(self, request: PictureRequest) -> Engine:
+        """The engine with the request's adapters and sampler."""
+        engine = self._engine_of(request)
+        self._check_words(engine, request)
+        engine.set_scheduler(request.scheduler)
+        self._mix(engine, request)
+        return engine
+
+    def _engine_of(self, request: PictureRequest) -> Engine:
+        wanted = (request.base, request.revision, request.dtype)
+        if self._engine is None or wanted != self._base:
+            self._engine = None  # two bases at once may be too much
+            self._engine = Engine.load(request.base, revision=request.revision, dtype=request.dtype, device=self.device)
+            self._base, self._adapters = wanted, []
+        return self._engine
+
+    def _mix(self, engine: Engine, request: PictureRequest) -> None:
+        """The adapters in the request's order: another one sums in another order, which are other bits."""
+        adapters, files = engine.adapters, [choice.file for choice in request.adapters]
+        if adapters.is_fused:
+            adapters.unfuse()
+        for choice in request.adapters:
+            if choice.sha256 is not None and file_hash(choice.file) != choice.sha256:
+                raise UserError(f"{choice.file}: is another file than the one that was asked for (its hash differs)")
+        names = [f"adapter_{number}" for number in range(len(files))]
+        if files != self._adapters:
+            adapters.unload()
+            self._adapters = []
+            for name, choice in zip(names, request.adapters, strict=True):
+                adapters.load_adapter(choice.file, name, choice.weight)
+            self._adapters = files
+        if files:
+            with_layers = adapters.get_list_adapters()
+            carried = {name for own in with_layers.values() for name in own}
+            weights = {n: c.weight for n, c in zip(names, request.adapters, strict=True) if n in carried}
+            adapters.set_adapters(weights)
+            if request.fuse:
+                adapters.fuse()
+
+    def _callbacks(self, engine: Engine, request: PictureRequest) -> list[PipelineCallback]:
+        found: list[PipelineCallback] = []
+        if request.guidance_until < 1:
+            found.append(DynamicGuidance(until=request.guidance_until))
+        limited = {f"adapter_{k}": c for k, c in enumerate(request.adapters) if (c.start, c.end) != (0.0, 1.0)}
+        if limited:
+            found.append(AdapterSchedule(engine.adapters, {name: _between(c) for name, c in limited.items()}))
+        return found
+
+    def _request(self, engine: Engine, request: PictureRequest) -> Request:
+        return Request.repeat(
+            [request.prompt],
+            request.num_images,
+            request.seed,
+            steps=request.steps,
+            guidance=request.guidance,
+            negative_prompt=request.negative_prompt,
+            resolution=_resolution(request),
+            prompt_options=PromptOptions(request.token_windows, request.clip_skip, request.weighted),
+            image=_picture(request.image),
+            mask=_picture(request.mask),
+            strength=request.strength,
+            controls=[self._control(choice, request.dtype) for choice in request.controls],
+            micro_batch=request.micro_batch,
+            place=request.place,
+        )
+
+    def _control(self, choice: ControlChoice, dtype: str) -> Control:
+        key = (choice.model, dtype)
+        if key not in self._controlnets:
+            (self._controlnets[key],) = load_controlnets([choice.model], dtype)
+        image = _picture(choice.image)
+        assert image is not None
+        return Control(self._controlnets[key], image, choice.scale)
+
+    def _check_words(self, engine: Engine, request: PictureRequest) -> None:
+        """What does not fit would be cut without a word. Weighted prompts are counted where they are parsed."""
+        room = request.token_windows * (engine.family.token_window - 2)
+        for prompt in (request.prompt, request.negative_prompt):
+            (count,) = engine.family.count_tokens(engine.parts, [prompt])
+            if count > room and not request.weighted:
+                windows = -(-count // (engine.family.token_window - 2))
+                raise UserError(
+                    f"the prompt {prompt[:40]!r}… has {count} tokens and {room} fit: "
+                    f"give token_windows: {windows} (--token-windows {windows}), or fewer words"
+                )
+
+
+def versions() -> str:
+    """What made the picture: `torch 2.13.0, …`."""
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+
+
+def _between(choice: AdapterChoice) -> Any:
+    return lambda fraction: choice.weight if choice.start <= fraction < choice.end else 0.0
+
+
+def _resolution(request: PictureRequest) -> int | tuple[int, int] | None:
+    if request.width is None and request.height is None:
+        return None
+    if request.width is None or request.height is None:
+        return request.width or request.height
+    return request.width, request.height
+
+
+def _picture(name: str | None) -> Image.Image | None:
+    if name is None:
+        return None
+    try:
+        with Image.open(name) as image:
+            image.load()
+            return image
+    except OSError as error:
+        raise UserError(f"{name}: cannot be opened as a picture ({error})") from error
