@@ -13,6 +13,8 @@ from loraloom.inference.custom_pipeline import load_pipeline
 from loraloom.inference.engine import Engine
 from loraloom.inference.mixing import attach
 
+pytestmark = pytest.mark.slow
+
 ENDINGS = {"unet": (".to_q", ".to_v"), "text_encoder": (".q_proj", ".v_proj")}
 
 
