@@ -1,0 +1,1 @@
+"""Pipelines of our own, one file each: file name = the name that `load_pipeline` takes."""
