@@ -28,6 +28,7 @@ VERBS = {
     "runs": Verb("loraloom.train.runs", "list runs, and compare some of them: config, losses, curves, images"),
     "reproduce": Verb("loraloom.train.reproduce", "write the config of an adapter file again, from its header"),
     "sample": Verb("loraloom.inference.__main__", "make images with a base model and adapters"),
+    "grid": Verb("loraloom.inference.grid", "compare pictures: checkpoint x weight x prompt x seed …, on one picture"),
     "adapter": Verb(
         "loraloom.inference.adapter.__main__", "look into adapter files, convert, merge, extract, resize, verify them"
     ),

@@ -206,7 +206,7 @@ def test_one_for_another_family_is_refused_with_both_names(engines, folders, tin
 def test_none_and_unknown_tasks_are_refused(engines, folders):
     with pytest.raises(UserError, match="no ControlNet was given"):
         with_controlnets(engines["sd1"], [])
-    with pytest.raises(UserError, match="task .controlnet_video. is unknown.*controlnet_inpaint"):
+    with pytest.raises(UserError, match=r"task .controlnet_video. is unknown.*controlnet_inpaint"):
         with_controlnets(engines["sd1"], load_controlnets([str(folders / "sd1-0")]), "video")
 
 

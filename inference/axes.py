@@ -1,0 +1,138 @@
+"""The axes of a grid: what changes from column to column and from row to row, and what a cell asks for then."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ..configs.choices import did_you_mean
+from ..configs.errors import UserError
+from .checkpoint import checkpoints_of
+
+Values = Mapping[str, Any]
+"""The keys of a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A name such as `weight:sks`, and its values."""
+
+    name: str
+    values: Sequence[Any]
+
+
+def _plain(key: str, kind: Callable[[str], Any]) -> Callable[[Values, str, Any], Values]:
+    return lambda request, which, value: {**request, key: kind(value)}
+
+
+def _weight(request: Values, which: str, value: Any) -> Values:
+    place, adapters = _adapter(request, which), [dict(each) for each in request.get("adapters", [])]
+    adapters[place]["weight"] = float(value)
+    return {**request, "adapters": adapters}
+
+
+def _checkpoint(request: Values, which: str, value: Any) -> Values:
+    adapters = [dict(each) for each in request.get("adapters", [])] or [{}]
+    place = _adapter({"adapters": adapters}, which) if which else 0
+    adapters[place]["file"] = str(value)
+    return {**request, "adapters": adapters}
+
+
+AXES: dict[str, Callable[[Values, str, Any], Values]] = {
+    "checkpoint": _checkpoint,
+    "weight": _weight,
+    "prompt": _plain("prompt", str),
+    "negative_prompt": _plain("negative_prompt", str),
+    "seed": _plain("seed", int),
+    "scheduler": _plain("scheduler", str),
+    "guidance": _plain("guidance", float),
+    "guidance_until": _plain("guidance_until", float),
+    "steps": _plain("steps", int),
+}
+"""What can be an axis; `weight` and `checkpoint` may say of which adapter, as `weight:NAME` or `weight:1`."""
+
+
+def axis_of(words: Sequence[str]) -> Axis:
+    """From `NAME VALUE VALUE ...`. A run folder among checkpoints stands for all of its checkpoints."""
+    name, *values = words
+    kind = name.partition(":")[0]
+    if kind not in AXES:
+        raise UserError(f"axis {name!r} is unknown{did_you_mean(kind, AXES)}; there are: {', '.join(AXES)}")
+    if kind == "checkpoint":
+        values = [each for value in values for each in _checkpoints(value)]
+    if not values:
+        raise UserError(f"axis {name!r} has no values; give some: {name} VALUE VALUE …")
+    return Axis(name, values)
+
+
+def _checkpoints(value: str) -> list[str]:
+    found = checkpoints_of(Path(value))
+    if Path(value).is_dir() and not found and (Path(value) / "checkpoints").is_dir():
+        raise UserError(f"checkpoint {value}: the run has no checkpoints")
+    return [str(path) for path in found] or [value]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A column or a row: one value of each of its axes."""
+
+    label: str
+    chosen: Sequence[tuple[str, Any]]
+
+    def applied(self, request: Values) -> Values:
+        """The request with these values. UserError for a value that its axis cannot have."""
+        for name, value in self.chosen:
+            kind, _, which = name.partition(":")
+            try:
+                request = AXES[kind](request, which, value)
+            except ValueError as error:
+                raise (
+                    error if isinstance(error, UserError) else UserError(f"axis {name}: {value!r} is no {kind}")
+                ) from None
+        return request
+
+
+def lines(axes: Sequence[Axis]) -> list[Line]:
+    """Every combination of the axes' values, the last axis fastest; one without a label when there are no axes."""
+    return [
+        Line(
+            ", ".join(_label(axis.name, value) for axis, value in zip(axes, values, strict=True)), _named(axes, values)
+        )
+        for values in product(*(axis.values for axis in axes))
+    ]
+
+
+def _named(axes: Sequence[Axis], values: Sequence[Any]) -> list[tuple[str, Any]]:
+    return [(axis.name, value) for axis, value in zip(axes, values, strict=True)]
+
+
+def _label(name: str, value: Any) -> str:
+    kind, _, which = name.partition(":")
+    if kind in ("prompt", "negative_prompt"):
+        return str(value)
+    if kind == "checkpoint":
+        return Path(str(value)).name.removesuffix(".safetensors")
+    return f"{which or kind} {value}"
+
+
+def cells(request: Values, columns: Sequence[Line], rows: Sequence[Line]) -> Iterator[Values]:
+    """The requests of all cells, row by row. Checkpoints are put in first: weights are of what stands there."""
+    for row in rows:
+        for column in columns:
+            chosen = sorted([*column.chosen, *row.chosen], key=lambda pair: not pair[0].startswith("checkpoint"))
+            yield Line("", chosen).applied(request)
+
+
+def _adapter(request: Values, which: str) -> int:
+    """The place of an adapter by its number, counted from 1, or its name: that of its file without the ending."""
+    names = [Path(each.get("file", "")).name.split(".")[0] for each in request.get("adapters", [])]
+    if not names:
+        raise UserError("a weight axis needs an adapter: give --adapter FILE")
+    if not which:
+        return 0
+    if which.isdigit() and 1 <= int(which) <= len(names):
+        return int(which) - 1
+    if which in names:
+        return names.index(which)
+    raise UserError(f"there is no adapter {which!r}{did_you_mean(which, names)}; there are: {', '.join(names)}")

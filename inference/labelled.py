@@ -1,0 +1,70 @@
+"""Pictures in rows and columns with words beside them, as one picture."""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+GAP, MARGIN, LINE = 4, 14, 18  # pixels
+SMALLEST = 96  # pixels; smaller pictures are enlarged by a whole factor
+WIDEST_LABEL = 220
+PAGE, TEXT, SOFT = "white", "#17191e", "#626a76"
+
+
+def labelled(
+    images: Sequence[Image.Image], columns: Sequence[str], rows: Sequence[str], title: str = "", note: str = ""
+) -> Image.Image:
+    """Images row by row, of any sizes; `columns` and `rows` are their words, wrapped to the room that they have."""
+    font, head = ImageFont.load_default(13), ImageFont.load_default(17)
+    enlarged = [_enlarged(image) for image in images]
+    width, height = max(image.width for image in enlarged), max(image.height for image in enlarged)
+    above = [wrapped(label, font, width) for label in columns]
+    beside = [wrapped(label, font, WIDEST_LABEL) for label in rows]
+    left = MARGIN + max((round(font.getlength(line)) + 10 for label in beside for line in label), default=0)
+    top = MARGIN + (30 if title else 0) + LINE * max(map(len, above)) + 4
+    across = left + len(columns) * (width + GAP) + MARGIN
+    across = max(across, MARGIN * 2 + round(head.getlength(title)))
+    notes = wrapped(note, font, across - 2 * MARGIN)
+    page = Image.new("RGB", (across, top + len(rows) * (height + GAP) + LINE * len(notes) + MARGIN), PAGE)
+    draw = ImageDraw.Draw(page)
+    draw.text((MARGIN, MARGIN), title, TEXT, head)
+    for number, label in enumerate(above):
+        _write(draw, (left + number * (width + GAP), top - 4 - LINE * len(label)), label, TEXT, font)
+    for number, label in enumerate(beside):
+        middle = top + number * (height + GAP) + (height - LINE * len(label)) // 2
+        _write(draw, (MARGIN, middle), label, TEXT, font)
+    for number, image in enumerate(enlarged):
+        row, column = divmod(number, len(columns))
+        page.paste(image, (left + column * (width + GAP), top + row * (height + GAP)))
+    _write(draw, (MARGIN, page.height - MARGIN // 2 - LINE * len(notes)), notes, SOFT, font)
+    return page
+
+
+def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Lines of whole words; a word that is too long for one is cut at its begin."""
+    found: list[str] = []
+    for word in text.split():
+        if found and font.getlength(f"{found[-1]} {word}") <= width:
+            found[-1] += f" {word}"
+            continue
+        while len(word) > 1 and font.getlength(word) > width:
+            word = f"…{word.lstrip('…')[1:]}"
+        found.append(word)
+    return found
+
+
+def _enlarged(image: Image.Image) -> Image.Image:
+    factor = -(-SMALLEST // max(image.size))
+    if factor == 1:
+        return image
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    text: Sequence[str],
+    colour: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
+    for number, line in enumerate(text):
+        draw.text((place[0], place[1] + LINE * number), line, colour, font)
