@@ -3,7 +3,7 @@
 A callback runs after each step, so what concerns the first step is set before the call. They are diffusers' own
 `PipelineCallback`s, without the cutoff that those demand, and stand beside them in one list:
 
-    with attached(pipeline, [Preview(...), SDCFGCutoffCallback(0.6)], num_steps=20) as arguments:
+    with attached(pipeline, [Recorder(), SDCFGCutoffCallback(0.6)], num_steps=20) as arguments:
         pipeline("a red star", num_inference_steps=20, **arguments)
 """
 

@@ -1,6 +1,6 @@
 """Classifier-free guidance for a first part of the steps only: the rest cost half.
 
-Guidance decides what is where, which the early steps settle (Kynkäänniemi et al. 2024, arXiv:2404.07724). Where it is
+Guidance is largely unnecessary at low noise, towards the end (Kynkäänniemi et al. 2024, arXiv:2404.07724). Where it is
 over, the negative half of every doubled tensor is dropped and the denoiser sees only the prompt.
 """
 
