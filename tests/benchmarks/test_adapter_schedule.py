@@ -35,6 +35,7 @@ def adapter(tmp_path) -> Path:
     return tmp_path / "adapter.safetensors"
 
 
+@pytest.mark.slow
 def test_every_schedule_has_a_row(adapter, capsys):
     assert main(["--adapter", str(adapter), "--prompt", "a creature", "--num-images", "1", "--steps", "2"]) == 0
     lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
