@@ -11,6 +11,7 @@ from loraloom.inference.attention_recorder import AttentionRecorder, split_words
 from loraloom.inference.callback import Callback
 from loraloom.inference.engine import Engine, Request
 from loraloom.models.family import PromptOptions
+from loraloom.models.pocket.measure import object_mask
 
 PROMPT = "a red star on a blue starling"
 REQUEST = Request([PROMPT, "a heart"], [0, 1], steps=2, negative_prompt="a moon")
@@ -170,3 +171,17 @@ def test_an_overlay_is_grey_with_the_map_in_colour(recorded):
     grey = Image.new("RGB", (1, 1), "red").convert("L").getpixel((0, 0))
     hottest = overlay[np.unravel_index(heat.argmax(), heat.shape)]
     np.testing.assert_allclose(hottest, (np.array([255, 0, 0]) + grey) / 2, atol=1)
+
+
+def test_a_colour_lies_on_its_shape():
+    """On the embedded base, and more than on the shape's mirror image along the diagonal."""
+    engine = Engine.load("pocket")
+    with AttentionRecorder(engine) as recorder:
+        images = engine.generate(Request.repeat(["a red star on a blue background"], 4, seed=0, steps=8))
+    right, mirrored = [], []
+    for index, image in enumerate(images):
+        mask, heat = object_mask(np.asarray(image)), recorder.heat_map(index, "red")
+        right.append(heat[mask].mean() / heat[~mask].mean())
+        mirrored.append(heat[mask.T].mean() / heat[~mask.T].mean())
+    assert np.mean(right) > 1.5
+    assert np.mean(right) > np.mean(mirrored)
