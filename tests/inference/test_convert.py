@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -10,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from loraloom.configs.errors import UserError, run_command
 from loraloom.inference.convert import file_to_folder, folder_to_file, main
-from loraloom.inference.engine import Engine, Request
+from loraloom.inference.engine import Engine
 from loraloom.inference.single_file_limits import held
 from loraloom.launch import cli
 from loraloom.models.base import PipelineFiles
@@ -67,7 +66,9 @@ def unpacked(checkpoint, tmp_path):
 
 
 def picture(base):
-    return np.asarray(Engine.load(str(base)).generate(Request(["a red star"], [0], steps=2))[0])
+    generator = torch.Generator().manual_seed(0)
+    pipeline = Engine.load(str(base)).pipeline
+    return pipeline("a red star", num_inference_steps=1, generator=generator, output_type="np").images[0]
 
 
 def test_what_diffusers_saves_and_its_file_make_the_same_picture(unpacked, tmp_path):
@@ -75,9 +76,12 @@ def test_what_diffusers_saves_and_its_file_make_the_same_picture(unpacked, tmp_p
     StableDiffusionPipeline.from_pretrained(unpacked).save_pretrained(folder)
     said = folder_to_file(str(folder), file)
     assert said == [f"wrote {file}: {len(load_file(file))} tensors"]
-    assert (picture(folder) == picture(file)).all()
+    image = picture(folder)
+    assert image.std() > 0
+    assert (image == picture(file)).all()
 
 
+@SLOW
 def test_old_names_of_the_vae_and_flat_text_encoders_are_known(unpacked, tmp_path):
     """As the folder of Stable Diffusion 1.5 has them, and as new transformers write them."""
     usual, file = tmp_path / "usual.safetensors", tmp_path / "model.safetensors"

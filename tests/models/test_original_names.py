@@ -3,14 +3,13 @@
 import json
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from diffusers.loaders import single_file_utils as tables
 from safetensors.torch import load_file, save_file
 
 from loraloom.configs.errors import UserError
-from loraloom.inference.engine import Engine, Request
+from loraloom.inference.engine import Engine
 from loraloom.models.base import check_base
 from loraloom.models.original_names import beside_the_model, current_name, standard_name
 from loraloom.models.part_tensors import tensors_of
@@ -65,9 +64,8 @@ def picture(tmp_path):
     def picture(tensors):
         file = tmp_path / "other.safetensors"
         save_file(tensors, file)
-        image = Engine.load(str(file)).generate(Request(["a red star"], [0], steps=2))[0]
-        file.unlink()
-        return np.asarray(image)
+        pipeline, generator = Engine.load(str(file)).pipeline, torch.Generator().manual_seed(0)
+        return pipeline("a red star", num_inference_steps=1, generator=generator, output_type="np").images[0]
 
     return picture
 
