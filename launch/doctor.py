@@ -14,16 +14,20 @@ from typing import Any, Literal
 
 from ..configs.errors import BAD_INPUT, DONE, UserError
 from ..configs.machine import cores
+from .attention_kernels import ASK, attention_lines
 
 State = Literal["usable", "too old", "broken", "absent"]
 TIMEOUT = 300.0  # seconds; a first import from a network disk can take a minute
 
 TRIES = {
-    "torch": """
+    "torch": f"""
 import os, torch
+{ASK}
 cuda = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
 mps = ["MPS"] if torch.backends.mps.is_available() else []
-found = {"devices": [*cuda, *mps, "CPU"], "cuda": torch.version.cuda, "threads": torch.get_num_threads()}
+found = {{"devices": [*cuda, *mps, "CPU"], "cuda": torch.version.cuda, "threads": torch.get_num_threads()}}
+kinds = [*(f"cuda:{{k}}" for k in range(len(cuda))), *(["mps"] if mps else []), "cpu"]
+found["attention"] = {{name: attention(kind) for name, kind in zip(found["devices"], kinds)}}
 """,
     "diffusers": "from diffusers import AutoencoderKL, UNet2DConditionModel",
     "transformers": "from transformers import CLIPTextModel",
@@ -233,6 +237,7 @@ def as_text(report: Mapping[str, Any]) -> str:
     if torch:
         cuda = f"CUDA {torch['cuda']}" if torch["cuda"] else "no CUDA"
         lines.append(f"torch: {', '.join(torch['devices'])}; {torch['threads']} threads; built with {cuda}")
+        lines += attention_lines(torch["attention"])
     lines += [
         "",
         f"{'package':14}{'installed':16}{'needs':10}{'state':9}advice",

@@ -60,8 +60,11 @@ def test_xformers_that_only_imports_is_broken_and_torch_tells_its_devices(packag
     assert outcomes["xformers"].reason == "NotImplementedError: no operator found"
     assert outcomes["torch"].reason == ""
     assert outcomes["torch"].found["devices"][-1] == "CPU"
+    assert outcomes["torch"].found["attention"]["CPU"]["fp32"] == ["flash", "math"]  # the others are for GPUs
     report = {"loraloom": "1", "python": "3", "platform": "x", "cores": 2, "packages": [], "ok": True}
-    assert "\ntorch: " in as_text(report | {"torch": outcomes["torch"].found})
+    text = as_text(report | {"torch": outcomes["torch"].found})
+    assert "\ntorch: " in text
+    assert "\nattention on CPU: fp32 flash (or math), bf16 flash (or math), fp16 flash (or math)\n" in text
 
 
 def test_what_a_broken_torchvision_breaks_points_to_it() -> None:
