@@ -26,6 +26,8 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     add("--resolution", type=_size, metavar="SIDE|WxH", help="pixels (the base's own)")
     add("--scheduler", help="sampler (dpmsolver++); an unknown name answers with the list")
     add("--dtype", choices=("fp32", "bf16", "fp16"), help="type of the weights (fp32)")
+    add("--attention", help="sdpa, auto, or a back-end of diffusers; an unknown name answers with the list (sdpa)")
+    add("--compile", action="store_true", default=None, help="compile the denoiser's blocks: slow start, then faster")
     add("--token-windows", type=positive, help="of 75 tokens that a prompt may fill (1)")
     add(
         "--weighted",
@@ -47,7 +49,19 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
     """The keys of a request that were given. UserError for an adapter or a ControlNet that cannot be read."""
     names = (
         *("base", "revision", "fuse", "negative_prompt", "seed", "steps", "guidance", "guidance_until", "scheduler"),
-        *("dtype", "token_windows", "weighted", "clip_skip", "image", "mask", "strength", "micro_batch", "threads"),
+        *(
+            "dtype",
+            "token_windows",
+            "weighted",
+            "clip_skip",
+            "image",
+            "mask",
+            "strength",
+            "micro_batch",
+            "threads",
+            "attention",
+            "compile",
+        ),
     )
     found = {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
     if options.adapter is not None:

@@ -69,6 +69,10 @@ class PictureRequest(Section):
     adapters: list[AdapterChoice] = []
     fuse: bool = False
     """Whether the adapters are added to the base's weights: faster, and other bits."""
+    attention: str = "sdpa"
+    """What computes attention: torch's own, `auto`, or a back-end of diffusers such as `flash` or `xformers`."""
+    compile: bool = False
+    """Whether the denoiser's repeated blocks are compiled: slow to begin, then faster, and other bits."""
     clip_skip: Annotated[int, Field(ge=0)] = 0
     token_windows: Annotated[int, Field(ge=1)] = 1
     """Windows of 75 tokens that a prompt may fill."""

@@ -1,6 +1,7 @@
 """From requests to pictures: what two requests have in common is loaded once."""
 
 import importlib.metadata
+import sys
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from PIL import Image
 from ..configs.errors import UserError
 from ..models.base import pin_revision
 from ..models.family import PromptOptions
+from .attention import choose_attention
 from .callbacks.adapter_schedule import AdapterSchedule
 from .callbacks.dynamic_guidance import DynamicGuidance
+from .compilation import compile_blocks
 from .controlnet import Control, load_controlnets
 from .engine import Engine, Request
 from .request import AdapterChoice, ControlChoice, PictureRequest, file_hash
@@ -28,6 +31,7 @@ class Sampler:
         self._engine: Engine | None = None
         self._base: tuple[Any, ...] = ()
         self._adapters: list[str] = []
+        self._compiled = False
         self._controlnets: dict[tuple[str, str], ControlNetModel] = {}
 
     def pictures(self, request: PictureRequest) -> list[Image.Image]:
@@ -54,14 +58,20 @@ class Sampler:
         self._check_words(engine, request)
         engine.set_scheduler(request.scheduler)
         self._mix(engine, request)
+        if request.compile and not self._compiled:  # blocks that get an adapter afterwards are compiled again
+            compile_blocks(engine.parts[engine.family.denoiser], engine.family.repeated_blocks)
+            self._compiled = True
         return engine
 
     def _engine_of(self, request: PictureRequest) -> Engine:
-        wanted = (request.base, request.revision, request.dtype)
+        wanted = (request.base, request.revision, request.dtype, request.attention, request.compile)
         if self._engine is None or wanted != self._base:
             self._engine = None  # two bases at once may be too much
             self._engine = Engine.load(request.base, revision=request.revision, dtype=request.dtype, device=self.device)
-            self._base, self._adapters = wanted, []
+            self._base, self._adapters, self._compiled = wanted, [], False
+            chosen = choose_attention(self._engine.pipeline, request.attention, training=False)
+            if request.attention == "auto":
+                print(chosen, file=sys.stderr)
         return self._engine
 
     def _mix(self, engine: Engine, request: PictureRequest) -> None:

@@ -1,0 +1,186 @@
+"""`loraloom sample`: pictures that say how they were made, and are made again, taken up again, or made by two."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from loraloom.configs.errors import UserError, run_command
+from loraloom.inference.__main__ import main
+from loraloom.inference.pictures import request_in
+from loraloom.inference.request import PictureRequest, read_requests
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_base, make_adapter) -> Path:
+    return make_adapter(tiny_base)
+
+
+@pytest.fixture
+def sample(tiny_base, tmp_path):
+    """Runs the command into a folder and answers with its pictures, by their names."""
+
+    def sample(*arguments: str, out: str = "out", base: bool = True) -> dict[str, np.ndarray]:
+        common = ["--base", str(tiny_base)] if base else []
+        assert main([*arguments, *common, "--out", str(tmp_path / out)]) == 0
+        return pictures(tmp_path / out)
+
+    return sample
+
+
+def pictures(folder: Path) -> dict[str, np.ndarray]:
+    return {file.name: np.asarray(Image.open(file)) for file in sorted(folder.glob("0*.png"))}
+
+
+def same(one, other) -> bool:
+    return bool((one == other).all())
+
+
+SETTINGS = ["--steps", "3", "--seed", "7", "--scheduler", "euler", "--guidance", "6", "--resolution", "48x32"]
+
+
+def test_a_picture_is_made_again_from_its_file(sample, adapter, tmp_path):
+    words = ["--prompt", "a (red)1.4 star", "--weighted", "--negative-prompt", "a moon", "--guidance-until", "0.5"]
+    first = sample(*words, *SETTINGS, "--adapter", f"{adapter}:0.7", "--num-images", "6")
+    assert first["0005.png"].shape == (32, 48, 3)
+    for name in ("0001.png", "0005.png"):
+        again = sample("--from", str(tmp_path / "out" / name), out=f"again-{name}", base=False)
+        assert list(again) == ["0000.png"]
+        assert same(again["0000.png"], first[name])
+    changed = sample("--from", str(tmp_path / "out/0001.png"), "--guidance", "2", out="changed", base=False)
+    assert not same(changed["0000.png"], first["0001.png"])
+    said = request_in(tmp_path / "out/0005.png")
+    assert (said["seed"], said["place"], said["adapters"][0]["weight"]) == (12, 1, 0.7)
+    assert len(said["adapters"][0]["sha256"]) == 64
+
+
+def test_another_adapter_file_under_the_same_name_is_refused(sample, adapter, tiny_base, make_adapter, tmp_path):
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(adapter.read_bytes())
+    sample("--prompt", "x", "--steps", "1", "--num-images", "1", "--adapter", str(copy))
+    request = request_in(tmp_path / "out/0000.png")
+    other = make_adapter(tiny_base, seed=9)
+    request["adapters"][0]["file"] = str(other)
+    file = tmp_path / "r.yaml"
+    file.write_text(yaml.safe_dump({"requests": [request]}))
+    with pytest.raises(UserError, match="another file"):
+        sample(str(file), base=False)
+
+
+def test_an_interrupted_batch_goes_on_where_it_stopped(sample, tmp_path, capsys):
+    arguments = ["--prompt", "a star", "--prompt", "a moon", "--num-images", "5", "--steps", "2"]
+    whole = sample(*arguments)
+    kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("0*.png")}
+    for name in ("0006.png", "0008.png"):
+        (tmp_path / "out" / name).unlink()
+    (tmp_path / "out/0009.png").write_bytes(b"half a picture")
+    capsys.readouterr()
+    again = sample(*arguments)
+    assert again.keys() == whole.keys()
+    assert all(same(again[name], whole[name]) for name in whole)
+    assert "5 were there already" in capsys.readouterr().out  # those of the first prompt
+    now = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("0*.png")}
+    assert [name for name in kept if now[name] == kept[name]] == [f"000{k}.png" for k in range(5)]
+    other = sample(*arguments, "--seed", "1")
+    assert same(other["0000.png"], whole["0001.png"]) is False or other["0000.png"].shape == whole["0001.png"].shape
+    assert not same(other["0000.png"], whole["0000.png"])  # files of other requests are replaced
+
+
+def test_a_file_holds_many_requests(sample, adapter, tiny_base, tmp_path):
+    blocks = {"unet": {"mid": 0.5, "up": {"block_1": [0.1, 0.2, 0.3]}}, "text_encoder": 0.4}
+    content = {
+        "base": str(tiny_base),
+        "steps": 2,
+        "requests": [
+            {"prompt": "a star", "num_images": 2},
+            {"prompt": "a star", "adapters": [{"file": str(adapter), "weight": blocks}]},
+            {"prompt": "a star", "adapters": [{"file": str(adapter), "start": 0.5}], "fuse": False},
+            {"prompt": "a star", "adapters": [{"file": str(adapter)}], "fuse": True},
+            {"prompt": "a star", "seed": 1},
+        ],
+    }
+    file = tmp_path / "requests.yaml"
+    file.write_text(yaml.safe_dump(content))
+    made = sample(str(file), base=False)
+    assert len(made) == 6
+    assert len({picture.tobytes() for name, picture in made.items() if name != "0005.png"}) == 5
+    alone = sample("--prompt", "a star", "--steps", "2", "--seed", "1", "--num-images", "1", out="alone")
+    assert same(made["0005.png"], alone["0000.png"])  # after an adapter was fused and taken out
+
+
+def test_mistakes_in_a_file_come_all_at_once_with_their_lines(tmp_path):
+    file = tmp_path / "requests.yaml"
+    file.write_text("stps: 3\nrequests:\n  - {prompt: x, seed: -1}\n  - {promt: x, adapters: [{fil: a}]}\n  - 3\n")
+    with pytest.raises(UserError) as told:
+        read_requests(file, {})
+    words = "\n".join(told.value.problems).replace(str(file), "F")
+    for wanted in (
+        'F:1: stps: unknown key (did you mean "steps"?)',
+        "F:3: requests.0.seed: should be greater than or equal to 0, found -1",
+        'F:4: requests.1.promt: unknown key (did you mean "prompt"?)',
+        'F:4: requests.1.adapters.0.fil: unknown key (did you mean "file"?)',
+        "F:5: should be a mapping with a prompt",
+    ):
+        assert wanted in words
+
+
+def test_two_processes_make_what_one_makes(sample, tiny_base, tmp_path, monkeypatch):
+    """Each its share of the forward passes; the launcher itself starts two in the slow test."""
+    arguments = ["--prompt", "a star", "--num-images", "9", "--steps", "1"]
+    whole = sample(*arguments, out="one")
+    from loraloom.inference.batch import make, work_of
+    from loraloom.inference.sampler import Sampler
+
+    request = PictureRequest(prompt="a star", num_images=9, steps=1, base=str(tiny_base))
+    folder = tmp_path / "two"
+    folder.mkdir()
+    for rank in (1, 0):
+        sampler = Sampler()
+        done = make(work_of([request], sampler, folder), sampler, "", rank, 2)
+        assert (done.made, done.found) == ((4, 0) if rank else (5, 0))
+    made = pictures(folder)
+    assert made.keys() == whole.keys()
+    assert all(same(made[name], whole[name]) for name in whole)
+
+
+def test_a_prompt_that_would_be_cut_is_refused_with_the_option(tiny_base, tmp_path, capsys):
+    arguments = ["--base", str(tiny_base), "--prompt", "star " * 80, "--steps", "1", "--out", str(tmp_path)]
+    assert run_command(main, arguments) == 2
+    assert "80 tokens and 75 fit: give token_windows: 2 (--token-windows 2)" in capsys.readouterr().err
+    assert run_command(main, [*arguments, "--token-windows", "2", "--num-images", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "say what to sample by one of"),
+        (["--prompt", "x", "--from", "y.png"], "say what to sample by one of"),
+        (["--from", "missing.png"], "cannot be opened"),
+        (["--prompt", "x", "--image", "missing.png"], "no such file"),
+        (["--prompt", "x", "--strength", "2"], "less than or equal to 1"),
+        (["--prompt", "x", "--guidance-until", "-1"], "greater than or equal to 0"),
+        (["--prompt", "x", "--control", "model"], "MODEL=IMAGE"),
+        (["--prompt", "x", "--attention", "flsh"], 'did you mean "flash"'),
+        (["missing.yaml"], "missing.yaml"),
+    ],
+)
+def test_what_cannot_be_is_one_line(tiny_base, tmp_path, capsys, arguments, words):
+    assert run_command(main, [*arguments, "--base", str(tiny_base), "--out", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def test_a_picture_of_others_says_so(tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    assert run_command(main, ["--from", str(tmp_path / "plain.png"), "--out", str(tmp_path / "o")]) == 2
+    assert "does not say how it was made" in capsys.readouterr().err
+
+
+def test_the_request_of_a_picture_is_json_that_other_programs_read(sample, tmp_path):
+    sample("--prompt", "a star", "--steps", "1", "--num-images", "1")
+    with Image.open(tmp_path / "out/0000.png") as image:
+        assert json.loads(image.info["loraloom"])["prompt"] == "a star"
+        assert "torch" in image.info["software"]
