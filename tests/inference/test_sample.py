@@ -83,9 +83,8 @@ def test_an_interrupted_batch_goes_on_where_it_stopped(sample, tmp_path, capsys)
     assert all(same(again[name], whole[name]) for name in whole)
     assert "5 were there already" in capsys.readouterr().out  # those of the first prompt
     now = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("0*.png")}
-    assert [name for name in kept if now[name] == kept[name]] == [f"000{k}.png" for k in range(5)]
+    assert sorted(name for name in kept if now[name] == kept[name]) == [f"000{k}.png" for k in range(5)]
     other = sample(*arguments, "--seed", "1")
-    assert same(other["0000.png"], whole["0001.png"]) is False or other["0000.png"].shape == whole["0001.png"].shape
     assert not same(other["0000.png"], whole["0000.png"])  # files of other requests are replaced
 
 

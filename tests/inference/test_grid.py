@@ -1,0 +1,110 @@
+"""`loraloom grid`: what stands in which cell, and the labelled picture of all."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from loraloom.configs.errors import UserError, run_command
+from loraloom.inference.axes import Axis, axis_of, cells, lines
+from loraloom.inference.grid import main
+from loraloom.inference.labelled import GAP, MARGIN, labelled, wrapped
+from loraloom.inference.pictures import request_in
+
+TWO = {
+    "prompt": "x",
+    "adapters": [{"file": "runs/a/sks.safetensors"}, {"file": "vlk.kohya.safetensors", "weight": 0.3}],
+}
+
+
+def test_cells_are_every_combination_row_by_row():
+    columns = lines([axis_of(["seed", "0", "1"]), axis_of(["guidance", "2.5", "4"])])
+    rows = lines([axis_of(["prompt", "a star", "b"])])
+    assert [line.label for line in columns] == [
+        "seed 0, guidance 2.5",
+        "seed 0, guidance 4",
+        "seed 1, guidance 2.5",
+        "seed 1, guidance 4",
+    ]
+    asked = list(cells({"steps": 3}, columns, rows))
+    assert len(asked) == 8
+    assert asked[5] == {"steps": 3, "prompt": "b", "seed": 0, "guidance": 4.0}
+
+
+@pytest.mark.parametrize("name", ["weight:vlk", "weight:2"])
+def test_a_weight_is_of_the_adapter_that_is_named(name):
+    (cell,) = cells(TWO, lines([Axis(name, ["0.5"])]), lines([]))
+    assert cell["adapters"] == [{"file": "runs/a/sks.safetensors"}, {"file": "vlk.kohya.safetensors", "weight": 0.5}]
+    assert TWO["adapters"][1]["weight"] == 0.3
+
+
+def test_a_checkpoint_takes_the_place_of_the_file_and_keeps_its_weight():
+    columns, rows = lines([Axis("weight", ["0.5"])]), lines([Axis("checkpoint", ["other.safetensors"])])
+    (cell,) = cells({"prompt": "x"}, columns, rows)
+    assert cell["adapters"] == [{"file": "other.safetensors", "weight": 0.5}]
+    assert rows[0].label == "other"
+
+
+def test_a_run_stands_for_its_checkpoints(tmp_path):
+    for step in (10, 20):
+        (tmp_path / f"checkpoints/step-{step:06d}").mkdir(parents=True)
+        (tmp_path / f"checkpoints/step-{step:06d}/manifest.json").touch()
+    (tmp_path / "config.yaml").touch()
+    found = axis_of(["checkpoint", str(tmp_path), "b.safetensors"]).values
+    assert [name.rpartition("/")[2] for name in found] == ["step-000010", "step-000020", "b.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["wieght", "1"], 'did you mean "weight"'),
+        (["seed"], "has no values"),
+        (["seed", "x"], "'x' cannot be its value"),
+        (["weight:sk", "1"], 'did you mean "sks"'),
+        (["weight:3", "1"], "there are: sks, vlk"),
+    ],
+)
+def test_axes_that_cannot_be_are_answered_with_what_can(words, told):
+    with pytest.raises(UserError, match=told):
+        list(cells(TWO, lines([axis_of(words)]), lines([])))
+
+
+def test_the_picture_has_every_cell_in_its_place():
+    colours = ["red", "green", "blue", "black", "white", "orange"]
+    images = [Image.new("RGB", (100, 100), colour) for colour in colours]
+    page = np.asarray(labelled(images, ["a", "b", "c"], ["one", "two"], "title", "note"))
+    found = [tuple(page[-MARGIN - 18 - GAP - 50 - 104 * (1 - row), -MARGIN - GAP - 50 - 104 * (2 - column)])
+             for row in range(2) for column in range(3)]  # fmt: skip
+    assert found == [Image.new("RGB", (1, 1), colour).getpixel((0, 0)) for colour in colours]
+
+
+def test_words_are_wrapped_and_never_lost_at_their_end():
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(13)
+    found = wrapped("a very long prompt of words", font, 60)
+    assert " ".join(found) == "a very long prompt of words"
+    assert all(font.getlength(line) <= 60 for line in found)
+    (cut,) = wrapped("x" * 50 + "end", font, 60)
+    assert cut.startswith("…") and cut.endswith("end")
+
+
+def test_the_command_writes_cells_and_grid_and_goes_on(tiny_base, make_adapter, tmp_path, capsys):
+    adapter = make_adapter(tiny_base, name="mine")
+    arguments = ["--base", str(tiny_base), "--adapter", str(adapter), "--prompt", "a star", "--steps", "1"]
+    arguments += ["--x", "weight:mine", "0", "1", "--y", "seed", "3", "4", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    files = sorted((tmp_path / "cells").glob("*.png"))
+    assert [request_in(file)["seed"] for file in files] == [3, 3, 4, 4]
+    assert len({Image.open(file).tobytes() for file in files}) == 4
+    with Image.open(tmp_path / "grid.png") as page:
+        assert page.width > 2 * 96 and page.height > 2 * 96
+    before = [file.stat().st_mtime_ns for file in files]
+    assert main(arguments) == 0
+    assert [file.stat().st_mtime_ns for file in files] == before
+    assert "4 cells" in capsys.readouterr().out
+
+
+def test_a_grid_without_a_prompt_is_one_line(tiny_base, tmp_path, capsys):
+    assert run_command(main, ["--base", str(tiny_base), "--x", "seed", "0", "--out", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "prompt: is missing" in line
