@@ -9,7 +9,7 @@ from typing import Any
 
 from ..configs.arguments import positive
 from ..configs.errors import UserError, run_command
-from .arguments import add_request, given, use_threads
+from .pictures.arguments import add_request, given, use_threads
 
 LARGEST_GRID = 400  # pictures on one
 EPILOG = """\
@@ -34,10 +34,10 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(list(arguments))
     folder = writable(options.out)
 
-    from .batch import make, pictures_of, process, wait_for_all, work_of
-    from .pictures import image_grid
-    from .request import missing_files
-    from .sampler import Sampler
+    from .pictures.batch import make, pictures_of, process, wait_for_all, work_of
+    from .pictures.png import image_grid
+    from .pictures.request import missing_files
+    from .pictures.sampler import Sampler
 
     requests = _requests(options)
     if problems := missing_files(requests):
@@ -67,8 +67,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _requests(options: argparse.Namespace) -> list[Any]:
     """From the YAML file, the picture, or the prompts; what is given on the command line holds over both."""
-    from .pictures import request_in
-    from .request import PictureRequest, read_requests, validated
+    from .pictures.png import request_in
+    from .pictures.request import PictureRequest, read_requests, validated
 
     said = given(options)
     sources = [options.requests is not None, options.again is not None, bool(options.prompt)]

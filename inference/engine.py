@@ -195,7 +195,7 @@ class Engine:
         self, request: Request, *, callbacks: Sequence[PipelineCallback] = (), progress: str | None = None
     ) -> Iterator[list[Image.Image]]:
         """The same, micro-batch by micro-batch."""
-        self._check(request)
+        self.check(request)
         encode = self.encode or encoder_of(self.family, self.parts, request.prompt_options)
         size, count = self.micro_batch_of(request), len(request.prompts)
         starts = [0, *range(size - request.place % size, count, size)]
@@ -213,7 +213,8 @@ class Engine:
             return request.micro_batch
         return MICRO_BATCH if max(self.family.native_latents(self.parts)[1:]) <= SMALL else 1
 
-    def _check(self, request: Request) -> None:
+    def check(self, request: Request) -> None:
+        """UserError for a request that cannot be met."""
         multiple = self.family.size_multiple
         if (sides := request.sides) and any(side % multiple for side in sides):
             raise UserError(f"resolution {sides[0]} x {sides[1]} is no multiple of {multiple}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..configs.errors import UserError, run_command
 from .__main__ import writable
-from .arguments import add_request, given, use_threads
+from .pictures.arguments import add_request, given, use_threads
 
 EPILOG = """\
 axes: checkpoint, weight, prompt, negative_prompt, seed, scheduler, guidance, guidance_until, steps
@@ -27,11 +27,11 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(list(arguments))
     folder = writable(options.out)
 
-    from .axes import axis_of, cells, lines
-    from .batch import make, pictures_of, process, wait_for_all, work_of
-    from .labelled import labelled
-    from .request import PictureRequest, missing_files, validated
-    from .sampler import Sampler
+    from .pictures.axes import axis_of, cells, lines
+    from .pictures.batch import make, pictures_of, process, wait_for_all, work_of
+    from .pictures.labelled import labelled
+    from .pictures.request import PictureRequest, missing_files, validated
+    from .pictures.sampler import Sampler
 
     columns, rows = (lines([axis_of(words) for words in axes]) for axes in (options.x, options.y))
     common = {"prompt": options.prompt, "micro_batch": 1} | given(options)  # one cell is one picture

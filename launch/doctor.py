@@ -63,6 +63,7 @@ OPTIONAL = {
     "bitsandbytes": "8-bit optimisers: pip install bitsandbytes",
     "prodigyopt": "the Prodigy optimiser: pip install prodigyopt",
     "torchao": "low-precision optimisers: pip install torchao",
+    "compel": "weighted prompts: pip install compel",
 }
 """Packages that can help or harm, and what to know when they are absent."""
 

@@ -46,7 +46,7 @@ def class_image_files(source: PriorSource, config: RunConfig, make_engine: Calla
 
 def _make(source: PriorSource, config: RunConfig, files: list[Path], missing: list[int], engine: "Engine") -> None:
     from ..inference.engine import MICRO_BATCH, Request  # brings torch and diffusers
-    from ..inference.pictures import save_png
+    from ..inference.pictures.png import save_png
 
     for start in range(0, len(missing), 8 * MICRO_BATCH):
         chunk = missing[start : start + 8 * MICRO_BATCH]

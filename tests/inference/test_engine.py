@@ -11,7 +11,7 @@ from loraloom.configs.schema import ModelSection
 from loraloom.inference.__main__ import main
 from loraloom.inference.checkpoint import checkpoints_of
 from loraloom.inference.engine import MICRO_BATCH, Engine, Request
-from loraloom.inference.pictures import image_grid, request_in
+from loraloom.inference.pictures.png import image_grid, request_in
 from loraloom.inference.schedulers import SCHEDULERS, compatibles
 from loraloom.inference.verify import probe
 from loraloom.models.family import PromptOptions
@@ -174,7 +174,7 @@ def test_schedulers_are_swapped_on_every_pipeline_and_leave_nothing_behind(engin
 
 def test_every_compatible_class_of_diffusers_is_named(engine):
     known = compatibles(engine.parts["scheduler"])
-    assert {each.kind for each in SCHEDULERS.values()} <= set(known)
+    assert {each.kind for each in SCHEDULERS.values()} - {"LCMScheduler"} <= set(known)  # made for distilled bases
     with pytest.raises(UserError, match="KDPM2DiscreteScheduler"):
         engine.set_scheduler("nonsense")
 

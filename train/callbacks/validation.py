@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ...configs.files import replace_file
 from ...inference.engine import Engine, Request
-from ...inference.pictures import image_grid, save_png
+from ...inference.pictures.png import image_grid, save_png
 from ..callback import Callback
 from ..captions import prompt_options
 from ..journal import tolerated

@@ -9,15 +9,16 @@ from diffusers import ControlNetModel
 from diffusers.callbacks import PipelineCallback
 from PIL import Image
 
-from ..configs.errors import UserError
-from ..models.base import pin_revision
-from ..models.family import PromptOptions
-from .attention import choose_attention
-from .callbacks.adapter_schedule import AdapterSchedule
-from .callbacks.dynamic_guidance import DynamicGuidance
-from .compilation import compile_blocks
-from .controlnet import Control, load_controlnets
-from .engine import Engine, Request
+from ...configs.errors import UserError
+from ...models.base import pin_revision
+from ...models.family import PromptOptions
+from ..attention import choose_attention
+from ..callbacks.adapter_schedule import AdapterSchedule
+from ..callbacks.dynamic_guidance import DynamicGuidance
+from ..compilation import compile_blocks
+from ..controlnet import Control, load_controlnets
+from ..engine import Engine, Request
+from ..schedulers import make_scheduler
 from .request import AdapterChoice, ControlChoice, PictureRequest, file_hash
 
 PACKAGES = ("loraloom", "torch", "diffusers", "transformers", "peft")
@@ -30,6 +31,7 @@ class Sampler:
         self.device = device
         self._engine: Engine | None = None
         self._base: tuple[Any, ...] = ()
+        self._sizes: dict[tuple[Any, ...], int] = {}
         self._adapters: list[str] = []
         self._compiled = False
         self._controlnets: dict[tuple[str, str], ControlNetModel] = {}
@@ -39,9 +41,23 @@ class Sampler:
         engine = self.ready(request)
         return engine.generate(self._request(engine, request), callbacks=self._callbacks(engine, request))
 
+    def check(self, request: PictureRequest) -> None:
+        """UserError for what can be seen without sampling: sizes, sampler, words, pictures, ControlNets."""
+        engine = self._engine_of(request)
+        engine.check(self._request(engine, request))
+        make_scheduler(request.scheduler, engine.parts["scheduler"])
+        self._check_words(engine, request)
+
     def micro_batch(self, request: PictureRequest) -> int:
         """Pictures of one forward pass."""
-        return self._engine_of(request).micro_batch_of(Request([], [], micro_batch=request.micro_batch))
+        key = self.key(request)
+        if key not in self._sizes:
+            self._sizes[key] = self._engine_of(request).micro_batch_of(Request([], []))
+        return request.micro_batch or self._sizes[key]
+
+    def key(self, request: PictureRequest) -> tuple[Any, ...]:
+        """What two requests on the same engine have in common."""
+        return request.base, request.revision, request.dtype, request.attention, request.compile
 
     def facts(self, request: PictureRequest) -> dict[str, Any]:
         """What the request left open, as it was decided."""
@@ -55,7 +71,6 @@ class Sampler:
     def ready(self, request: PictureRequest) -> Engine:
         """The engine with the request's adapters and sampler."""
         engine = self._engine_of(request)
-        self._check_words(engine, request)
         engine.set_scheduler(request.scheduler)
         self._mix(engine, request)
         if request.compile and not self._compiled:  # blocks that get an adapter afterwards are compiled again
@@ -64,7 +79,7 @@ class Sampler:
         return engine
 
     def _engine_of(self, request: PictureRequest) -> Engine:
-        wanted = (request.base, request.revision, request.dtype, request.attention, request.compile)
+        wanted = self.key(request)
         if self._engine is None or wanted != self._base:
             self._engine = None  # two bases at once may be too much
             self._engine = Engine.load(request.base, revision=request.revision, dtype=request.dtype, device=self.device)

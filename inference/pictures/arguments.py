@@ -6,8 +6,8 @@ What is not given leaves to the file, or to the key's default, what it says.
 import argparse
 from typing import Any
 
-from ..configs.arguments import positive
-from ..configs.errors import UserError
+from ...configs.arguments import positive
+from ...configs.errors import UserError
 from .request import AdapterChoice
 
 

@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from loraloom.configs.errors import UserError, run_command
-from loraloom.inference.axes import Axis, axis_of, cells, lines
 from loraloom.inference.grid import main
-from loraloom.inference.labelled import GAP, MARGIN, labelled, wrapped
-from loraloom.inference.pictures import request_in
+from loraloom.inference.pictures.axes import Axis, axis_of, cells, lines
+from loraloom.inference.pictures.labelled import GAP, MARGIN, labelled, wrapped
+from loraloom.inference.pictures.png import request_in
 
 TWO = {
     "prompt": "x",
@@ -58,7 +58,7 @@ def test_a_run_stands_for_its_checkpoints(tmp_path):
     [
         (["wieght", "1"], 'did you mean "weight"'),
         (["seed"], "has no values"),
-        (["seed", "x"], "'x' cannot be its value"),
+        (["seed", "x"], "'x' is no seed"),
         (["weight:sk", "1"], 'did you mean "sks"'),
         (["weight:3", "1"], "there are: sks, vlk"),
     ],

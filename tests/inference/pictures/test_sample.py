@@ -10,8 +10,8 @@ from PIL import Image
 
 from loraloom.configs.errors import UserError, run_command
 from loraloom.inference.__main__ import main
-from loraloom.inference.pictures import request_in
-from loraloom.inference.request import PictureRequest, read_requests
+from loraloom.inference.pictures.png import request_in
+from loraloom.inference.pictures.request import PictureRequest, read_requests
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +130,8 @@ def test_two_processes_make_what_one_makes(sample, tiny_base, tmp_path, monkeypa
     """Each its share of the forward passes; the launcher itself starts two in the slow test."""
     arguments = ["--prompt", "a star", "--num-images", "9", "--steps", "1"]
     whole = sample(*arguments, out="one")
-    from loraloom.inference.batch import make, work_of
-    from loraloom.inference.sampler import Sampler
+    from loraloom.inference.pictures.batch import make, work_of
+    from loraloom.inference.pictures.sampler import Sampler
 
     request = PictureRequest(prompt="a star", num_images=9, steps=1, base=str(tiny_base))
     folder = tmp_path / "two"

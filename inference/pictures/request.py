@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from ..configs.arguments import file_and_weight
-from ..configs.document import Document, dotted, merge, read_document
-from ..configs.errors import UserError
-from ..configs.problems import explain, keys_of
-from ..configs.section import DType, Section
+from ...configs.document import Document, dotted, merge, read_document
+from ...configs.errors import UserError
+from ...configs.problems import explain, keys_of
+from ...configs.section import DType, Section
+from ..adapter_file import AdapterFile
 
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -34,8 +34,8 @@ class AdapterChoice(Section):
     @classmethod
     def parse(cls, text: str) -> "AdapterChoice":
         """`path.safetensors` or `path.safetensors:0.8`."""
-        file, weight = file_and_weight(text)
-        return validated(cls, {"file": file, "weight": weight}, f"--adapter {text}")
+        asked = AdapterFile.parse(text)
+        return cls(file=str(asked.file), weight=asked.weight)
 
 
 class ControlChoice(Section):

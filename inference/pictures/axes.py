@@ -6,9 +6,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..configs.choices import did_you_mean
-from ..configs.errors import UserError
-from .checkpoint import checkpoints_of
+from ...configs.choices import did_you_mean
+from ...configs.errors import UserError
+from ..checkpoint import checkpoints_of
 
 Values = Mapping[str, Any]
 """The keys of a request."""

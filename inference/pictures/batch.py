@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ..configs.errors import UserError
-from .pictures import REQUEST, request_in, save_png
+from ...configs.errors import UserError
+from .png import REQUEST, request_in, save_png
 from .request import PictureRequest
 from .sampler import Sampler, versions
 
@@ -35,7 +35,14 @@ class Made:
 
 
 def work_of(requests: Sequence[PictureRequest], sampler: Sampler, folder: Path) -> list[Work]:
-    """What there is to make. The files are numbered over all requests: `0000.png`, …"""
+    """What there is to make. The files are numbered over all requests: `0000.png`, …
+
+    UserError, before anything is made, for what cannot be.
+    """
+    for base in dict.fromkeys(sampler.key(request) for request in requests):  # each is loaded once for all checks
+        for request in requests:
+            if sampler.key(request) == base:
+                sampler.check(request)
     found, number = [], 0
     for request in requests:
         size = sampler.micro_batch(request)

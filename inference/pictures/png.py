@@ -9,8 +9,8 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..configs.errors import UserError
-from ..configs.files import replacing
+from ...configs.errors import UserError
+from ...configs.files import replacing
 
 REQUEST = "loraloom"
 """The text field of a PNG that holds the whole request as JSON."""
