@@ -3,7 +3,7 @@
     python -m loraloom.examples.mixing           trains what is not there yet, measures every pair of weights
     python -m loraloom.examples.mixing --docs    also writes docs/mixing.md
 
-Both are measured in pixels (`subject_score`, `style_score`), on backgrounds that neither adapter was trained on.
+Both are measured in pixels (`subject_score`, `style_score`), on backgrounds that the pictures of neither adapter have.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def conclusion(mixes: Sequence[Mix]) -> str:
     alone, without = pairs[top.subject_weight, 0.0], pairs[0.0, top.style_weight]
     return (
         f"Best together at {top.subject_weight:g} and {top.style_weight:g}: subject {top.subject:.2f}, style "
-        f"{top.style:.2f}, both in {top.both:.0%} of the pictures. Without the style adapter the style scores "
+        f"{top.style:.2f}, both in {top.both:.0%} of the pictures.\nWithout the style adapter the style scores "
         f"{alone.style:.2f}, without the subject's the subject {without.subject:.2f}."
     )
 
@@ -127,9 +127,9 @@ def page(mixes: Sequence[Mix]) -> str:
             "",
             "Written by `python -m loraloom.examples.mixing --docs`: the creature of `configs/pocket/dreambooth.yaml`",
             "and the dots of `configs/pocket/style.yaml`, trained apart and used together, at every pair of weights.",
-            f"The prompt is `{demo.SUBJECT_PROMPT} on a ... background`, with three backgrounds that neither was",
-            f"trained on and {NUM_SEEDS} seeds each. A cell is the mean subject score and the mean style score, from 0",
-            "(absent) to 1 (as drawn), of the same pictures (`measure.py` and `measure_style.py` in `models/pocket`).",
+            f"The prompt is `{demo.SUBJECT_PROMPT} on a ... background`, with three backgrounds that their",
+            f"pictures do not have and {NUM_SEEDS} seeds each. A cell is the mean subject score and the mean style",
+            "score, from 0 (absent) to 1 (as drawn), of the same pictures (`measure.py`, `measure_style.py`).",
             "",
             table(mixes),
             "",

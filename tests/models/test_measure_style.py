@@ -16,7 +16,7 @@ from loraloom.models.pocket.scenes import COLOURS, SUBJECT, Scene, draw, jittere
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
     rng = np.random.default_rng(11)
-    return [random_scene(rng) for _ in range(100)]
+    return [random_scene(rng) for _ in range(50)]
 
 
 def scores(pictures: list[Image.Image]) -> np.ndarray:
