@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"what is done is in {folder}; the same command goes on from there", file=sys.stderr)
         raise
     if processes > 1:
-        wait_for_all()
+        wait_for_all(options.device)
     if rank == 0:
         images = [*pictures_of(work)]
         columns = max(request.num_images for request in requests) if len(requests) > 1 else min(len(images), 8)
@@ -60,6 +60,7 @@ def main(arguments: Sequence[str]) -> int:
         if same:
             image_grid(images, columns).save(folder / "grid.png")
         there = f" ({done.found} were there already)" if done.found else ""
+        there += f", by {processes} processes" if processes > 1 else ""
         grid = f", all on {folder / 'grid.png'}" if same else ""
         print(f"{len(images)} images in {folder}{there}{grid}")
     return 0

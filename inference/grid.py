@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"what is done is in {folder}; the same command goes on from there", file=sys.stderr)
         raise
     if processes > 1:
-        wait_for_all()
+        wait_for_all(options.device)
     if rank == 0:
         labels = [line.label for line in columns], [line.label for line in rows]
         page = labelled([*pictures_of(work)], *labels, title=options.title or "", note=_note(requests))

@@ -102,8 +102,10 @@ def process() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def wait_for_all() -> None:
-    """Until every process is here."""
+def wait_for_all(device: str) -> None:
+    """Until every process is here; they part afterwards."""
     from accelerate import PartialState
 
-    PartialState().wait_for_everyone()
+    together = PartialState(cpu=device == "cpu")
+    together.wait_for_everyone()
+    together.destroy_process_group()

@@ -10,7 +10,8 @@ from loraloom.adapters import active
 from loraloom.configs.errors import UserError
 from loraloom.inference.callback import Callback
 from loraloom.inference.callbacks.adapter_schedule import AdapterSchedule
-from loraloom.inference.engine import Engine, Request, make_scheduler
+from loraloom.inference.engine import Engine, Request
+from loraloom.inference.schedulers import make_scheduler
 
 STEPS = 4
 REQUEST = Request(["a star"], [0], steps=STEPS)
@@ -64,7 +65,7 @@ def by_hand(engine: Engine, weights: list[float]) -> torch.Tensor:
     """Latents of a loop over UNet and scheduler, with the weight of `a` in each step."""
     prompts = [engine.family.encode_prompts(engine.parts, [words]).prompt_embeds for words in ("", "a star")]
     embeds = torch.cat([prompt.repeat(4, 1, 1) for prompt in prompts])
-    scheduler = make_scheduler("dpmsolver++", engine.parts)
+    scheduler = make_scheduler("dpmsolver++", engine.parts["scheduler"])
     scheduler.set_timesteps(STEPS)
     one = torch.randn((1, 4, 4, 4), generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
     latents = one.repeat(4, 1, 1, 1)

@@ -1,10 +1,14 @@
 """`loraloom sample`: pictures that say how they were made, and are made again, taken up again, or made by two."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -127,7 +131,7 @@ def test_mistakes_in_a_file_come_all_at_once_with_their_lines(tmp_path):
 
 
 def test_two_processes_make_what_one_makes(sample, tiny_base, tmp_path, monkeypatch):
-    """Each its share of the forward passes; the launcher itself starts two in the slow test."""
+    """Each its share of the forward passes; the launcher itself starts two below."""
     arguments = ["--prompt", "a star", "--num-images", "9", "--steps", "1"]
     whole = sample(*arguments, out="one")
     from loraloom.inference.pictures.batch import make, work_of
@@ -141,6 +145,23 @@ def test_two_processes_make_what_one_makes(sample, tiny_base, tmp_path, monkeypa
         done = make(work_of([request], sampler, folder), sampler, "", rank, 2)
         assert (done.made, done.found) == ((4, 0) if rank else (5, 0))
     made = pictures(folder)
+    assert made.keys() == whole.keys()
+    assert all(same(made[name], whole[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_spreads_the_pictures(sample, tiny_base, tmp_path):
+    arguments = ["--prompt", "a star", "--num-images", "6", "--steps", "1", "--threads", "1"]
+    threads = torch.get_num_threads()
+    whole = sample(*arguments, out="one")
+    torch.set_num_threads(threads)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["-m", "loraloom.inference", *arguments, "--base", str(tiny_base), "--out", str(tmp_path / "two")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}  # two processes on one CPU
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("6 images in") == done.stdout.count(", by 2 processes") == 1
+    made = pictures(tmp_path / "two")
     assert made.keys() == whole.keys()
     assert all(same(made[name], whole[name]) for name in whole)
 

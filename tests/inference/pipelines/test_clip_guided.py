@@ -8,8 +8,9 @@ from diffusers.callbacks import SDCFGCutoffCallback
 
 from loraloom.configs.errors import UserError
 from loraloom.inference.clip_guidance import clip_pixels
-from loraloom.inference.engine import SCHEDULERS, Engine, make_scheduler
+from loraloom.inference.engine import Engine
 from loraloom.inference.pipelines.clip_guided import ClipGuidedPipeline
+from loraloom.inference.schedulers import SCHEDULERS, make_scheduler
 
 PROMPT, TEXT = "a red star", "a blue moon on a green background"
 
@@ -46,7 +47,7 @@ def cosines(clip: dict, images: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_at_scale_0_it_is_the_plain_pipeline_to_the_bit(plain, clip, scheduler):
-    components = plain.components | {"scheduler": make_scheduler(scheduler, plain.components)}
+    components = plain.components | {"scheduler": make_scheduler(scheduler, plain.components["scheduler"])}
     official = quiet(StableDiffusionPipeline(**components, requires_safety_checker=False))
     guided = quiet(ClipGuidedPipeline(**components, **clip))
     for options in ({"guidance_scale": 1.0}, {"prompts": (PROMPT, TEXT), "negative_prompt": ["a heart"] * 2}):
