@@ -1,12 +1,13 @@
 """Two adapters in the same pictures: the demo's creature in front of the dots of configs/pocket/style.yaml.
 
     python -m loraloom.examples.mixing           trains what is not there yet, measures every pair of weights
-    python -m loraloom.examples.mixing --docs    also writes docs/mixing.md
+    python -m loraloom.examples.mixing --docs    also writes docs/mixing.md and docs/mixing.png
 
 Both are measured in pixels (`subject_score`, `style_score`), on backgrounds that the pictures of neither adapter have.
 """
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 
 from ..configs.errors import run_command
 from ..inference.engine import Engine
+from ..inference.grid import main as grid
 from ..inference.mixing import AdapterFile, adapter_title, attach
 from ..models.pocket.measure import subject_score
 from ..models.pocket.measure_style import style_score
@@ -27,7 +29,7 @@ SUBJECT, STYLE = demo.RUN / "sks.safetensors", Path("runs/style/dots.safetensors
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 NUM_SEEDS = 8  # for each of the three backgrounds
 PRESENT = 0.5  # the score from which on a single picture shows the subject, or the style
-PAGE = Path("docs/mixing.md")
+RUN, PAGE, PICTURE = Path("runs/mixing"), Path("docs/mixing.md"), Path("docs/mixing.png")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Mix:
 def main(arguments: Sequence[str]) -> int:
     """Trains, measures, and prints the table."""
     parser = argparse.ArgumentParser(prog="python -m loraloom.examples.mixing", description=__doc__)
-    parser.add_argument("--docs", action="store_true", help=f"write {PAGE} as well")
+    parser.add_argument("--docs", action="store_true", help=f"write {PAGE} and {PICTURE} as well")
     docs = parser.parse_args(list(arguments)).docs
 
     for config, adapter in ((demo.CONFIG, SUBJECT), (STYLE_CONFIG, STYLE)):
@@ -53,10 +55,23 @@ def main(arguments: Sequence[str]) -> int:
     mixes = measure(engine_with(SUBJECT, STYLE), WEIGHTS, NUM_SEEDS)
     print(table(mixes))
     print(conclusion(mixes))
+    picture = draw(RUN)
     if docs:
         PAGE.write_text(page(mixes))
-        print(f"wrote {PAGE}")
+        shutil.copyfile(picture, PICTURE)
+        print(f"wrote {PAGE} and {PICTURE}")
+    print(f"look at {picture}")
     return 0
+
+
+def draw(folder: Path) -> Path:
+    """The grid of `loraloom grid`: one seed under every pair of weights."""
+    axes = [("--x", SUBJECT), ("--y", STYLE)]
+    words = [word for axis, file in axes for word in (axis, f"weight:{file.stem}", *(f"{w:g}" for w in WEIGHTS))]
+    adapters = ["--adapter", str(SUBJECT), "--adapter", str(STYLE)]
+    prompt = f"{demo.SUBJECT_PROMPT} on a {demo.NEW_BACKGROUNDS[0]} background"
+    demo.run_verb("grid", grid, [*adapters, "--prompt", prompt, *words, "--seed", "101", "--out", str(folder)])
+    return folder / "grid.png"
 
 
 def engine_with(*adapters: Path) -> Engine:
@@ -134,6 +149,8 @@ def page(mixes: Sequence[Mix]) -> str:
             table(mixes),
             "",
             conclusion(mixes),
+            "",
+            "![one seed under every pair of weights](mixing.png)",
             "",
         ]
     )

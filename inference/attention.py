@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend, dispatch_attention_fn
 from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.utils import logging
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
@@ -163,5 +164,10 @@ def _set(denoiser: Any, backend: str) -> None:
     own = {type(layer.processor).__name__ for layer in layers if not hasattr(layer.processor, "_attention_backend")}
     if backend != NATIVE and own:
         raise UserError(f"attention {backend!r}: {', '.join(sorted(own))} of this model cannot be told to use it")
-    with attention_backend():  # what the call changes for every other model of the process is as before afterwards
-        denoiser.set_attention_backend(backend)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # each call says that it is experimental
+    try:
+        with attention_backend():  # what it changes for every other model of the process is as before afterwards
+            denoiser.set_attention_backend(backend)
+    finally:
+        logging.set_verbosity(verbosity)

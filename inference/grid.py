@@ -3,11 +3,15 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..configs.errors import UserError, run_command
 from .__main__ import writable
 from .pictures.arguments import add_request, given, use_threads
+
+if TYPE_CHECKING:
+    from .pictures.axes import Axis
 
 EPILOG = """\
 axes: checkpoint, weight, prompt, negative_prompt, seed, scheduler, guidance, guidance_until, steps
@@ -19,6 +23,13 @@ examples:
   loraloom grid --adapter runs/demo/sks.safetensors --prompt "a sks creature" --x weight 0 0.5 1 --y seed 0 1 2
   loraloom grid --x checkpoint runs/demo --y prompt "a sks creature" "a creature" --seed 3
   loraloom grid --adapter a.safetensors --adapter b.safetensors --prompt "..." --x weight:a 0 0.5 1 --y weight:b 0 0.5 1
+  loraloom grid grid.yaml
+
+grid.yaml:
+  prompt: "a sks creature"
+  adapters: [{file: a.safetensors}, {file: b.safetensors}]
+  x: {"weight:a": [0, 0.5, 1]}
+  y: {"weight:b": [0, 0.5, 1], seed: [0, 1]}
 """
 
 
@@ -27,19 +38,18 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(list(arguments))
     folder = writable(options.out)
 
-    from .pictures.axes import axis_of, cells, lines
-    from .pictures.batch import make, pictures_of, process, wait_for_all, work_of
-    from .pictures.labelled import labelled
+    from .pictures.axes import cells, lines
+    from .pictures.batch import make, process, wait_for_all, work_of
     from .pictures.request import PictureRequest, missing_files, validated
     from .pictures.sampler import Sampler
 
-    columns, rows = (lines([axis_of(words) for words in axes]) for axes in (options.x, options.y))
-    common = {"prompt": options.prompt, "micro_batch": 1} | given(options)  # one cell is one picture
-    asked = list(cells({key: value for key, value in common.items() if value is not None}, columns, rows))
-    requests = [validated(PictureRequest, each, "cell") for each in asked]
+    request, across, down = _asked(options)
+    columns, rows = lines(across), lines(down)
+    name = options.file or "command line"
+    requests = [validated(PictureRequest, each, name) for each in cells(request, columns, rows)]
     if problems := missing_files(requests):
         raise UserError(problems)
-    use_threads(options.threads)
+    use_threads(requests[0].threads)
     rank, processes = process()
     sampler = Sampler(options.device)
     work = work_of(requests, sampler, folder / "cells")
@@ -52,11 +62,37 @@ def main(arguments: Sequence[str]) -> int:
     if processes > 1:
         wait_for_all(options.device)
     if rank == 0:
-        labels = [line.label for line in columns], [line.label for line in rows]
-        page = labelled([*pictures_of(work)], *labels, title=options.title or "", note=_note(requests))
-        page.save(folder / "grid.png")
+        _draw(work, columns, rows, options.title or "", _note(requests), folder / "grid.png")
         print(f"{len(requests)} cells in {folder / 'cells'}, all on {folder / 'grid.png'}")
     return 0
+
+
+def _asked(options: argparse.Namespace) -> "tuple[dict[str, Any], list[Axis], list[Axis]]":
+    """What all cells have in common, and the axes: of the file, and of the command line, which holds over it."""
+    from ..configs.document import read_document
+    from .pictures.axes import axes_in, axis_of
+
+    values: dict[str, Any] = {"micro_batch": 1}  # one cell is one picture
+    across, down = [], []
+    if options.file is not None:
+        document = read_document(Path(options.file))
+        if document.problems:
+            raise UserError(document.problems)
+        values |= document.values
+        across, down = (axes_in(values.pop(name, {}), f"{options.file}: {name}") for name in ("x", "y"))
+    if options.prompt is not None:
+        values["prompt"] = options.prompt
+    across = [axis_of(words) for words in options.x] or across
+    down = [axis_of(words) for words in options.y] or down
+    return values | given(options), across, down
+
+
+def _draw(work: Any, columns: Any, rows: Any, title: str, note: str, file: Path) -> None:
+    from .pictures.batch import pictures_of
+    from .pictures.labelled import labelled
+
+    labels = [line.label for line in columns], [line.label for line in rows]
+    labelled([*pictures_of(work)], *labels, title=title, note=note).save(file)
 
 
 def _note(requests: Sequence[Any]) -> str:
@@ -74,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     words = {"nargs": "+", "action": "append", "default": []}
+    parser.add_argument("file", nargs="?", metavar="GRID.yaml", help="axes x and y, and what all cells have in common")
     parser.add_argument("--x", metavar=("AXIS", "VALUE"), help="from left to right", **words)
     parser.add_argument("--y", metavar=("AXIS", "VALUE"), help="from top to bottom", **words)
     parser.add_argument("--prompt", help="of all cells, where no axis is the prompt")

@@ -53,17 +53,27 @@ AXES: dict[str, Callable[[Values, str, Any], Values]] = {
 """What can be an axis; `weight` and `checkpoint` may say of which adapter, as `weight:NAME` or `weight:1`."""
 
 
-def axis_of(words: Sequence[str]) -> Axis:
-    """From `NAME VALUE VALUE ...`. A run folder among checkpoints stands for all of its checkpoints."""
+def axis_of(words: Sequence[Any]) -> Axis:
+    """From `NAME VALUE VALUE ...`: words of the command line, or values of a file.
+
+    A run folder among checkpoints stands for all of its checkpoints.
+    """
     name, *values = words
     kind = name.partition(":")[0]
     if kind not in AXES:
         raise UserError(f"axis {name!r} is unknown{did_you_mean(kind, AXES)}; there are: {', '.join(AXES)}")
     if kind == "checkpoint":
-        values = [each for value in values for each in _checkpoints(value)]
+        values = [each for value in values for each in _checkpoints(str(value))]
     if not values:
         raise UserError(f"axis {name!r} has no values; give some: {name} VALUE VALUE …")
     return Axis(name, values)
+
+
+def axes_in(values: Any, where: str) -> list[Axis]:
+    """The axes of a file: `{seed: [0, 1], "weight:sks": [0, 0.5]}`."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: should be axes with lists of values, such as {{seed: [0, 1]}}")
+    return [axis_of([name, *(own if isinstance(own, list) else [own])]) for name, own in values.items()]
 
 
 def _checkpoints(value: str) -> list[str]:

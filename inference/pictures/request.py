@@ -57,7 +57,7 @@ class PictureRequest(Section):
     steps: Annotated[int, Field(ge=1)] = 20
     guidance: float = 4.0
     """Classifier-free guidance scale; 1 and below: none."""
-    guidance_until: Fraction = 1.0
+    guidance_until: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Fraction of the steps after which it samples without guidance, at half the cost."""
     width: Annotated[int, Field(ge=8)] | None = None
     """Pixels; the base's own, or the image's, when it is not given."""

@@ -84,8 +84,8 @@ class Sampler:
             self._engine = None  # two bases at once may be too much
             self._engine = Engine.load(request.base, revision=request.revision, dtype=request.dtype, device=self.device)
             self._base, self._adapters, self._compiled = wanted, [], False
-            chosen = choose_attention(self._engine.pipeline, request.attention, training=False)
-            if request.attention == "auto":
+            if request.attention != "sdpa":  # which is what a fresh engine has
+                chosen = choose_attention(self._engine.pipeline, request.attention, training=False)
                 print(chosen, file=sys.stderr)
         return self._engine
 

@@ -1,7 +1,6 @@
 """The mixing example: its pictures, its table, and that weights reach the pictures."""
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from loraloom.configs.loader import load_config
@@ -51,18 +50,3 @@ def test_the_conclusion_compares_the_best_pair_with_each_adapter_alone():
     assert words.startswith("Best together at 1 and 0.8: subject 0.80, style 0.85, both in 75% of the pictures.")
     assert words.endswith("the style scores 0.03, without the subject's the subject 0.02.")
     assert mixing.table(MIXES) in mixing.page(MIXES)
-
-
-@pytest.mark.slow
-def test_both_adapters_are_seen_in_the_same_pictures_and_neither_without_its_weight(tmp_path):
-    """The whole example, with its trainings and with fewer pictures: four to six minutes."""
-    demo_run, style_run = tmp_path / "demo", tmp_path / "style"
-    assert mixing.train([demo.CONFIG, f"output.dir={demo_run}"]) == 0
-    assert mixing.train([mixing.STYLE_CONFIG, f"output.dir={style_run}"]) == 0
-    engine = mixing.engine_with(demo_run / "sks.safetensors", style_run / "dots.safetensors")
-    together, subject, style = (
-        mixing.measure_pair(engine, pair, 4) for pair in (mixing.CHOSEN, (1.0, 0.0), (0.0, 0.8))
-    )
-    assert min(together.subject, together.style) >= 0.7
-    assert subject.subject >= 0.7 and subject.style <= 0.3
-    assert style.style >= 0.7 and style.subject <= 0.3

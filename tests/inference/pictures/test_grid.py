@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from loraloom.configs.errors import UserError, run_command
@@ -102,6 +103,34 @@ def test_the_command_writes_cells_and_grid_and_goes_on(tiny_base, make_adapter, 
     assert main(arguments) == 0
     assert [file.stat().st_mtime_ns for file in files] == before
     assert "4 cells" in capsys.readouterr().out
+
+
+def test_a_file_has_axes_and_what_all_cells_have_in_common(tiny_base, make_adapter, tmp_path):
+    adapter = make_adapter(tiny_base, name="mine")
+    content = {"base": str(tiny_base), "steps": 1, "adapters": [{"file": str(adapter)}], "seed": 5}
+    content |= {"x": {"weight:mine": [0, 0.5]}, "y": {"prompt": ["a star", "a moon"], "guidance": [1, 4.0]}}
+    file = tmp_path / "grid.yaml"
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    assert main([str(file), "--seed", "6", "--out", str(tmp_path / "out")]) == 0
+    asked = [request_in(cell) for cell in sorted((tmp_path / "out/cells").glob("*.png"))]
+    assert [(each["prompt"], each["seed"]) for each in asked] == [("a star", 6)] * 4 + [("a moon", 6)] * 4
+    assert [each["adapters"][0].get("weight") for each in asked] == [0.0, 0.5] * 4
+    assert main([str(file), "--x", "seed", "1", "2", "3", "--out", str(tmp_path / "other")]) == 0
+    assert len([*(tmp_path / "other/cells").glob("*.png")]) == 12
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prompt: x\nx: 3\n", "should be axes with lists"),
+        ("prompt: x\nstps: 3\n", 'stps: unknown key (did you mean "steps"?)'),
+        ("prompt: x\nx: {sed: [1]}\n", 'did you mean "seed"'),
+    ],
+)
+def test_mistakes_in_a_file_are_told(tmp_path, capsys, text, words):
+    (tmp_path / "grid.yaml").write_text(text)
+    assert run_command(main, [str(tmp_path / "grid.yaml"), "--out", str(tmp_path)]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_a_grid_without_a_prompt_is_one_line(tiny_base, tmp_path, capsys):

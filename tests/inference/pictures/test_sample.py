@@ -181,7 +181,7 @@ def test_a_prompt_that_would_be_cut_is_refused_with_the_option(tiny_base, tmp_pa
         (["--from", "missing.png"], "cannot be opened"),
         (["--prompt", "x", "--image", "missing.png"], "no such file"),
         (["--prompt", "x", "--strength", "2"], "less than or equal to 1"),
-        (["--prompt", "x", "--guidance-until", "-1"], "greater than or equal to 0"),
+        (["--prompt", "x", "--guidance-until", "0"], "greater than 0"),
         (["--prompt", "x", "--control", "model"], "MODEL=IMAGE"),
         (["--prompt", "x", "--attention", "flsh"], 'did you mean "flash"'),
         (["missing.yaml"], "missing.yaml"),
