@@ -61,12 +61,13 @@ class Mixing:
             raise UserError(f"there is an adapter {name!r} already; give the new one another name, or delete it first")
         artifact = _named_words(self._read(file), file.name.split(".")[0])
         _check_weight(file, artifact, weight)
+        weights_of(weight, artifact.modules)
         together = {**self._active_weights(), name: weight}  # PEFT activates the new one alone
         try:
-            weights_of(weight, artifact.modules)
             self._install_words(name, artifact)
             install(artifact, self.parts, name)
         except (RuntimeError, ValueError) as error:
+            self._take_out([name])
             raise UserError(f"{file}: does not fit this base ({str(error).splitlines()[0]})") from error
         if artifact.modules:
             if self._target_rank is not None:
@@ -187,6 +188,9 @@ class Mixing:
         self._check_not_fused()
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         self._check_known(names)
+        self._take_out(names)
+
+    def _take_out(self, names: Sequence[str]) -> None:
         for model in self._carriers().values():
             active.remove(model, names)
         if words := [name for name in names if name in self._words]:
