@@ -1,6 +1,6 @@
 """What a schedule of an adapter's weight changes, on the embedded base: the subject against the base's composition.
 
-    python -m loraloom.benchmarks.adapter_schedule --adapter runs/demo/sks.safetensors --prompt "a sks creature"
+    python -m loraloom.benchmarks.adapter_schedule --adapter runs/demo/sks.safetensors
 
 The adapter is the demo's (`make demo`). Each schedule samples the same prompts and seeds. The subject score is that of
 the demo, 0 to 1; beside it is how far a picture is from what the base alone makes of the same prompt and seed, the mean
@@ -29,17 +29,19 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "always 0": lambda fraction: 0.0,
 }
 NAME = "subject"
+PROMPTS = [f"a sks creature on a {background} background" for background in ("blue", "yellow", "green")]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Samples and prints the table."""
     options = _parser().parse_args(arguments)
+    prompts = options.prompt or PROMPTS
     engine = Engine.load("pocket")
     engine.adapters.load_adapter(options.adapter, NAME)
-    request = Request.repeat(options.prompt, options.num_images, seed=100, steps=options.steps)
+    request = Request.repeat(prompts, options.num_images, seed=100, steps=options.steps)
     with engine.adapters.weighted({}):
         base = engine.generate(request, progress="the base alone")
-    print(f"{len(base)} pictures each, {options.steps} steps: {', '.join(options.prompt)}\n")
+    print(f"{len(base)} pictures each, {options.steps} steps: {', '.join(prompts)}\n")
     print("| weight in the UNet | subject score | pixels changed from the base |\n|---|---|---|")
     print(row("the base alone", base, base))
     for name, weight in SCHEDULES.items():
@@ -65,7 +67,7 @@ def pixel_difference(one: np.ndarray, other: np.ndarray) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m loraloom.benchmarks.adapter_schedule", description=main.__doc__)
     parser.add_argument("--adapter", required=True, type=Path, help="adapter file of the demo's subject")
-    parser.add_argument("--prompt", action="append", required=True, help="with the subject's name; may be given again")
+    parser.add_argument("--prompt", action="append", help="may be given again (the creature on three backgrounds)")
     parser.add_argument("--num-images", type=positive, default=16, help="of each prompt (16)")
     parser.add_argument("--steps", type=positive, default=20, help="denoising steps (20)")
     return parser

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     request = Request(["a red star on a blue background"], [0], steps=options.steps, micro_batch=1)
     with tempfile.TemporaryDirectory() as folder:
         files = [adapter(engine, Path(folder) / f"{k}.safetensors", options.rank, k) for k in range(5)]
-        print(f"{options.base}, {options.steps} steps, one picture at a time, rank {options.rank}, {options.device}, ")
+        print(f"{options.base}, {options.steps} steps, one picture at a time, rank {options.rank}, {options.device},")
         print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; median of {options.rounds} rounds\n")
         print("| adapters | time / base | storages, MiB |")
         print("|---|---:|---:|")
