@@ -48,6 +48,28 @@ def activate(part: str, model: nn.Module, weights: Mapping[str, Mapping[Key, flo
                 set_scale(layer, name, own[part, canonical_path(part, path)])
 
 
+def add(part: str, model: nn.Module, name: str, weights: Mapping[Key, float]) -> None:
+    """One more counts, beside those that do; what was switched off as a whole is on again."""
+    for path, layer in tuner_layers(model):
+        layer._disable_adapters = False
+        if name in carried(layer):
+            before = [each for each in layer.active_adapters if each in carried(layer) and each != name]
+            layer.set_adapter([*before, name], inference_mode=True)
+            set_scale(layer, name, weights[part, canonical_path(part, path)])
+
+
+def rotations(part: str, model: nn.Module, weights: Mapping[str, Mapping[Key, float]]) -> list[str]:
+    """The adapters that are rotations and are given another weight than 1, which they cannot have."""
+    found = [
+        name
+        for path, layer in tuner_layers(model)
+        if is_rotation(layer)
+        for name, own in weights.items()
+        if name in carried(layer) and own[part, canonical_path(part, path)] != 1
+    ]
+    return list(dict.fromkeys(found))
+
+
 def set_scale(layer: Any, name: str, weight: float) -> None:
     """In place where the scale is a tensor, as it is where adapters are swapped without compiling again."""
     if layer.scaling.get(name) is None or is_rotation(layer):

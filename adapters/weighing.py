@@ -19,6 +19,7 @@ Weight = float | Mapping[str, Any]
 
 _SIDES = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
 _NUMBER = re.compile(r"block_(\d+)$")
+_BLOCK_NUMBER = re.compile(r"^\d+\.")
 _PLACE = re.compile(r"[a-z_]+\.(\d+)\.|[a-z_]+$")
 
 
@@ -91,7 +92,7 @@ def _at(key: Key, blocks: Mapping[str, Any]) -> float:
     value = blocks[path]
     if not isinstance(value, list):
         return value
-    found = _PLACE.match(key[1].removeprefix(f"{path}."))
+    found = _PLACE.match(_BLOCK_NUMBER.sub("", key[1].removeprefix(f"{path}."), count=1))
     place = int(found[1]) if found and found[1] else 0
     if place >= len(value) > 1:
         raise UserError(f"{path} has a layer {place + 1}, and its list of weights only {len(value)} numbers")

@@ -14,19 +14,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..examples.demo import UNRELATED
 from ..inference.callbacks.dynamic_guidance import DynamicGuidance
 from ..inference.engine import MICRO_BATCH, Engine, Request
 from ..models.pocket.measure import background_colour, object_colour, shape_of
 
-SHAPES = (
-    ("red", "star", "yellow"),
-    ("blue", "circle", "white"),
-    ("green", "heart", "pink"),
-    ("yellow", "moon", "black"),
-    ("purple", "square", "orange"),
-    ("black", "triangle", "green"),
-)
-PROMPTS = [f"a {colour} {shape} on a {background} background" for colour, shape, background in SHAPES]
+PROMPTS = [f"a {colour} {shape} on a {background} background" for colour, shape, background in UNRELATED]
 UNTIL = (None, 1.0, 0.8, 0.6, 0.4)  # None: without the callback
 SEEDS = range(100, 100 + 2 * MICRO_BATCH)  # of each prompt
 STEPS, GUIDANCE = 20, 4.0
@@ -72,7 +65,7 @@ def sample(engine: Engine, request: Request, until: float | None) -> list[np.nda
 
 def share_as_named(pictures: np.ndarray) -> float:
     """The fraction of pictures with all of colour, shape and background that their prompt names."""
-    wanted = [named for named in SHAPES for _ in SEEDS]
+    wanted = [named for named in UNRELATED for _ in SEEDS]
     found = [(object_colour(each), shape_of(each), background_colour(each)) for each in pictures]
     return sum(one == other for one, other in zip(found, wanted, strict=True)) / len(wanted)
 

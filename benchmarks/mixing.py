@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--base", default="pocket", help="as of `loraloom sample` (pocket)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args(list(arguments))
     engine = Engine.load(options.base, device=options.device)

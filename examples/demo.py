@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     run_verb("train", train, [CONFIG, "--overwrite"])
     adapter = RUN / "sks.safetensors"
     prompt = f"{SUBJECT_PROMPT} on a blue background"
-    wanted = ["--prompt", prompt, "--seed", "1", "--num-images", "4", "--out", str(RUN / "images")]
+    wanted = ["--prompt", prompt, "--seed", "1", "--num-images", "4", "--out", str(RUN / "images"), "--overwrite"]
     run_verb("sample", sample, ["--base", "pocket", "--adapter", f"{adapter}:1.0", *wanted])
 
     base, adapted = Engine.load("pocket"), engine_with(adapter)

@@ -70,7 +70,9 @@ def draw(folder: Path) -> Path:
     words = [word for axis, file in axes for word in (axis, f"weight:{file.stem}", *(f"{w:g}" for w in WEIGHTS))]
     adapters = ["--adapter", str(SUBJECT), "--adapter", str(STYLE)]
     prompt = f"{demo.SUBJECT_PROMPT} on a {demo.NEW_BACKGROUNDS[0]} background"
-    demo.run_verb("grid", grid, [*adapters, "--prompt", prompt, *words, "--seed", "101", "--out", str(folder)])
+    demo.run_verb(
+        "grid", grid, [*adapters, "--prompt", prompt, *words, "--seed", "101", "--out", str(folder), "--overwrite"]
+    )
     return folder / "grid.png"
 
 

@@ -1,7 +1,6 @@
 """python -m loraloom.inference: pictures from a base and adapters, as files that say how they were made."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from ..configs.arguments import positive
 from ..configs.errors import UserError, run_command
-from .pictures.arguments import add_request, given, use_threads
+from .pictures.arguments import add_request, given, use_threads, writable
 
 LARGEST_GRID = 400  # pictures on one
 EPILOG = """\
@@ -32,9 +31,9 @@ requests.yaml:
 def main(arguments: Sequence[str]) -> int:
     """Samples, writes the files as they come, and says where they are."""
     options = _parser().parse_args(list(arguments))
-    folder = writable(options.out)
+    folder = writable(options.out or ("runs/samples" if options.again is None else "runs/again"))
 
-    from .pictures.batch import make, pictures_of, process, wait_for_all, work_of
+    from .pictures.batch import make_together, pictures_of, work_of
     from .pictures.png import image_grid
     from .pictures.request import missing_files
     from .pictures.sampler import Sampler
@@ -43,26 +42,20 @@ def main(arguments: Sequence[str]) -> int:
     if problems := missing_files(requests):
         raise UserError(problems)
     use_threads(next((request.threads for request in requests if request.threads), None))
-    rank, processes = process()
     sampler = Sampler(options.device)
     work = work_of(requests, sampler, folder)
-    try:
-        done = make(work, sampler, "sampling", rank, processes)
-    except KeyboardInterrupt:
-        print(f"what is done is in {folder}; the same command goes on from there", file=sys.stderr)
-        raise
-    if processes > 1:
-        wait_for_all(options.device)
-    if rank == 0:
-        images = [*pictures_of(work)]
-        columns = max(request.num_images for request in requests) if len(requests) > 1 else min(len(images), 8)
-        same = len({image.size for image in images}) == 1 and len(images) <= LARGEST_GRID
+    done = make_together(work, sampler, "sampling", options.overwrite)
+    if done.is_main:
+        count = sum(len(each.files) for each in work)
+        images = [*pictures_of(work)] if count <= LARGEST_GRID else []
+        columns = max(request.num_images for request in requests) if len(requests) > 1 else min(count, 8)
+        same = len({image.size for image in images}) == 1
         if same:
             image_grid(images, columns).save(folder / "grid.png")
-        there = f" ({done.found} were there already)" if done.found else ""
-        there += f", by {processes} processes" if processes > 1 else ""
+        there = f" ({done.found} were there already)" if done.found and done.processes == 1 else ""
+        there += f", by {done.processes} processes" if done.processes > 1 else ""
         grid = f", all on {folder / 'grid.png'}" if same else ""
-        print(f"{len(images)} images in {folder}{there}{grid}")
+        print(f"{count} images in {folder}{there}{grid}")
     return 0
 
 
@@ -80,21 +73,10 @@ def _requests(options: argparse.Namespace) -> list[Any]:
             said["num_images"] = options.num_images
         return read_requests(Path(options.requests), over=said)
     if options.again is not None:
+        said["num_images"] = options.num_images or 1
         return [validated(PictureRequest, request_in(Path(options.again)) | said, options.again)]
     said["num_images"] = options.num_images or 4
     return [validated(PictureRequest, said | {"prompt": prompt}, "command line") for prompt in options.prompt]
-
-
-def writable(name: str) -> Path:
-    """A folder that is there and can be written."""
-    folder = Path(name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot be made ({error.strerror})") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"--out {folder}: cannot be written")
-    return folder
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", action="append", default=[], help="may be given again: one row of the grid each")
     parser.add_argument("--num-images", type=positive, help="of each prompt (4)")
     add_request(parser)
-    parser.add_argument("--out", default="runs/samples", help="folder for the images (runs/samples)")
+    parser.add_argument("--out", help="folder for the images (runs/samples; runs/again with --from)")
     return parser
 
 

@@ -150,6 +150,8 @@ class _Sums:
 
     def mean(self, row: int) -> Tensor:
         """(h, w, tokens): every layer in every step counts the same; the coarse ones are interpolated."""
+        if not self.maps:
+            raise UserError(f"no layer of the denoiser was recorded: all have more than {MAX_POSITIONS} places")
         finest = self._grid(max(self.maps))
         total = torch.zeros(())
         for positions, sums in self.maps.items():

@@ -40,7 +40,9 @@ class Request:
     steps: int = 20
     guidance: float = 4.0  # classifier-free guidance scale; 1 and below: none
     negative_prompt: str = ""
-    resolution: int | tuple[int, int] | None = None  # pixels each way, or (width, height); the base's own when None
+    resolution: int | tuple[int, int] | None = (
+        None  # pixels, or (width, height); a picture's or the base's own when None
+    )
     prompt_options: PromptOptions = ONE_WINDOW
     image: Image.Image | None = None  # what image-to-image begins with
     mask: Image.Image | None = None  # where it may change, white
@@ -80,7 +82,9 @@ class Request:
         """(width, height) in pixels, where they are not the base's own."""
         if self.resolution is not None:
             return (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
-        return None if self.image is None else self.image.size
+        if self.image is not None:
+            return self.image.size
+        return self.controls[0].image.size if self.controls else None
 
     def part(self, indices: Sequence[int]) -> "Request":
         """Some of the images."""
@@ -113,7 +117,7 @@ class Engine:
         Without a `scheduler` it samples with the base's own.
         """
         self.family, self.parts, self.encode, self.base = family, parts, encode, base
-        self.scheduler = parts["scheduler"] if scheduler is None else make_scheduler(scheduler, parts["scheduler"])
+        self.scheduler = parts.get("scheduler") if scheduler is None else make_scheduler(scheduler, parts["scheduler"])
         self._pipelines: dict[str, Any] = {}
         self.pipeline: Any = self.pipeline_for("text_to_image")
         self.adapters = Mixing(family, parts, self._replace_part)
@@ -156,11 +160,14 @@ class Engine:
             raise UserError(f"task {task!r} is unknown{hint}; there are: {', '.join(self.family.pipelines)}")
         if further or task not in self._pipelines:
             kind = self.family.pipelines[task]
-            pipeline = make_pipeline(kind, self.parts | further | {"scheduler": self.scheduler}, self.family)
+            pipeline = make_pipeline(kind, self.parts | further | self._own(), self.family)
             if further:
                 return pipeline
             self._pipelines[task] = pipeline
         return self._pipelines[task]
+
+    def _own(self) -> Parts:
+        return {} if self.scheduler is None else {"scheduler": self.scheduler}
 
     def _pipeline_of(self, request: Request) -> Any:
         if request.controls:
@@ -198,6 +205,8 @@ class Engine:
         self.check(request)
         encode = self.encode or encoder_of(self.family, self.parts, request.prompt_options)
         size, count = self.micro_batch_of(request), len(request.prompts)
+        if not count:
+            return
         starts = [0, *range(size - request.place % size, count, size)]
         batches = list(zip(starts, [*starts[1:], count], strict=True))
         begin(callbacks)

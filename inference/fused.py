@@ -14,6 +14,7 @@ from ..adapters import active
 from ..adapters.algebra import merged
 from ..adapters.artifact import Base, Key, Weights, canonical_path
 from ..adapters.peft_adapters import read_peft, tuner_layers
+from ..configs.errors import UserError
 
 
 class Fused:
@@ -24,19 +25,16 @@ class Fused:
         self._names = {part: active.adapter_names(model) for part, model in models.items()}
         self._wrappers: list[tuple[nn.Module, str, nn.Module]] = []  # parent, name, what was there
         self._kept: dict[Key, tuple[Any, Tensor | None]] = {}  # the layer of the base, and its weight of before
+        changes = {part: _changes(part, model) for part, model in models.items()}
         for part, model in models.items():
-            self._fuse(part, model)
+            self._fuse(part, model, changes[part])
 
     def names(self) -> dict[str, list[str]]:
         """Component -> all adapters that it carried."""
         return self._names
 
     @torch.no_grad()
-    def _fuse(self, part: str, model: nn.Module) -> None:
-        changes: dict[Key, list[tuple[Weights, float]]] = defaultdict(list)
-        for name in active.active_names(model):
-            for key, weights in read_peft(part, model, name).items():
-                changes[key].append((weights, 1.0))  # their scale has the weight in it
+    def _fuse(self, part: str, model: nn.Module, changes: Mapping[Key, Sequence[tuple[Weights, float]]]) -> None:
         for path, layer in _outermost(model).items():
             base, key = layer.get_base_layer(), (part, canonical_path(part, path))
             if key in changes:
@@ -58,6 +56,20 @@ class Fused:
             base.weight.data = kept
         for parent, name, layer in self._wrappers:
             setattr(parent, name, layer)
+
+
+def _changes(part: str, model: nn.Module) -> dict[Key, list[tuple[Weights, float]]]:
+    """Module -> the changes of all active adapters. UserError for a rotation that does not stand alone."""
+    changes: dict[Key, list[tuple[Weights, float]]] = defaultdict(list)
+    for name in active.active_names(model):
+        for key, weights in read_peft(part, model, name).items():
+            changes[key].append((weights, 1.0))  # their scale has the weight in it
+    for key, several in changes.items():
+        if len(several) > 1 and any(weights.method == "oft" for weights, _ in several):
+            raise UserError(
+                f"{' '.join(key)} is turned by an OFT adapter and changed by another: fuse one of them only"
+            )
+    return changes
 
 
 def _outermost(model: nn.Module) -> dict[str, Any]:

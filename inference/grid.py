@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..configs.errors import UserError, run_command
-from .__main__ import writable
-from .pictures.arguments import add_request, given, use_threads
+from .pictures.arguments import add_request, given, use_threads, writable
 
 if TYPE_CHECKING:
     from .pictures.axes import Axis
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = writable(options.out)
 
     from .pictures.axes import cells, lines
-    from .pictures.batch import make, process, wait_for_all, work_of
+    from .pictures.batch import make_together, work_of
     from .pictures.request import PictureRequest, missing_files, validated
     from .pictures.sampler import Sampler
 
@@ -47,21 +46,15 @@ def main(arguments: Sequence[str]) -> int:
     columns, rows = lines(across), lines(down)
     name = options.file or "command line"
     requests = [validated(PictureRequest, each, name) for each in cells(request, columns, rows)]
+    if any(request.num_images != 1 for request in requests):
+        raise UserError(f"{name}: num_images: a cell is one picture; make `seed` an axis for more")
     if problems := missing_files(requests):
         raise UserError(problems)
     use_threads(requests[0].threads)
-    rank, processes = process()
     sampler = Sampler(options.device)
     work = work_of(requests, sampler, folder / "cells")
     (folder / "cells").mkdir(exist_ok=True)
-    try:
-        make(work, sampler, "grid", rank, processes)
-    except KeyboardInterrupt:
-        print(f"what is done is in {folder}; the same command goes on from there", file=sys.stderr)
-        raise
-    if processes > 1:
-        wait_for_all(options.device)
-    if rank == 0:
+    if make_together(work, sampler, "grid", options.overwrite).is_main:
         _draw(work, columns, rows, options.title or "", _note(requests), folder / "grid.png")
         print(f"{len(requests)} cells in {folder / 'cells'}, all on {folder / 'grid.png'}")
     return 0

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from ..adapters.artifact import AdapterArtifact, module_path
-from ..adapters.methods import lora
+from ..adapters.active import set_scale
+from ..adapters.artifact import AdapterArtifact, Weights, module_path
 from ..adapters.peft_adapters import carried, tuner_layers
 from ..configs.errors import UserError
 
@@ -22,28 +23,47 @@ def prepare(denoiser: Any, target_rank: int) -> None:
 
 
 def swap(part: str, denoiser: nn.Module, artifact: AdapterArtifact, file: Path, name: str) -> None:
-    """UserError for what cannot be swapped: text encoders, words, other methods, other modules, larger ranks."""
-    from peft.utils.hotswap import check_hotswap_configs_compatible, hotswap_adapter_from_state_dict
+    """The new weights, mixed in as the old ones were; modules that the file has not count no more.
 
+    Written into the tensors that are there: PEFT's own function looks for names that contain the adapter's, and would
+    empty others. UserError, before anything changes, for text encoders, words, other methods, modules that the old one
+    has not, and ranks that are larger.
+    """
     _check(part, artifact, file)
+    layers = {path: layer for path, layer in tuner_layers(denoiser) if name in carried(layer)}
     has = {path for path, _ in denoiser.named_modules()}
-    folded = {module_path(part, path, has): w for (_, path), w in artifact.folded().modules.items()}
-    config = lora.config_of(folded)
-    state = {}
-    for path, weights in folded.items():
-        state[f"{path}.lora_A.{name}.weight"] = weights.tensors["down"]
-        state[f"{path}.lora_B.{name}.weight"] = weights.tensors["up"]
+    new = {module_path(part, path, has): weights for (_, path), weights in artifact.folded().modules.items()}
+    for path, weights in new.items():
+        if problem := _misfit(layers.get(path), weights, name):
+            raise UserError(f"{file}: cannot take the place of {name!r}: {path} {problem}")
+    for path, layer in layers.items():
+        _write(layer, name, new.get(path))
+
+
+def _misfit(layer: Any, weights: Weights, name: str) -> str:
+    if layer is None or name not in getattr(layer, "lora_A", {}):
+        return "is no module of the LoRA that is there"
+    if ("magnitude" in weights.tensors) != (name in layer.lora_magnitude_vector):
+        return "is DoRA in one of the two (use_dora) and not in the other"
+    if weights.rank > (room := layer.lora_A[name].weight.shape[0]):
+        return f"has rank {weights.rank}, and there is room for {room}: say enable_hotswap before the first adapter"
+    return ""
+
+
+@torch.no_grad()
+def _write(layer: Any, name: str, weights: Weights | None) -> None:
+    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+    factor = float(layer.scaling[name]) * layer.r[name] / layer.lora_alpha[name]
+    down.zero_()
+    up.zero_()
+    if weights is not None:
+        down[: weights.rank].copy_(weights.tensors["down"])
+        up[:, : weights.rank].copy_(weights.tensors["up"])
         if "magnitude" in weights.tensors:
-            state[f"{path}.lora_magnitude_vector.{name}.weight"] = weights.tensors["magnitude"]
-    held: Any = denoiser
-    try:
-        check_hotswap_configs_compatible(held.peft_config[name], _as_before(config, held.peft_config[name]))
-        hotswap_adapter_from_state_dict(denoiser, state, name, config)
-    except (ValueError, RuntimeError, NotImplementedError) as error:
-        raise UserError(f"{file}: cannot take the place of {name!r}: {str(error).splitlines()[0]}") from error
-    for _, layer in tuner_layers(denoiser):
-        if name in carried(layer):
-            layer.r[name] = layer.lora_alpha[name] = 1  # the scale is in the weights
+            vector = layer.lora_magnitude_vector[name].weight
+            vector.copy_(weights.tensors["magnitude"].reshape(vector.shape))
+    layer.r[name] = layer.lora_alpha[name] = 1  # the scale is in the weights
+    set_scale(layer, name, factor)
 
 
 def _check(part: str, artifact: AdapterArtifact, file: Path) -> None:
@@ -54,10 +74,3 @@ def _check(part: str, artifact: AdapterArtifact, file: Path) -> None:
         )
     if artifact.method != "lora":
         raise UserError(f"{file}: is {artifact.method}, and only LoRA can be hot-swapped")
-
-
-def _as_before(config: Any, held: Any) -> Any:
-    """PEFT compares patterns of alphas as well, which here only tell how ranks differ."""
-    from dataclasses import replace
-
-    return replace(config, alpha_pattern=held.alpha_pattern)

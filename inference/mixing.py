@@ -57,23 +57,36 @@ class Mixing:
         self._check_not_fused()
         file = Path(file)
         name = adapter_name or self._free_name(file)
+        if not re.fullmatch(r"\w+", name):
+            raise UserError(f"the name {name!r}: should be letters, digits and _ (PEFT keeps adapters by it)")
         if name in self.get_names():
             raise UserError(f"there is an adapter {name!r} already; give the new one another name, or delete it first")
         artifact = _named_words(self._read(file), file.name.split(".")[0])
         _check_weight(file, artifact, weight)
         weights_of(weight, artifact.modules)
-        together = {**self._active_weights(), name: weight}  # PEFT activates the new one alone
+        held = active.switches([*self._models().values()])  # PEFT activates the new one alone
         try:
             self._install_words(name, artifact)
             install(artifact, self.parts, name)
         except (RuntimeError, ValueError) as error:
             self._take_out([name])
+            active.switch(held)
             raise UserError(f"{file}: does not fit this base ({str(error).splitlines()[0]})") from error
         if artifact.modules:
             if self._target_rank is not None:
                 prepare(self.parts[self.family.denoiser], self._target_rank)
-            self.set_adapters(together)
+            active.switch(held)
+            resolved = weights_of(weight, self._keys(name))
+            for part, model in self._carriers().items():
+                active.add(part, model, name, resolved)
+            self.weights[name] = weight
         return artifact
+
+    def check_adapter(self, file: str | Path, weight: Weight = 1.0) -> None:
+        """UserError for a file that `load_adapter` would refuse, as far as reading it tells; nothing is loaded."""
+        artifact = self._read(Path(file))
+        _check_weight(Path(file), artifact, weight)
+        weights_of(weight, artifact.modules)
 
     def _read(self, file: Path) -> AdapterArtifact:
         return read_checkpoint(file) if is_checkpoint(file) else read(file, format_names(self.family, self.parts))
@@ -94,8 +107,13 @@ class Mixing:
         self._check_known([adapter_name])
         denoiser = self.family.denoiser
         artifact = self._read(Path(file))
+        carriers = [part for part, names in self.get_list_adapters().items() if adapter_name in names]
+        if carriers != [denoiser] or adapter_name in self._words:
+            raise UserError(
+                f"{adapter_name!r} is more than layers of the {denoiser}, and only those can be hot-swapped: "
+                "text encoders are not compiled, so delete it and load the new one"
+            )
         swap(denoiser, self.parts[denoiser], artifact, Path(file), adapter_name)
-        self.set_adapters(self._active_weights())
 
     def enable_hotswap(self, target_rank: int) -> None:
         """From the next adapter on, all have this rank (filled up with zeros) and scales that can change in place."""
@@ -111,6 +129,8 @@ class Mixing:
         self._check_known(list(weights))
         carriers = self._carriers()
         resolved = {name: weights_of(weight, self._keys(name)) for name, weight in weights.items()}
+        if turned := [name for part, model in carriers.items() for name in active.rotations(part, model, resolved)]:
+            raise UserError(f"{turned[0]!r} is an OFT adapter, a rotation, which has no weight: leave it at 1, or out")
         for part, model in carriers.items():
             active.activate(part, model, resolved)
         self.weights |= weights
@@ -217,9 +237,6 @@ class Mixing:
     def _keys(self, name: str) -> list[Any]:
         return [key for part, model in self._carriers().items() for key in active.keys_of(part, model, name)]
 
-    def _active_weights(self) -> dict[str, Weight]:
-        return {name: self.weights.get(name, 1.0) for name in self.get_active_adapters()}
-
     def _check_known(self, names: Collection[str]) -> None:
         known = self.get_names()
         if unknown := [name for name in names if name not in known]:
@@ -235,12 +252,21 @@ class Mixing:
     def _install_words(self, name: str, artifact: AdapterArtifact) -> None:
         if not artifact.embeddings:
             return
-        for part in artifact.embeddings:
+        for part, words in artifact.embeddings.items():
+            self._check_width(part, words)
             tokenizer = self.family.tokenizers.get(part)
             if tokenizer and part not in self._before_words:
                 self._before_words[part] = (copy.deepcopy(self.parts[tokenizer]), _embedding(self.parts[part]))
+        self._words[name] = artifact  # so that what comes half-way is taken out again
         install_tokens(artifact, self.parts, self.family.tokenizers)
-        self._words[name] = artifact
+
+    def _check_width(self, part: str, words: Mapping[str, Any]) -> None:
+        if part not in self.parts:
+            return
+        width = text_model(self.parts[part]).embeddings.token_embedding.weight.shape[1]
+        for word, rows in words.items():
+            if rows.shape[1] != width:
+                raise UserError(f"the word {word!r} has vectors of {rows.shape[1]} numbers, this {part} has {width}")
 
     def _forget_words(self, names: Collection[str]) -> None:
         """The tokenizers and embeddings of before all words, and then the words of those that stay."""

@@ -8,7 +8,7 @@ from ..configs.choices import did_you_mean
 from ..configs.errors import UserError
 
 
-class Sampler(NamedTuple):
+class Scheduler(NamedTuple):
     """A scheduler of diffusers, and what it is told beside the base's own config."""
 
     kind: str
@@ -17,19 +17,19 @@ class Sampler(NamedTuple):
 
 KARRAS = {"use_karras_sigmas": True}  # Karras et al. 2022, equation 5
 SCHEDULERS = {
-    "dpmsolver++": Sampler("DPMSolverMultistepScheduler"),
-    "dpmsolver++_karras": Sampler("DPMSolverMultistepScheduler", KARRAS),
-    "dpmsolver++_sde": Sampler("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "ddim": Sampler("DDIMScheduler"),
-    "ddpm": Sampler("DDPMScheduler"),
-    "deis": Sampler("DEISMultistepScheduler"),
-    "euler": Sampler("EulerDiscreteScheduler"),
-    "euler_karras": Sampler("EulerDiscreteScheduler", KARRAS),
-    "euler_ancestral": Sampler("EulerAncestralDiscreteScheduler"),
-    "heun": Sampler("HeunDiscreteScheduler"),
-    "lcm": Sampler("LCMScheduler"),
-    "pndm": Sampler("PNDMScheduler", {"skip_prk_steps": True}),
-    "unipc": Sampler("UniPCMultistepScheduler"),
+    "dpmsolver++": Scheduler("DPMSolverMultistepScheduler"),
+    "dpmsolver++_karras": Scheduler("DPMSolverMultistepScheduler", KARRAS),
+    "dpmsolver++_sde": Scheduler("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "ddim": Scheduler("DDIMScheduler"),
+    "ddpm": Scheduler("DDPMScheduler"),
+    "deis": Scheduler("DEISMultistepScheduler"),
+    "euler": Scheduler("EulerDiscreteScheduler"),
+    "euler_karras": Scheduler("EulerDiscreteScheduler", KARRAS),
+    "euler_ancestral": Scheduler("EulerAncestralDiscreteScheduler"),
+    "heun": Scheduler("HeunDiscreteScheduler"),
+    "lcm": Scheduler("LCMScheduler"),
+    "pndm": Scheduler("PNDMScheduler", {"skip_prk_steps": True}),
+    "unipc": Scheduler("UniPCMultistepScheduler"),
 }
 DEFAULT_SCHEDULER = "dpmsolver++"
 
@@ -48,7 +48,7 @@ def compatibles(base: Any) -> list[str]:
     return sorted(kind.__name__ for kind in base.compatibles)
 
 
-def _compatible(name: str, base: Any) -> Sampler:
+def _compatible(name: str, base: Any) -> Scheduler:
     known = compatibles(base)
     if name not in known:
         hint = did_you_mean(name, [*SCHEDULERS, *known])
@@ -56,4 +56,4 @@ def _compatible(name: str, base: Any) -> Sampler:
             f"scheduler {name!r} is unknown{hint}; there are: {', '.join(SCHEDULERS)}; "
             f"or one of diffusers' classes: {', '.join(known)}"
         )
-    return Sampler(name)
+    return Scheduler(name)

@@ -4,6 +4,8 @@ What is not given leaves to the file, or to the key's default, what it says.
 """
 
 import argparse
+import os
+from pathlib import Path
 from typing import Any
 
 from ...configs.arguments import positive
@@ -41,6 +43,7 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     add("--strength", type=float, help="how much of the denoising that picture goes through (0.8)")
     add("--control", action="append", metavar="MODEL=IMAGE[:SCALE]", help="ControlNet and its picture; again for more")
     add("--micro-batch", type=positive, help="pictures of one forward pass; other numbers give other bits")
+    add("--overwrite", action="store_true", help="replace pictures of other requests that are in the folder")
     add("--device", default="cpu", help="cpu, cuda, mps (cpu)")
     add("--threads", type=positive, help="CPU threads; other numbers give other bits (all cores)")
 
@@ -71,6 +74,18 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
     if options.resolution is not None:
         found["width"], found["height"] = options.resolution
     return found
+
+
+def writable(name: str) -> Path:
+    """A folder that is there and can be written."""
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be made ({error.strerror})") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--out {folder}: cannot be written")
+    return folder
 
 
 def use_threads(threads: int | None) -> None:

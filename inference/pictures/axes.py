@@ -23,12 +23,12 @@ class Axis:
 
 
 def _plain(key: str, kind: Callable[[str], Any]) -> Callable[[Values, str, Any], Values]:
-    return lambda request, which, value: {**request, key: kind(value)}
+    return lambda request, which, value: {**request, key: kind(value) if isinstance(value, str) else value}
 
 
 def _weight(request: Values, which: str, value: Any) -> Values:
     place, adapters = _adapter(request, which), [dict(each) for each in request.get("adapters", [])]
-    adapters[place]["weight"] = float(value)
+    adapters[place]["weight"] = float(value) if isinstance(value, str) else value
     return {**request, "adapters": adapters}
 
 
@@ -136,7 +136,9 @@ def cells(request: Values, columns: Sequence[Line], rows: Sequence[Line]) -> Ite
 
 def _adapter(request: Values, which: str) -> int:
     """The place of an adapter by its number, counted from 1, or its name: that of its file without the ending."""
-    names = [Path(each.get("file", "")).name.split(".")[0] for each in request.get("adapters", [])]
+    if not all(isinstance(each, dict) for each in request.get("adapters", [])):
+        raise UserError("adapters: should be a list of mappings, each with its file: [{file: a.safetensors}]")
+    names = [Path(str(each.get("file", ""))).name.split(".")[0] for each in request.get("adapters", [])]
     if not names:
         raise UserError("a weight axis needs an adapter: give --adapter FILE")
     if not which:

@@ -5,8 +5,10 @@ makes it and whatever was there already.
 """
 
 import json
+import os
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -28,10 +30,12 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """How a batch ended."""
+    """How a batch ended in this process."""
 
     made: int
     found: int  # were there already
+    processes: int = 1
+    is_main: bool = True  # whether it has the last word
 
 
 def work_of(requests: Sequence[PictureRequest], sampler: Sampler, folder: Path) -> list[Work]:
@@ -54,6 +58,24 @@ def work_of(requests: Sequence[PictureRequest], sampler: Sampler, folder: Path) 
     return found
 
 
+def make_together(work: Sequence[Work], sampler: Sampler, title: str, overwrite: bool = False) -> Made:
+    """`make` in every process of a launcher, each its share; all of it is there when this returns.
+
+    UserError, before anything is made, for pictures of other requests that would be replaced, unless `overwrite`.
+    """
+    rank, processes = process()
+    if not overwrite:
+        _check_free(work, sampler)
+    try:
+        done = make(work, sampler, title, rank, processes)
+    except KeyboardInterrupt:
+        print(f"what is done is in {work[0].files[0].parent}; the same command goes on from there", file=sys.stderr)
+        raise
+    if processes > 1:
+        wait_for_all(sampler.device)
+    return replace(done, processes=processes, is_main=rank == 0)
+
+
 def make(work: Sequence[Work], sampler: Sampler, title: str, rank: int = 0, processes: int = 1) -> Made:
     """Makes what is not there yet: of several processes each its share. Files of other requests are replaced."""
     mine = work[rank::processes]
@@ -66,6 +88,23 @@ def make(work: Sequence[Work], sampler: Sampler, title: str, rank: int = 0, proc
                 made += 1
                 bar.update()
     return Made(made, sum(len(each.files) for each in mine) - total)
+
+
+def _check_free(work: Sequence[Work], sampler: Sampler) -> None:
+    """Nobody's picture is lost: what is there is what would be made, or no picture at all."""
+    for each in work:
+        for file, own in zip(each.files, _facts(each, sampler), strict=True):
+            if file.is_file() and _is_picture(file) and not _says(file, own):
+                raise UserError(f"{file}: is the picture of another request; give another --out, or --overwrite")
+
+
+def _is_picture(file: Path) -> bool:
+    try:
+        with Image.open(file) as image:
+            image.load()
+    except OSError:  # unfinished
+        return False
+    return True
 
 
 def _facts(work: Work, sampler: Sampler) -> list[dict[str, object]]:
@@ -82,7 +121,7 @@ def _says(file: Path, facts: dict[str, object]) -> bool:
     if not file.is_file():
         return False
     try:
-        return request_in(file) == json.loads(json.dumps(facts))
+        return request_in(file) == json.loads(json.dumps(facts)) and _is_picture(file)
     except UserError:
         return False
 
@@ -97,8 +136,6 @@ def pictures_of(work: Sequence[Work]) -> Iterator[Image.Image]:
 
 def process() -> tuple[int, int]:
     """(rank, processes) of `accelerate launch`, torchrun and the like; (0, 1) without them."""
-    import os
-
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 

@@ -12,6 +12,7 @@ from ...configs.document import Document, dotted, merge, read_document
 from ...configs.errors import UserError
 from ...configs.problems import explain, keys_of
 from ...configs.section import DType, Section
+from ...models.base import EMBEDDED
 from ..adapter_file import AdapterFile
 
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
@@ -89,14 +90,19 @@ class PictureRequest(Section):
     """Pictures of one forward pass, which the bits depend on: 4 for small bases, 1 for others, when it is not given."""
     place: Annotated[int, Field(ge=0)] = 0
     """Of picture 0 in its forward pass; a PNG says it of its own."""
+    inputs: dict[str, str] = {}
+    """File -> SHA-256, of pictures and ControlNets; where one differs, the picture is not made."""
+    base_mark: str | None = None
+    """What the files of a local base were: names, sizes and times."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads, which the bits depend on; all cores when it is not given."""
 
     def pinned(self, **facts: Any) -> dict[str, Any]:
-        """What a PNG says of it: all that is no default, the adapters' hashes, and `facts` that were open."""
+        """What a PNG says of it: everything, with the hashes of all files, and `facts` that were open."""
         adapters = [a.model_copy(update={"sha256": file_hash(a.file)}) for a in self.adapters]
-        asked = self.model_copy(update={"adapters": adapters, **facts}).model_dump(exclude_defaults=True)
-        return {"prompt": self.prompt, "seed": self.seed, "base": self.base} | asked
+        inputs = {name: file_hash(name) for name in self.inputs_here()}
+        update = {"adapters": adapters, "inputs": inputs, "base_mark": _mark(self.base), **facts}
+        return self.model_copy(update=update).model_dump(exclude_none=True)
 
     def part(self, first: int, count: int, size: int) -> "PictureRequest":
         """Some of the pictures, with the places that they have in forward passes of `size`."""
@@ -105,8 +111,23 @@ class PictureRequest(Section):
 
     def files(self) -> list[str]:
         """The files of this machine that it needs, without the base."""
-        named = [self.image, self.mask, *(a.file for a in self.adapters), *(c.image for c in self.controls)]
+        return [*(a.file for a in self.adapters), *self.inputs_here()]
+
+    def inputs_here(self) -> list[str]:
+        """Those of them that are no adapters: pictures, and ControlNets that lie here."""
+        nets = [control.model for control in self.controls if Path(control.model).exists()]
+        named = [self.image, self.mask, *(control.image for control in self.controls), *nets]
         return [name for name in named if name]
+
+    def changed_files(self) -> list[str]:
+        """One line for each file that is another one than was asked for."""
+        asked = {a.file: a.sha256 for a in self.adapters if a.sha256} | self.inputs
+        there = {name: digest for name, digest in asked.items() if Path(name).exists()}
+        return [
+            f"{name}: is another file than the one that was asked for (its hash differs)"
+            for name, digest in there.items()
+            if file_hash(name) != digest
+        ]
 
 
 def read_requests(file: Path, over: Mapping[str, Any]) -> list[PictureRequest]:
@@ -155,6 +176,16 @@ def validated(kind: Any, values: Mapping[str, Any], name: str) -> Any:
     except ValidationError as error:
         found = [explain(details, dict(keys_of(kind, ()))) for details in error.errors(include_url=False)]
         raise UserError([f"{name}: {dotted(path)}: {words}" for path, words in found]) from error
+
+
+def _mark(base: str) -> str | None:
+    """Of a local base; other files under the same name make other pictures."""
+    path = Path(base)
+    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+    if base in EMBEDDED or not path.exists():
+        return None
+    found = [(str(each), each.stat().st_size, each.stat().st_mtime_ns) for each in files]
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
 
 
 @functools.cache

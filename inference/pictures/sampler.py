@@ -1,6 +1,7 @@
 """From requests to pictures: what two requests have in common is loaded once."""
 
 import importlib.metadata
+import os
 import sys
 from typing import Any
 
@@ -16,10 +17,11 @@ from ..attention import choose_attention
 from ..callbacks.adapter_schedule import AdapterSchedule
 from ..callbacks.dynamic_guidance import DynamicGuidance
 from ..compilation import compile_blocks
-from ..controlnet import Control, load_controlnets
+from ..controlnet import Control, check_fits, load_controlnets
 from ..engine import Engine, Request
+from ..mixing import adapter_title
 from ..schedulers import make_scheduler
-from .request import AdapterChoice, ControlChoice, PictureRequest, file_hash
+from .request import AdapterChoice, ControlChoice, PictureRequest
 
 PACKAGES = ("loraloom", "torch", "diffusers", "transformers", "peft")
 
@@ -28,9 +30,13 @@ class Sampler:
     """Makes the pictures of one request after the other."""
 
     def __init__(self, device: str = "cpu"):
-        self.device = device
+        """`cuda` of several processes is that of each one's own number on its machine."""
+        several = device == "cuda" and "LOCAL_RANK" in os.environ
+        self.device = f"cuda:{os.environ['LOCAL_RANK']}" if several else device
         self._engine: Engine | None = None
         self._base: tuple[Any, ...] = ()
+        self._fitting: set[tuple[Any, ...]] = set()
+        self._attention = "sdpa"
         self._sizes: dict[tuple[Any, ...], int] = {}
         self._adapters: list[str] = []
         self._compiled = False
@@ -43,10 +49,25 @@ class Sampler:
 
     def check(self, request: PictureRequest) -> None:
         """UserError for what can be seen without sampling: sizes, sampler, words, pictures, ControlNets."""
+        if problems := request.changed_files():
+            raise UserError(problems)
         engine = self._engine_of(request)
-        engine.check(self._request(engine, request))
+        asked = self._request(engine, request)
+        engine.check(asked)
+        for control in asked.controls:
+            check_fits(engine.family, engine.parts, control.model)
         make_scheduler(request.scheduler, engine.parts["scheduler"])
         self._check_words(engine, request)
+        for choice in request.adapters:
+            self._check_adapter(engine, choice)
+        if request.fuse and any((choice.start, choice.end) != (0.0, 1.0) for choice in request.adapters):
+            raise UserError("fused adapters have one weight in all steps: leave out `fuse`, or `start` and `end`")
+
+    def _check_adapter(self, engine: Engine, choice: AdapterChoice) -> None:
+        """That it can be read for this base, once for each."""
+        if (self._base, choice.file, str(choice.weight)) not in self._fitting:
+            engine.adapters.check_adapter(choice.file, choice.weight)
+            self._fitting.add((self._base, choice.file, str(choice.weight)))
 
     def micro_batch(self, request: PictureRequest) -> int:
         """Pictures of one forward pass."""
@@ -65,6 +86,7 @@ class Sampler:
         return {
             "revision": revision,
             "micro_batch": self.micro_batch(request),
+            "attention": self._attention,
             "threads": torch.get_num_threads() if self.device == "cpu" else None,
         }
 
@@ -73,6 +95,7 @@ class Sampler:
         engine = self._engine_of(request)
         engine.set_scheduler(request.scheduler)
         self._mix(engine, request)
+        self._check_words(engine, request)  # the words of adapters are known now
         if request.compile and not self._compiled:  # blocks that get an adapter afterwards are compiled again
             compile_blocks(engine.parts[engine.family.denoiser], engine.family.repeated_blocks)
             self._compiled = True
@@ -84,9 +107,11 @@ class Sampler:
             self._engine = None  # two bases at once may be too much
             self._engine = Engine.load(request.base, revision=request.revision, dtype=request.dtype, device=self.device)
             self._base, self._adapters, self._compiled = wanted, [], False
+            self._attention = request.attention
             if request.attention != "sdpa":  # which is what a fresh engine has
                 chosen = choose_attention(self._engine.pipeline, request.attention, training=False)
                 print(chosen, file=sys.stderr)
+                self._attention = chosen.backend
         return self._engine
 
     def _mix(self, engine: Engine, request: PictureRequest) -> None:
@@ -94,10 +119,7 @@ class Sampler:
         adapters, files = engine.adapters, [choice.file for choice in request.adapters]
         if adapters.is_fused:
             adapters.unfuse()
-        for choice in request.adapters:
-            if choice.sha256 is not None and file_hash(choice.file) != choice.sha256:
-                raise UserError(f"{choice.file}: is another file than the one that was asked for (its hash differs)")
-        names = [f"adapter_{number}" for number in range(len(files))]
+        names = [adapter_title(number) for number in range(len(files))]
         if files != self._adapters:
             adapters.unload()
             self._adapters = []
@@ -116,7 +138,7 @@ class Sampler:
         found: list[PipelineCallback] = []
         if request.guidance_until < 1:
             found.append(DynamicGuidance(until=request.guidance_until))
-        limited = {f"adapter_{k}": c for k, c in enumerate(request.adapters) if (c.start, c.end) != (0.0, 1.0)}
+        limited = {adapter_title(k): c for k, c in enumerate(request.adapters) if (c.start, c.end) != (0.0, 1.0)}
         if limited:
             found.append(AdapterSchedule(engine.adapters, {name: _between(c) for name, c in limited.items()}))
         return found

@@ -127,7 +127,7 @@ def test_methods_in_the_same_layers_add_up(engine, base, files):
 
 def test_weights_by_component_and_block_are_those_of_diffusers(engine, files):
     load(engine, files, "lora")
-    weight = {"unet": {"down": 0.3, "mid": 0.5, "up": {"block_1": [0.1, 0.6, 0.9]}}, "text_encoder": 0.2}
+    weight = {"unet": {"down": [0.3, 0.8], "mid": 0.5, "up": {"block_1": [0.1, 0.6, 0.9]}}, "text_encoder": 0.2}
     theirs, ours = copy.deepcopy(weight), weight
     engine.pipeline.set_adapters(["lora"], [theirs])
     wanted = prediction(engine)
@@ -280,6 +280,58 @@ def test_a_swapped_adapter_is_the_new_one(base, unet_files):
         assert engine.adapters.get_active_adapters() == ["a"]
 
 
+@only_sd1
+def test_a_swap_leaves_other_adapters_alone(engine, unet_files, files):
+    """Also those whose name, or whose modules' names, hold the swapped one's."""
+    engine.adapters.load_adapter(unet_files[2], "a", weight=0.7)
+    engine.adapters.load_adapter(unet_files[1], "ab", weight=0.5)
+    with engine.adapters.weighted({"ab": 0.5}):
+        alone = prediction(engine)
+    engine.adapters.hotswap(unet_files[0], "a")
+    with engine.adapters.weighted({"ab": 0.5}):
+        assert torch.equal(prediction(engine), alone)
+    engine.adapters.delete_adapters("ab")
+    swapped = prediction(engine)
+    engine.adapters.unload()
+    engine.adapters.load_adapter(unet_files[0], "a", weight=0.7)
+    torch.testing.assert_close(prediction(engine), swapped, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="rank 8, and there is room for 4"):
+        engine.adapters.hotswap(unet_files[2], "a")
+    engine.adapters.load_adapter(files["lora"], "both")
+    with pytest.raises(UserError, match="more than layers of the unet"):
+        engine.adapters.hotswap(unet_files[0], "both")
+
+
+@only_sd1
+def test_rotations_have_no_weight_and_are_fused_alone(engine, base, make_adapter, files):
+    oft = make_adapter(base, "oft", name="oft", parts={"unet": "attention"}, std=0.05, block_size=8)
+    load(engine, files, "lora")
+    engine.adapters.load_adapter(oft)
+    beside = prediction(engine)
+    with pytest.raises(UserError, match="rotation, which has no weight"):
+        engine.adapters.set_adapters({"lora": 1.0, "oft": 0.5})
+    with pytest.raises(UserError, match="fuse one of them"):
+        engine.adapters.fuse()
+    assert torch.equal(prediction(engine), beside)
+    engine.adapters.set_adapters({"oft": 1.0})
+    alone = prediction(engine)
+    engine.adapters.fuse()
+    torch.testing.assert_close(prediction(engine), alone, rtol=1e-4, atol=1e-5)
+
+
+@only_sd1
+def test_what_was_switched_off_comes_back_with_its_weights(engine, files):
+    load(engine, files, "lora", "loha")
+    engine.adapters.set_adapters({"lora": 0.3, "loha": 0.6})
+    engine.pipeline.set_adapters(["lora", "loha"], [0.4, 0.6])  # by diffusers' own method
+    engine.adapters.disable()
+    load(engine, files, "lokr")
+    assert engine.adapters.get_active_adapters() == ["lora", "loha", "lokr"]
+    found = prediction(engine)
+    engine.adapters.set_adapters({"lora": 0.4, "loha": 0.6, "lokr": 1.0})
+    assert torch.equal(prediction(engine), found)
+
+
 @pytest.mark.slow
 @only_sd1
 def test_nothing_is_compiled_again(base, unet_files):
@@ -305,9 +357,9 @@ def test_text_encoders_other_methods_and_modules_are_not_swapped(base, engine, f
     engine.adapters.load_adapter(unet_files[0], "a")
     with pytest.raises(UserError, match="text encoders are not compiled"):
         engine.adapters.hotswap(files["lora"], "a")
-    with pytest.raises(UserError, match="unexpected keys"):
+    with pytest.raises(UserError, match="no module of the LoRA"):
         engine.adapters.hotswap(files["conv"], "a")
-    with pytest.raises(UserError, match="use_dora"):
+    with pytest.raises(UserError, match="is DoRA in one of the two"):
         engine.adapters.hotswap(files["dora"], "a")
     with pytest.raises(UserError, match="before the first adapter"):
         engine.adapters.enable_hotswap(8)
@@ -326,6 +378,7 @@ def test_text_encoders_other_methods_and_modules_are_not_swapped(base, engine, f
         ({"lora": {"unet": {"mid": {"block_0": 1.0}}}}, "of down and up"),
         ({"lora": {"unet": {"up": {"block_1": [1.0, 2.0]}}}}, "only 2 numbers"),
         ({"lora": float("nan")}, "no number"),
+        ({"lora": {"unet": {"down": [0.1]}, "text_encoder": {"layers.9": 1}}}, "it changes: layers"),
         ({"lora": "0.5"}, "no number"),
     ],
 )

@@ -143,7 +143,7 @@ def test_validation_pictures_of_prompts_with_the_same_slug_do_not_collide(dreamb
         assert len({entry["file"] for entry in listed}) == 8
         assert [entry["seed"] for entry in listed] == [0, 1] * 4
         assert all(Image.open(folder / entry["file"]).size == (32, 32) for entry in listed)
-        assert Image.open(folder / "grid.png").size == (66, 134)
+        assert Image.open(folder / "grid.png").size == (64, 128)
 
 
 def test_the_report_is_there_and_holds_the_pictures(dreambooth):

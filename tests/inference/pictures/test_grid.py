@@ -125,6 +125,9 @@ def test_a_file_has_axes_and_what_all_cells_have_in_common(tiny_base, make_adapt
         ("prompt: x\nx: 3\n", "should be axes with lists"),
         ("prompt: x\nstps: 3\n", 'stps: unknown key (did you mean "steps"?)'),
         ("prompt: x\nx: {sed: [1]}\n", 'did you mean "seed"'),
+        ("prompt: x\nx: {seed: [1.5, null]}\n", "seed: should be a whole number"),
+        ("prompt: x\nadapters: [a.safetensors]\nx: {weight: [1]}\n", "should be a list of mappings"),
+        ("prompt: x\nnum_images: 2\n", "a cell is one picture"),
     ],
 )
 def test_mistakes_in_a_file_are_told(tmp_path, capsys, text, words):

@@ -15,7 +15,7 @@ from PIL import Image
 from loraloom.configs.errors import UserError, run_command
 from loraloom.inference.__main__ import main
 from loraloom.inference.pictures.png import request_in
-from loraloom.inference.pictures.request import PictureRequest, read_requests
+from loraloom.inference.pictures.request import PictureRequest, file_hash, read_requests
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +88,31 @@ def test_an_interrupted_batch_goes_on_where_it_stopped(sample, tmp_path, capsys)
     assert "5 were there already" in capsys.readouterr().out  # those of the first prompt
     now = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("0*.png")}
     assert sorted(name for name in kept if now[name] == kept[name]) == [f"000{k}.png" for k in range(5)]
-    other = sample(*arguments, "--seed", "1")
+    with pytest.raises(UserError, match="another request; give another --out, or --overwrite"):
+        sample(*arguments, "--seed", "1")
+    assert same(pictures(tmp_path / "out")["0000.png"], whole["0000.png"])
+    other = sample(*arguments, "--seed", "1", "--overwrite")
     assert not same(other["0000.png"], whole["0000.png"])  # files of other requests are replaced
+
+
+def test_another_picture_under_the_same_name_is_another_request(sample, tmp_path):
+    start = tmp_path / "start.png"
+    arguments = ["--prompt", "x", "--steps", "2", "--num-images", "1", "--image", str(start)]
+    Image.new("RGB", (32, 32), "red").save(start)
+    first = sample(*arguments)
+    Image.new("RGB", (32, 32), "blue").save(start)
+    file_hash.cache_clear()  # as in another process
+    with pytest.raises(UserError, match="another request"):
+        sample(*arguments)
+    with pytest.raises(UserError, match=r"start\.png: is another file"):
+        sample("--from", str(tmp_path / "out/0000.png"), base=False, out="again")
+    assert not same(sample(*arguments, "--overwrite")["0000.png"], first["0000.png"])
+
+
+def test_from_makes_as_many_as_are_asked_for(sample, tmp_path):
+    first = sample("--prompt", "x", "--steps", "1", "--num-images", "3")
+    again = sample("--from", str(tmp_path / "out/0001.png"), "--num-images", "2", base=False, out="again")
+    assert [same(again[f"000{k}.png"], first[f"000{k + 1}.png"]) for k in range(2)] == [True, True]
 
 
 def test_a_file_holds_many_requests(sample, adapter, tiny_base, tmp_path):
