@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from loraloom.adapters.artifact import AdapterArtifact, Weights
 from loraloom.adapters.format import write
 from loraloom.configs.errors import UserError
+from loraloom.inference.__main__ import main as sample
 from loraloom.inference.adapter_file import AdapterFile, format_names
-from loraloom.inference.controlnet import load_controlnets, with_controlnets
-from loraloom.inference.engine import Engine
+from loraloom.inference.controlnet import Control, load_controlnets, with_controlnets
+from loraloom.inference.engine import Engine, Request
 from loraloom.inference.mixing import attach
 from loraloom.models import single_file
 from loraloom.models.layout import original_names
@@ -273,3 +274,38 @@ def test_a_hub_id_is_read_at_its_commit(folders, tmp_path, monkeypatch):
 def test_the_table_of_diffusers_for_size_conditions_is_still_there():
     sizes = tables.DIFFUSERS_TO_LDM_MAPPING["controlnet"]["addition_embed_type"]
     assert sizes["add_embedding.linear_1.weight"] == "label_emb.0.0.weight"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_request_follows_one_or_several_as_the_pipeline_does(kind, engines, folders):
+    engine = engines[kind]
+    one, two = load_controlnets([str(folders / f"{kind}-{seed}") for seed in (0, 1)])
+    controls = [Control(one, hint(), 0.7), Control(two, hint(1), 0.4)]
+    settings = {"steps": 1, "micro_batch": 1}
+    for some, given in ((controls[:1], (hint(), 0.7)), (controls, ([hint(), hint(1)], [0.7, 0.4]))):
+        (ours,) = engine.generate(Request(["a red star"], [0], controls=some, **settings))
+        pipeline = with_controlnets(engine, [control.model for control in some])
+        theirs = picture(pipeline, image=given[0], controlnet_conditioning_scale=given[1], negative_prompt="")
+        assert np.abs(np.asarray(ours, float) - theirs * 255).max() <= 1
+    start = Image.new("RGB", (32, 32), "red")
+    settings |= {"image": start, "strength": 1.0}
+    (from_image,) = engine.generate(Request(["a red star"], [0], controls=controls, **settings))
+    (free,) = engine.generate(Request(["a red star"], [0], **settings))
+    assert (np.asarray(from_image) != np.asarray(free)).any()
+    with pytest.raises(UserError, match="30 x 32 is no multiple of 8"):
+        engine.generate(Request(["x"], [0], controls=[Control(one, hint().resize((30, 32)))]))
+
+
+def test_the_command_takes_controlnets_and_makes_the_picture_again(base_of, folders, tmp_path):
+    hint().save(tmp_path / "hint.png")
+    control = f"{folders / 'sd1-0'}={tmp_path / 'hint.png'}:0.5"
+    common = ["--base", str(base_of("sd1")), "--prompt", "a red star", "--steps", "1", "--num-images", "2"]
+    assert sample([*common, "--control", control, "--out", str(tmp_path / "one")]) == 0
+    assert sample([*common, "--out", str(tmp_path / "free")]) == 0
+    assert sample(["--from", str(tmp_path / "one/0001.png"), "--out", str(tmp_path / "again")]) == 0
+    names = ("one/0001.png", "free/0001.png", "again/0000.png")
+    made, free, again = (np.asarray(Image.open(tmp_path / name)) for name in names)
+    assert (made == again).all()
+    assert (made != free).any()
+    with pytest.raises(UserError, match=r"sdxl-0: is for .*, the base is sd1"):
+        sample([*common, "--control", control.replace("sd1-0", "sdxl-0"), "--out", str(tmp_path / "no")])
