@@ -10,7 +10,6 @@ from typing import Any
 
 from ...configs.arguments import positive
 from ...configs.errors import UserError
-from .request import AdapterChoice
 
 
 def add_request(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +67,8 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
     )
     found = {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
     if options.adapter is not None:
+        from .request import AdapterChoice  # brings torch, which --help can do without
+
         found["adapters"] = [AdapterChoice.parse(text).model_dump(exclude_defaults=True) for text in options.adapter]
     if options.control is not None:
         found["controls"] = [_control(text) for text in options.control]

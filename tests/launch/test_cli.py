@@ -36,6 +36,15 @@ def test_help_imports_nothing_heavy() -> None:
     assert not {"torch", "yaml", "pydantic", "argparse", "difflib"} & set(done.stderr.split())
 
 
+@pytest.mark.parametrize("verb", ["sample", "grid", "convert", "adapter"])
+def test_help_of_a_verb_imports_no_torch(verb: str) -> None:
+    code = f"import sys; from loraloom.launch.cli import run; run(['{verb}', '--help'])"
+    told = f"import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); {code}"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert "usage: loraloom" in done.stdout
+    assert "torch" not in done.stderr.split()
+
+
 def test_no_verb_is_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([]) == 0
     assert "usage: loraloom VERB" in capsys.readouterr().out

@@ -155,7 +155,7 @@ def test_prompts_may_have_settings_of_their_own_and_begin_with_the_base(write_co
 
     def remade(*arguments: str) -> list[np.ndarray]:
         out = tmp_path / "again"
-        words = ["--base", str(tiny_base), "--num-images", "2", "--resolution", "32", "--out", str(out)]
+        words = ["--base", str(tiny_base), "--num-images", "2", "--resolution", "32", "--out", str(out), "--overwrite"]
         assert sample([*words, *arguments]) == 0
         return [np.asarray(Image.open(out / f"{index:04d}.png")) for index in range(2)]
 
