@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ def file_to_folder(source: str, folder: Path, dtype: str | None = None) -> list[
     shapes, header = read_header(file)
     kind = kind_of(shapes)
     pipeline, beside = _pipeline_of(file, kind, shapes), _beside(file, kind, shapes)
-    partial = folder.absolute().with_name(f"{folder.name}.tmp")
+    partial = folder.absolute().with_name(f"{folder.name}.tmp-{socket.gethostname()}-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         unpack(file, partial, _dtype(dtype))
