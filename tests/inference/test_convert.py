@@ -14,6 +14,8 @@ from loraloom.inference.single_file_limits import held
 from loraloom.launch import cli
 from loraloom.models.base import PipelineFiles
 
+pytestmark = pytest.mark.slow
+
 V_ZERO_SNR = {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}
 SLOW = pytest.mark.slow
 

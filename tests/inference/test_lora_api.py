@@ -21,6 +21,8 @@ from loraloom.inference.adapter_file import format_names
 from loraloom.inference.engine import Engine
 from loraloom.inference.verify import probe
 
+pytestmark = pytest.mark.slow
+
 TABLE = Path(__file__).parents[2] / "docs/lora-api.md"
 ROWS = [line.split("|")[1].strip().strip("`") for line in TABLE.read_text().splitlines() if line.startswith("| `")]
 
