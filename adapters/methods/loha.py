@@ -7,6 +7,7 @@ from pydantic import Field
 
 from ...configs.schema import AdapterSection
 from ...configs.section import Section
+from ..factors import product_size
 
 if TYPE_CHECKING:
     from peft import LoHaConfig
@@ -55,20 +56,11 @@ def size(tensors: "Tensors") -> tuple[int | None, int] | None:
     factors = {f"hada_w{number}_{side}" for number in "12" for side in "ab"}
     if tensors.keys() not in (factors, factors | {"hada_t1", "hada_t2"}):
         return None
-    one, two = (_size(tensors, number) for number in (1, 2))
+    one, two = (
+        product_size(tensors[f"hada_w{number}_a"], tensors[f"hada_w{number}_b"], tensors.get(f"hada_t{number}"))
+        for number in (1, 2)
+    )
     return one if one == two else None
-
-
-def _size(tensors: "Tensors", number: int) -> tuple[int, int] | None:
-    a, b = (tensors[f"hada_w{number}_{side}"] for side in "ab")
-    core = tensors.get(f"hada_t{number}")
-    if a.ndim != 2 or b.ndim != 2 or 0 in (*a.shape, *b.shape):
-        return None
-    if core is None:
-        return (a.shape[0], b.shape[1]) if a.shape[1] == b.shape[0] else None
-    if core.ndim != 4 or core.shape[:2] != (a.shape[0], b.shape[0]):
-        return None
-    return a.shape[1], b.shape[1] * core.shape[2:].numel()
 
 
 def _product(tensors: "Tensors", number: int) -> "Tensor":

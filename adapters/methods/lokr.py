@@ -7,6 +7,7 @@ from pydantic import Field
 
 from ...configs.schema import AdapterSection
 from ...configs.section import Section
+from ..factors import product_size
 
 if TYPE_CHECKING:
     from peft import LoKrConfig
@@ -69,27 +70,18 @@ def size(tensors: "Tensors") -> tuple[int | None, int] | None:
 
 
 def _size(tensors: "Tensors", number: int) -> tuple[int, int] | None:
-    """Of a factor, the second of which may have a kernel."""
+    """Of a factor, whole or a product; the second one may have a kernel."""
     start = f"lokr_w{number}"
     own = {name: tensor for name, tensor in tensors.items() if name.startswith(start)}
     core = tensors.get("lokr_t2") if number == 2 else None
-    if any(0 in tensor.shape for tensor in own.values()) or own.keys() not in ({start}, {f"{start}_a", f"{start}_b"}):
+    if own.keys() == {f"{start}_a", f"{start}_b"}:
+        return product_size(own[f"{start}_a"], own[f"{start}_b"], core)
+    if own.keys() != {start} or core is not None:
         return None
-    if start in own:
-        whole = own[start]
-        return (
-            (whole.shape[0], whole.shape[1:].numel())
-            if core is None and (whole.ndim == 2 or (whole.ndim == 4 and number == 2))
-            else None
-        )
-    a, b = own[f"{start}_a"], own[f"{start}_b"]
-    if a.ndim != 2 or b.ndim != 2:
+    whole = own[start]
+    if 0 in whole.shape or (whole.ndim != 2 and (whole.ndim, number) != (4, 2)):
         return None
-    if core is None:
-        return (a.shape[0], b.shape[1]) if a.shape[1] == b.shape[0] else None
-    if core.ndim != 4 or core.shape[:2] != (a.shape[0], b.shape[0]):
-        return None
-    return a.shape[1], b.shape[1] * core.shape[2:].numel()
+    return whole.shape[0], whole.shape[1:].numel()
 
 
 def _factor(tensors: "Tensors", number: int) -> "Tensor":
