@@ -96,25 +96,17 @@ class Line:
             kind, _, which = name.partition(":")
             try:
                 request = AXES[kind](request, which, value)
+            except UserError:
+                raise
             except ValueError as error:
-                raise (
-                    error if isinstance(error, UserError) else UserError(f"axis {name}: {value!r} is no {kind}")
-                ) from None
+                raise UserError(f"axis {name}: {value!r} is no {kind}") from error
         return request
 
 
 def lines(axes: Sequence[Axis]) -> list[Line]:
     """Every combination of the axes' values, the last axis fastest; one without a label when there are no axes."""
-    return [
-        Line(
-            ", ".join(_label(axis.name, value) for axis, value in zip(axes, values, strict=True)), _named(axes, values)
-        )
-        for values in product(*(axis.values for axis in axes))
-    ]
-
-
-def _named(axes: Sequence[Axis], values: Sequence[Any]) -> list[tuple[str, Any]]:
-    return [(axis.name, value) for axis, value in zip(axes, values, strict=True)]
+    named = [[(axis.name, value) for value in axis.values] for axis in axes]
+    return [Line(", ".join(_label(*pair) for pair in chosen), chosen) for chosen in product(*named)]
 
 
 def _label(name: str, value: Any) -> str:
