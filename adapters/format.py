@@ -14,6 +14,7 @@ import torch
 
 from ..configs.choices import find
 from ..configs.choices import names as choices
+from ..configs.dtypes import DTYPES, torch_dtype
 from ..configs.errors import UserError
 from ..configs.files import replace_folder, replacing
 from . import stored
@@ -21,8 +22,6 @@ from .artifact import AdapterArtifact, Tensors, Weights, listed
 from .origin import architecture_of, is_of
 from .spellings import Spellings, spellings
 from .stored import Folder, Header, Payload, load_file, load_folder, write_stream
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _KOHYA_MINIMUM = ("v2", "base_model_version", "network_module", "network_dim", "network_alpha", "network_args")
 _DERIVED = frozenset(
@@ -126,13 +125,13 @@ def write(
     if not file.parent.is_dir():
         raise UserError(f"cannot write {file}: there is no folder {file.parent}")
     folded = artifact.folded() if form.FOLDS else artifact
-    folded.check_fits(DTYPES[dtype])
+    folded.check_fits(torch_dtype(dtype))
     if _is_folder(form):
         contents = cast(FolderFormat, form).to_folder(folded, names)
-        replace_folder(file, {path: _writer(content, DTYPES[dtype]) for path, content in contents.items()})
+        replace_folder(file, {path: _writer(content, torch_dtype(dtype)) for path, content in contents.items()})
         return
     tensors, header = cast(FileFormat, form).to_tensors(folded, names)
-    payload, seal = Payload(tensors, DTYPES[dtype]), getattr(form, "seal", None)
+    payload, seal = Payload(tensors, torch_dtype(dtype)), getattr(form, "seal", None)
     with replacing(file) as new:
         write_stream(new, payload.entries, payload.tensor, header if seal is None else seal(header, payload))
 

@@ -22,10 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..configs.choices import find
+from ..configs.dtypes import torch_dtype
 from ..configs.loader import load_config
 from ..configs.schema import RunConfig
 from ..models.family import Conditioning, ModelFamily
-from ..models.load import DTYPES
 from ..models.noise.process import Noised
 from ..models.part_tensors import meta_model
 from ..models.single_file import shipped_configs
@@ -54,7 +54,7 @@ def needs_of(config: RunConfig) -> dict[str, float]:
     """Bytes on the device: what training needs and their sum, then for validation images, then for verifying."""
     assert config.model.family, "model.family is needed: no base is opened here"
     family: ModelFamily = find("models.families", config.model.family).FAMILY
-    dtype = DTYPES[config.model.dtype]
+    dtype = torch_dtype(config.model.dtype)
     configs = {name.removesuffix("/config.json"): each for name, each in shipped_configs(family.name).items()}
     parts = {part: meta_model(part, configs[part]) for part in ("unet", "vae", *family.text_encoders)}
     parts = {part: model.to(dtype).requires_grad_(False) for part, model in parts.items()}
@@ -75,7 +75,7 @@ def needs_of(config: RunConfig) -> dict[str, float]:
 def _of_a_step(family: ModelFamily, unet: Any, config: RunConfig) -> float:
     """The most that forward and backward keep at one time."""
     count, side = config.loop.samples_at_once(), max(config.data.resolutions) // 8
-    latents, dtype = torch.empty(count, 4, side, side), DTYPES[config.model.dtype]
+    latents, dtype = torch.empty(count, 4, side, side), torch_dtype(config.model.dtype)
     noised = Noised(latents, torch.empty(count), torch.empty_like(latents), torch.empty(count), torch.empty(count))
     width = unet.config.cross_attention_dim
     words = Conditioning(

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from .data_sections import DataSection, PriorSource, Source
-from .section import DType, Section
+from .dtypes import DType
+from .section import Section
 
 
 class ModelSection(Section):

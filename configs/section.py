@@ -1,10 +1,6 @@
 """What all sections of a config have in common."""
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict
-
-DType = Literal["fp32", "bf16", "fp16"]
 
 
 class Section(BaseModel):

@@ -22,9 +22,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..adapters.stored import load_file
+from ..configs.dtypes import torch_dtype
 from ..configs.errors import UserError
 from ..models.family import ModelFamily, Parts
-from ..models.load import DTYPES, align
+from ..models.load import align
 from ..models.original_names import TEXT_ENCODERS
 from ..models.single_file import PICKLES, SUFFIX, shipped_configs
 
@@ -55,7 +56,7 @@ def load_controlnets(sources: Sequence[str], dtype: str = "fp32") -> list[Contro
     Frozen, on the CPU, in `dtype` (fp32, bf16, fp16). Nothing is fetched for what lies here. UserError for a pickle, a
     source that is not there, and one that is no ControlNet.
     """
-    return [_load(source, DTYPES[dtype]) for source in sources]
+    return [_load(source, torch_dtype(dtype)) for source in sources]
 
 
 def with_controlnets(engine: "Engine", controlnets: Sequence[ControlNetModel], task: str = "text_to_image") -> Any:

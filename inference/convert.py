@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..configs.dtypes import DTYPES, torch_dtype
 from ..configs.errors import UserError, run_command
 
 EPILOG = """\
@@ -21,7 +22,6 @@ examples:
   loraloom convert runs/full/dog --out dog.safetensors --dtype fp16       for a web UI
 """
 Shapes = Mapping[str, tuple[int, ...]]
-DTYPES = ("fp32", "bf16", "fp16")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -61,7 +61,7 @@ def file_to_folder(source: str, folder: Path, dtype: str | None = None) -> list[
     partial = folder.absolute().with_name(f"{folder.name}.tmp-{socket.gethostname()}-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        unpack(file, partial, _dtype(dtype))
+        unpack(file, partial, None if dtype is None else torch_dtype(dtype))
         index = json.loads((partial / INDEX).read_text()) | {"_class_name": pipeline}
         (partial / INDEX).write_text(json.dumps(index, indent=2) + "\n")
         for path in partial.rglob("*"):
@@ -88,7 +88,7 @@ def folder_to_file(source: str, file: Path, dtype: str | None = None) -> list[st
 
     folder = locate_base(source)
     content = held(PipelineFiles(folder))
-    count = write_single_file(folder, content, file, _dtype(dtype))
+    count = write_single_file(folder, content, file, None if dtype is None else torch_dtype(dtype))
     return [f"wrote {file}: {count} tensors", *(f"  not in a single file: {what}" for what in content.told)]
 
 
@@ -123,12 +123,6 @@ def _is_file(source: str) -> bool:
     from ..models.single_file import is_single_file
 
     return is_single_file(source)
-
-
-def _dtype(name: str | None):
-    from ..models.load import DTYPES
-
-    return None if name is None else DTYPES[name]
 
 
 def _parser() -> argparse.ArgumentParser:

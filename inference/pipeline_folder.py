@@ -13,10 +13,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..adapters.stored import Entry, entry_type, opened, write_stream
+from ..configs.dtypes import torch_dtype
 from ..configs.errors import UserError
 from ..configs.files import replace_file, sync
 from ..models.base import INDEX, PipelineFiles
-from ..models.load import DTYPES, Base
+from ..models.load import Base
 
 States = Mapping[str, Mapping[str, Tensor]]
 """Part -> parameter -> its new value."""
@@ -40,7 +41,7 @@ def write_pipeline(base: Base, states: States, folder: Path, dtype: str, schedul
         partial.mkdir(parents=True)
         _copy(base.folder / INDEX, partial / INDEX)
         for part in tqdm(parts, desc="writing the pipeline", unit="part", leave=False):
-            _write_part(base.folder / part, partial / part, states.get(part, {}), DTYPES[dtype])
+            _write_part(base.folder / part, partial / part, states.get(part, {}), torch_dtype(dtype))
         _update(partial / "scheduler" / "scheduler_config.json", scheduler)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)

@@ -6,12 +6,11 @@ from pathlib import Path
 import torch
 
 from ..configs.choices import find
+from ..configs.dtypes import torch_dtype
 from ..configs.errors import UserError
 from ..configs.schema import ModelSection
 from .base import PipelineFiles, detect_family, locate_base
 from .family import ModelFamily, Parts
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Base:
@@ -25,7 +24,7 @@ class Base:
 
     def load(self, only: Collection[str] | None = None) -> Parts:
         """All parts or some, frozen, in evaluation mode, on the device, with weights in memory of torch's own."""
-        parts = self.family.load(self.folder, DTYPES[self.dtype], only)
+        parts = self.family.load(self.folder, torch_dtype(self.dtype), only)
         for part in parts.values():
             if isinstance(part, torch.nn.Module):
                 align(part)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.arguments import positive
+from ...configs.dtypes import DTYPES
 from ...configs.errors import UserError
 
 
@@ -26,7 +27,7 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     add("--guidance-until", type=float, metavar="FRACTION", help="without guidance, at half the cost, from there (1)")
     add("--resolution", type=_size, metavar="SIDE|WxH", help="pixels (the base's own)")
     add("--scheduler", help="sampler (dpmsolver++); an unknown name answers with the list")
-    add("--dtype", choices=("fp32", "bf16", "fp16"), help="type of the weights (fp32)")
+    add("--dtype", choices=DTYPES, help="type of the weights (fp32)")
     add("--attention", help="sdpa, auto, or a back-end of diffusers; an unknown name answers with the list (sdpa)")
     add("--compile", action="store_true", default=None, help="compile the denoiser's blocks: slow start, then faster")
     add("--token-windows", type=positive, help="of 75 tokens that a prompt may fill (1)")

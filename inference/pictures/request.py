@@ -9,9 +9,10 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from ...configs.document import Document, dotted, merge, read_document
+from ...configs.dtypes import DType
 from ...configs.errors import UserError
 from ...configs.problems import explain, keys_of
-from ...configs.section import DType, Section
+from ...configs.section import Section
 from ...models.base import EMBEDDED
 from ..adapter_file import AdapterFile
 
