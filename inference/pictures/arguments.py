@@ -12,9 +12,12 @@ from ...configs.arguments import positive
 from ...configs.dtypes import DTYPES
 from ...configs.errors import UserError
 
+ASKED_ELSEWHERE = ("prompt", "num_images")
+"""Keys of a request that a command asks for with an argument of its own."""
+
 
 def add_request(parser: argparse.ArgumentParser) -> None:
-    """Everything but the prompts."""
+    """Everything but the prompts. An option that is called as a key of a request is that key."""
     add = parser.add_argument
     add("--base", help="pocket, a diffusers pipeline folder, a .safetensors checkpoint, or a hub id (pocket)")
     add("--revision", help="commit hash of a hub id")
@@ -31,12 +34,7 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     add("--attention", help="sdpa, auto, or a back-end of diffusers; an unknown name answers with the list (sdpa)")
     add("--compile", action="store_true", default=None, help="compile the denoiser's blocks: slow start, then faster")
     add("--token-windows", type=positive, help="of 75 tokens that a prompt may fill (1)")
-    add(
-        "--weighted",
-        action="store_true",
-        default=None,
-        help="words may have weights: 'a (red)1.4 star', 'red++'",
-    )
+    add("--weighted", action="store_true", default=None, help="words may have weights: 'a (red)1.4 star', 'red++'")
     add("--clip-skip", type=int, help="layers left out at the text encoder's end, as model.clip_skip (0)")
     add("--image", help="picture to begin with (image-to-image)")
     add("--mask", help="where that picture may change, white (inpainting)")
@@ -50,26 +48,11 @@ def add_request(parser: argparse.ArgumentParser) -> None:
 
 def given(options: argparse.Namespace) -> dict[str, Any]:
     """The keys of a request that were given. UserError for an adapter or a ControlNet that cannot be read."""
-    names = (
-        *("base", "revision", "fuse", "negative_prompt", "seed", "steps", "guidance", "guidance_until", "scheduler"),
-        *(
-            "dtype",
-            "token_windows",
-            "weighted",
-            "clip_skip",
-            "image",
-            "mask",
-            "strength",
-            "micro_batch",
-            "threads",
-            "attention",
-            "compile",
-        ),
-    )
-    found = {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
-    if options.adapter is not None:
-        from .request import AdapterChoice  # brings torch, which --help can do without
+    from .request import AdapterChoice, PictureRequest  # bring torch, which --help can do without
 
+    said = {name: getattr(options, name, None) for name in PictureRequest.model_fields if name not in ASKED_ELSEWHERE}
+    found = {name: value for name, value in said.items() if value is not None}
+    if options.adapter is not None:
         found["adapters"] = [AdapterChoice.parse(text).model_dump(exclude_defaults=True) for text in options.adapter]
     if options.control is not None:
         found["controls"] = [_control(text) for text in options.control]
