@@ -4,11 +4,9 @@
 on the same adapters; docs/lora-api.md says which of them is which.
 """
 
-import copy
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,6 @@ from ..adapters import active
 from ..adapters.artifact import AdapterArtifact
 from ..adapters.format import read
 from ..adapters.peft_adapters import install
-from ..adapters.token_embeddings import install_tokens, text_model
 from ..adapters.weighing import Weight, weights_of
 from ..configs.choices import did_you_mean
 from ..configs.errors import UserError
@@ -27,6 +24,7 @@ from .adapter_file import AdapterFile, format_names
 from .checkpoint import is_checkpoint, read_checkpoint
 from .fused import Fused
 from .hotswap import prepare, swap
+from .words import Words, named_words
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -37,11 +35,10 @@ class Mixing:
 
     def __init__(self, family: ModelFamily, parts: Parts, replace_part: Callable[[str, Any], None]):
         """`replace_part` puts another tokenizer into the pipelines."""
-        self.family, self.parts, self.replace_part = family, parts, replace_part
+        self.family, self.parts = family, parts
         self.weights: dict[str, Weight] = {}
         """As they were set last; adapters that the pipeline loaded itself count fully until they are set here."""
-        self._words: dict[str, AdapterArtifact] = {}
-        self._before_words: dict[str, tuple[Any, Any]] = {}
+        self._words = Words(family, parts, replace_part)
         self._fused: Fused | None = None
         self._target_rank: int | None = None
 
@@ -61,12 +58,12 @@ class Mixing:
             raise UserError(f"the name {name!r}: should be letters, digits and _ (PEFT keeps adapters by it)")
         if name in self.get_names():
             raise UserError(f"there is an adapter {name!r} already; give the new one another name, or delete it first")
-        artifact = _named_words(self._read(file), file.name.split(".")[0])
+        artifact = named_words(self._read(file), file.name.split(".")[0])
         _check_weight(file, artifact, weight)
         weights_of(weight, artifact.modules)
         held = active.switches([*self._models().values()])  # PEFT activates the new one alone
         try:
-            self._install_words(name, artifact)
+            self._words.install(name, artifact)
             install(artifact, self.parts, name)
         except (RuntimeError, ValueError) as error:
             self._take_out([name])
@@ -108,7 +105,7 @@ class Mixing:
         denoiser = self.family.denoiser
         artifact = self._read(Path(file))
         carriers = [part for part, names in self.get_list_adapters().items() if adapter_name in names]
-        if carriers != [denoiser] or adapter_name in self._words:
+        if carriers != [denoiser] or adapter_name in self._words.adapters:
             raise UserError(
                 f"{adapter_name!r} is more than layers of the {denoiser}, and only those can be hot-swapped: "
                 "text encoders are not compiled, so delete it and load the new one"
@@ -168,7 +165,9 @@ class Mixing:
 
     def get_names(self) -> list[str]:
         """All adapters, with those that are nothing but words."""
-        return list(dict.fromkeys([*(n for names in self.get_list_adapters().values() for n in names), *self._words]))
+        return list(
+            dict.fromkeys([*(n for names in self.get_list_adapters().values() for n in names), *self._words.adapters])
+        )
 
     def get_active_adapters(self) -> list[str]:
         """Those that count at the moment in some component; of a fused pipeline those that are fused."""
@@ -213,8 +212,7 @@ class Mixing:
     def _take_out(self, names: Sequence[str]) -> None:
         for model in self._carriers().values():
             active.remove(model, names)
-        if words := [name for name in names if name in self._words]:
-            self._forget_words(words)
+        self._words.forget(names)
         for name in names:
             self.weights.pop(name, None)
 
@@ -247,38 +245,6 @@ class Mixing:
         if self._fused:
             raise UserError("the adapters are fused into the base, where they cannot be changed; unfuse first")
 
-    # ------------------------------------------------------------------------ words
-
-    def _install_words(self, name: str, artifact: AdapterArtifact) -> None:
-        if not artifact.embeddings:
-            return
-        for part, words in artifact.embeddings.items():
-            self._check_width(part, words)
-            tokenizer = self.family.tokenizers.get(part)
-            if tokenizer and part not in self._before_words:
-                self._before_words[part] = (copy.deepcopy(self.parts[tokenizer]), _embedding(self.parts[part]))
-        self._words[name] = artifact  # so that what comes half-way is taken out again
-        install_tokens(artifact, self.parts, self.family.tokenizers)
-
-    def _check_width(self, part: str, words: Mapping[str, Any]) -> None:
-        if part not in self.parts:
-            return
-        width = text_model(self.parts[part]).embeddings.token_embedding.weight.shape[1]
-        for word, rows in words.items():
-            if rows.shape[1] != width:
-                raise UserError(f"the word {word!r} has vectors of {rows.shape[1]} numbers, this {part} has {width}")
-
-    def _forget_words(self, names: Collection[str]) -> None:
-        """The tokenizers and embeddings of before all words, and then the words of those that stay."""
-        for part, (tokenizer, embedding) in self._before_words.items():
-            self.replace_part(self.family.tokenizers[part], tokenizer)
-            _set_embedding(self.parts[part], embedding)
-        self._before_words = {}
-        left = {name: words for name, words in self._words.items() if name not in names}
-        self._words = {}
-        for name, words in left.items():
-            self._install_words(name, words)
-
 
 def attach(engine: "Engine", adapters: Sequence[AdapterFile]) -> list[AdapterArtifact]:
     """Loads adapters of any readable format and activates them together, under the names of `adapter_title`."""
@@ -291,23 +257,6 @@ def attach(engine: "Engine", adapters: Sequence[AdapterFile]) -> list[AdapterArt
 def adapter_title(index: int) -> str:
     """The name under which `attach` gives the adapter at this place of its list to the pipeline."""
     return f"adapter_{index}"
-
-
-def _embedding(encoder: Any) -> Any:
-    """The table of words of a text encoder, and the id that it takes for the end of a text."""
-    model = text_model(encoder)
-    return model.embeddings.token_embedding, model.eos_token_id
-
-
-def _set_embedding(encoder: Any, embedding: Any) -> None:
-    model = text_model(encoder)
-    model.embeddings.token_embedding, model.eos_token_id = embedding
-
-
-def _named_words(artifact: AdapterArtifact, name: str) -> AdapterArtifact:
-    """A word without a name is called as its file."""
-    named = {part: {token or name: rows for token, rows in own.items()} for part, own in artifact.embeddings.items()}
-    return replace(artifact, embeddings=named)
 
 
 def _check_weight(file: Path, artifact: AdapterArtifact, weight: Weight) -> None:
