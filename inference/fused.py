@@ -21,17 +21,14 @@ class Fused:
     """What was fused into some models, and what it takes to undo that."""
 
     def __init__(self, models: Mapping[str, nn.Module], names: Sequence[str], base_weights: Base | None = None):
-        self.adapter_names, self._base, self._models = list(names), base_weights, dict(models)
-        self._names = {part: active.adapter_names(model) for part, model in models.items()}
+        self.adapter_names, self._base = list(names), base_weights
+        self.carried = {part: active.adapter_names(model) for part, model in models.items()}
+        """Component -> all adapters that it carried."""
         self._wrappers: list[tuple[nn.Module, str, nn.Module]] = []  # parent, name, what was there
         self._kept: dict[Key, tuple[Any, Tensor | None]] = {}  # the layer of the base, and its weight of before
         changes = {part: _changes(part, model) for part, model in models.items()}
         for part, model in models.items():
             self._fuse(part, model, changes[part])
-
-    def names(self) -> dict[str, list[str]]:
-        """Component -> all adapters that it carried."""
-        return self._names
 
     @torch.no_grad()
     def _fuse(self, part: str, model: nn.Module, changes: Mapping[Key, Sequence[tuple[Weights, float]]]) -> None:

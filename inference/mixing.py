@@ -159,7 +159,7 @@ class Mixing:
 
     def get_list_adapters(self) -> dict[str, list[str]]:
         """Component -> its adapters, fused ones too."""
-        carried = self._fused.names() if self._fused else {}
+        carried = self._fused.carried if self._fused else {}
         found = {part: carried.get(part, active.adapter_names(model)) for part, model in self._models().items()}
         return {part: names for part, names in found.items() if names}
 
