@@ -165,9 +165,11 @@ class Mixing:
 
     def get_names(self) -> list[str]:
         """All adapters, with those that are nothing but words."""
-        return list(
-            dict.fromkeys([*(n for names in self.get_list_adapters().values() for n in names), *self._words.adapters])
-        )
+        return list(dict.fromkeys([*self.get_names_with_layers(), *self._words.adapters]))
+
+    def get_names_with_layers(self) -> list[str]:
+        """Those that can have a weight."""
+        return list(dict.fromkeys(name for names in self.get_list_adapters().values() for name in names))
 
     def get_active_adapters(self) -> list[str]:
         """Those that count at the moment in some component; of a fused pipeline those that are fused."""

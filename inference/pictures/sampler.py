@@ -45,14 +45,14 @@ class Sampler:
     def pictures(self, request: PictureRequest) -> list[Image.Image]:
         """All pictures of a request. UserError for what cannot be made."""
         engine = self.ready(request)
-        return engine.generate(self._request(engine, request), callbacks=self._callbacks(engine, request))
+        return engine.generate(self._request(request), callbacks=self._callbacks(engine, request))
 
     def check(self, request: PictureRequest) -> None:
         """UserError for what can be seen without sampling: sizes, sampler, words, pictures, ControlNets."""
         if problems := request.changed_files():
             raise UserError(problems)
         engine = self._engine_of(request)
-        asked = self._request(engine, request)
+        asked = self._request(request)
         engine.check(asked)
         for control in asked.controls:
             check_fits(engine.family, engine.parts, control.model)
@@ -127,10 +127,8 @@ class Sampler:
                 adapters.load_adapter(choice.file, name, choice.weight)
             self._adapters = files
         if files:
-            with_layers = adapters.get_list_adapters()
-            carried = {name for own in with_layers.values() for name in own}
-            weights = {n: c.weight for n, c in zip(names, request.adapters, strict=True) if n in carried}
-            adapters.set_adapters(weights)
+            weighed = adapters.get_names_with_layers()
+            adapters.set_adapters({n: c.weight for n, c in zip(names, request.adapters, strict=True) if n in weighed})
             if request.fuse:
                 adapters.fuse()
 
@@ -143,7 +141,7 @@ class Sampler:
             found.append(AdapterSchedule(engine.adapters, {name: _between(c) for name, c in limited.items()}))
         return found
 
-    def _request(self, engine: Engine, request: PictureRequest) -> Request:
+    def _request(self, request: PictureRequest) -> Request:
         return Request.repeat(
             [request.prompt],
             request.num_images,
