@@ -38,6 +38,12 @@ def keys_of(part: str, model: nn.Module, name: str) -> list[Key]:
     return [(part, canonical_path(part, path)) for path, layer in tuner_layers(model) if name in carried(layer)]
 
 
+def rotated_keys(part: str, model: nn.Module, name: str) -> list[Key]:
+    """Those of them that it rotates."""
+    layers = [(path, layer) for path, layer in tuner_layers(model) if is_rotation(layer)]
+    return [(part, canonical_path(part, path)) for path, layer in layers if name in carried(layer)]
+
+
 def activate(part: str, model: nn.Module, weights: Mapping[str, Mapping[Key, float]]) -> None:
     """These adapters alone count, each with its weight in every module."""
     for path, layer in tuner_layers(model):
@@ -56,18 +62,6 @@ def add(part: str, model: nn.Module, name: str, weights: Mapping[Key, float]) ->
             before = [each for each in layer.active_adapters if each in carried(layer) and each != name]
             layer.set_adapter([*before, name], inference_mode=True)
             set_scale(layer, name, weights[part, canonical_path(part, path)])
-
-
-def rotations(part: str, model: nn.Module, weights: Mapping[str, Mapping[Key, float]]) -> list[str]:
-    """The adapters that are rotations and are given another weight than 1, which they cannot have."""
-    found = [
-        name
-        for path, layer in tuner_layers(model)
-        if is_rotation(layer)
-        for name, own in weights.items()
-        if name in carried(layer) and own[part, canonical_path(part, path)] != 1
-    ]
-    return list(dict.fromkeys(found))
 
 
 def set_scale(layer: Any, name: str, weight: float) -> None:

@@ -40,6 +40,12 @@ def weights_of(weight: Weight, keys: Collection[Key]) -> dict[Key, float]:
     }
 
 
+def check_rotations(title: str, weights: Mapping[Key, float], rotated: Collection[Key]) -> None:
+    """UserError where a module that an adapter rotates (OFT) has another weight than 1: a rotation is there or not."""
+    if any(weights[key] != 1 for key in rotated):
+        raise UserError(f"{title}: an OFT adapter is a rotation, which has no weight: leave it at 1, or out")
+
+
 def _of_component(weight: Weight, keys: Collection[Key]) -> Iterator[tuple[Key, float]]:
     if not isinstance(weight, Mapping):
         return iter(dict.fromkeys(keys, _number("weight", weight)).items())

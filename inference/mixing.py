@@ -16,7 +16,7 @@ from ..adapters import active
 from ..adapters.artifact import AdapterArtifact
 from ..adapters.format import read
 from ..adapters.peft_adapters import install
-from ..adapters.weighing import Weight, weights_of
+from ..adapters.weighing import Weight, check_rotations, weights_of
 from ..configs.choices import did_you_mean
 from ..configs.errors import UserError
 from ..models.family import ModelFamily, Parts
@@ -60,7 +60,6 @@ class Mixing:
             raise UserError(f"there is an adapter {name!r} already; give the new one another name, or delete it first")
         artifact = named_words(self._read(file), file.name.split(".")[0])
         _check_weight(file, artifact, weight)
-        weights_of(weight, artifact.modules)
         held = active.switches([*self._models().values()])  # PEFT activates the new one alone
         try:
             self._words.install(name, artifact)
@@ -81,9 +80,7 @@ class Mixing:
 
     def check_adapter(self, file: str | Path, weight: Weight = 1.0) -> None:
         """UserError for a file that `load_adapter` would refuse, as far as reading it tells; nothing is loaded."""
-        artifact = self._read(Path(file))
-        _check_weight(Path(file), artifact, weight)
-        weights_of(weight, artifact.modules)
+        _check_weight(Path(file), self._read(Path(file)), weight)
 
     def _read(self, file: Path) -> AdapterArtifact:
         return read_checkpoint(file) if is_checkpoint(file) else read(file, format_names(self.family, self.parts))
@@ -126,8 +123,9 @@ class Mixing:
         self._check_known(list(weights))
         carriers = self._carriers()
         resolved = {name: weights_of(weight, self._keys(name)) for name, weight in weights.items()}
-        if turned := [name for part, model in carriers.items() for name in active.rotations(part, model, resolved)]:
-            raise UserError(f"{turned[0]!r} is an OFT adapter, a rotation, which has no weight: leave it at 1, or out")
+        for name, own in resolved.items():
+            rotated = [key for part, model in carriers.items() for key in active.rotated_keys(part, model, name)]
+            check_rotations(repr(name), own, rotated)
         for part, model in carriers.items():
             active.activate(part, model, resolved)
         self.weights |= weights
@@ -264,5 +262,5 @@ def adapter_title(index: int) -> str:
 def _check_weight(file: Path, artifact: AdapterArtifact, weight: Weight) -> None:
     if artifact.embeddings and not artifact.modules and weight != 1:
         raise UserError(f"{file}: a word has no weight: leave out {weight}")
-    if artifact.method == "oft" and weight != 1:
-        raise UserError(f"{file}: an OFT adapter is a rotation, which has no weight; leave out {weight}")
+    rotated = [key for key, weights in artifact.modules.items() if weights.method == "oft"]
+    check_rotations(str(file), weights_of(weight, artifact.modules), rotated)

@@ -306,7 +306,9 @@ def test_a_swap_leaves_other_adapters_alone(engine, unet_files, files):
 def test_rotations_have_no_weight_and_are_fused_alone(engine, base, make_adapter, files):
     oft = make_adapter(base, "oft", name="oft", parts={"unet": "attention"}, std=0.05, block_size=8)
     load(engine, files, "lora")
-    engine.adapters.load_adapter(oft)
+    with pytest.raises(UserError, match="rotation, which has no weight"):
+        engine.adapters.load_adapter(oft, weight={"unet": {"mid": 0.5}})
+    engine.adapters.load_adapter(oft, weight={"unet": 1.0})
     beside = prediction(engine)
     with pytest.raises(UserError, match="rotation, which has no weight"):
         engine.adapters.set_adapters({"lora": 1.0, "oft": 0.5})
