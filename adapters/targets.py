@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..configs.choices import did_you_mean
+from ..configs.choices import did_you_mean, find
 from ..configs.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ..configs.schema import AdapterSection
 
 T = TypeVar("T")
 
@@ -71,6 +73,19 @@ def select(part: str, module: "nn.Module", selection: Selection, presets: Preset
             raise UserError(f"adapter.parts.{part}: {word!r} matches no layer of {part}")
         chosen |= found
     return [name for name in layers if name in chosen]
+
+
+def layer_parts(section: "AdapterSection", denoiser: str) -> Mapping[str, Selection]:
+    """Part -> selection of the layers that are trained: none for a method that trains words alone."""
+    selection = find("adapters.methods", section.method).SELECTION
+    return {} if selection is None else section.parts or {denoiser: selection}
+
+
+def targets_of(
+    parts: Mapping[str, Any], selections: Mapping[str, Selection], presets: Mapping[str, Presets]
+) -> dict[str, list[str]]:
+    """Part -> names of the modules to adapt. UserError for a preset or an expression that matches none."""
+    return {part: select(part, parts[part], selection, presets[part]) for part, selection in selections.items()}
 
 
 def by_pattern(

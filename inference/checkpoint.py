@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from ..adapters.adapter import AdapterSet
 from ..adapters.artifact import AdapterArtifact
-from ..adapters.targets import select
+from ..adapters.targets import layer_parts, targets_of
 from ..configs.choices import find
 from ..configs.errors import UserError
 from ..configs.loader import load_config
@@ -32,10 +32,10 @@ def read_checkpoint(folder: Path) -> AdapterArtifact:
     if config.adapter.method in ("full", "textual_inversion") or config.adapter.tokens:
         raise UserError(f"{folder}: holds more than layers of an adapter; take the file that the run has exported")
     base = MergedBase(config.model)
-    method = find("adapters.methods", config.adapter.method)
-    selections = config.adapter.parts or {base.family.denoiser: method.SELECTION}
+    selections = layer_parts(config.adapter, base.family.denoiser)
     parts = base.load(list(selections))
-    targets = {part: select(part, parts[part], own, base.family.targets[part]) for part, own in selections.items()}
+    targets = targets_of(parts, selections, base.family.targets)
+    method = find("adapters.methods", config.adapter.method)
     adapters: AdapterSet = method.inject(parts, config.adapter, targets, 0)
     for part, named in adapters.named_parameters().items():
         adapters.load(part, load_file(folder / f"adapter_{part}.safetensors"))

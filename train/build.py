@@ -15,6 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from ..adapters.adapter import AdapterSet
 from ..adapters.combined import Combined
 from ..adapters.format import read
+from ..adapters.targets import layer_parts, targets_of
 from ..adapters.token_embeddings import inject_tokens
 from ..configs.choices import find
 from ..configs.data_sections import PriorSource
@@ -44,7 +45,7 @@ from .callbacks.tracking import Tracking
 from .callbacks.validation import Validation
 from .captions import find_long_captions, prompt_options
 from .ema import Ema
-from .fits import check_base_fits, layer_parts, targets_of, trained_parts
+from .fits import check_base_fits, trained_parts
 from .gather import class_images, gather, held_out_data, make_dataset
 from .held_out import HeldOut, encode_held_out, samples_of
 from .objective import Objective
@@ -229,8 +230,9 @@ def make_adapters(config: RunConfig, family: ModelFamily, parts: Parts) -> Adapt
     method = find("adapters.methods", config.adapter.method)
     seed, tokens = key_seed(config.loop.seed, "adapter"), config.adapter.tokens
     sets: list[AdapterSet] = []
-    if layer_parts(config, family):
-        sets.append(method.inject(parts, config.adapter, targets_of(config, family, parts), seed))
+    if selections := layer_parts(config.adapter, family.denoiser):
+        targets = targets_of(parts, selections, family.targets)
+        sets.append(method.inject(parts, config.adapter, targets, seed))
     if tokens:
         sets.append(inject_tokens(parts, family.tokenizers, tokens, key_seed(config.loop.seed, "tokens")))
     return sets[0] if len(sets) == 1 else Combined(sets)

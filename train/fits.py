@@ -3,14 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ..adapters.adapter import Targets
-from ..adapters.targets import problems_of, select
+from ..adapters.targets import layer_parts, problems_of
 from ..configs.choices import did_you_mean, find, names
 from ..configs.errors import UserError
 from ..configs.schema import AdapterSection, RunConfig
 from ..data.buckets import check_rules
 from ..data.dataset import bucket_rules
-from ..models.family import ModelFamily, Parts
+from ..models.family import ModelFamily
 
 
 def check_base_fits(config: RunConfig, family: ModelFamily) -> None:
@@ -32,23 +31,10 @@ def check_base_fits(config: RunConfig, family: ModelFamily) -> None:
         raise UserError(list(dict.fromkeys(problems)))
 
 
-def targets_of(config: RunConfig, family: ModelFamily, parts: Parts) -> Targets:
-    """Part -> names of the modules to adapt; UserError for a preset or an expression that matches none."""
-    return {
-        part: select(part, parts[part], selection, family.targets[part])
-        for part, selection in layer_parts(config, family).items()
-    }
-
-
-def layer_parts(config: RunConfig, family: ModelFamily) -> dict[str, str | list[str]]:
-    """Part -> selection of the layers that are trained: none for a method that trains words alone."""
-    selection = _method(config).SELECTION
-    return {} if selection is None else config.adapter.parts or {family.denoiser: selection}
-
-
 def trained_parts(config: RunConfig, family: ModelFamily) -> list[str]:
     """The parts whose weights, or words, change."""
-    return list(dict.fromkeys([*layer_parts(config, family), *(family.tokenizers if config.adapter.tokens else ())]))
+    layers, words = layer_parts(config.adapter, family.denoiser), family.tokenizers if config.adapter.tokens else ()
+    return list(dict.fromkeys([*layers, *words]))
 
 
 def changes_base(config: RunConfig) -> bool:
@@ -68,7 +54,7 @@ def _method(config: RunConfig) -> Any:
 
 
 def _problems_of_selection(config: RunConfig, family: ModelFamily) -> Iterator[str]:
-    for part, selection in layer_parts(config, family).items():
+    for part, selection in layer_parts(config.adapter, family.denoiser).items():
         if part not in family.targets:
             hint, parts = did_you_mean(part, family.targets), ", ".join(family.targets)
             yield f"adapter.parts: {family.name} has no part {part!r}{hint}; there are: {parts}"
@@ -96,7 +82,7 @@ def _problems_of_method(config: RunConfig, family: ModelFamily) -> Iterator[str]
         for name in ("rank", "alpha", "rank_pattern", "alpha_pattern"):
             if getattr(adapter, name) != getattr(plain, name):
                 yield f"adapter.{name}: {adapter.method} trains the weights themselves, which have none"
-        if adapter.tokens and set(layer_parts(config, family)) & set(family.tokenizers):
+        if adapter.tokens and set(layer_parts(config.adapter, family.denoiser)) & set(family.tokenizers):
             yield f"adapter.tokens: {adapter.method} trains the words of a text encoder too; take either"
         if adapter.start_from is not None:
             yield f"adapter.start_from: {adapter.method} begins with the base: give the trained one as model.base"

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow
 
 from ..adapters.format import file_name
-from ..adapters.targets import words_of
+from ..adapters.targets import layer_parts, words_of
 from ..configs.arguments import add_config, positive
 from ..configs.errors import run_command
 from ..configs.loader import load_config, marked_yaml
 from ..configs.schema import PartSection, RunConfig
 from ..data.dataset import Images
-from .fits import changes_base, formats_of, layer_parts, trained_parts, words_of_method
+from .fits import changes_base, formats_of, trained_parts, words_of_method
 from .gather import warn
 from .outlook import Changed, Outlook, dataset_ahead, look_ahead, missed_shares
 from .pages.words import aligned, counted
@@ -165,7 +165,7 @@ def _describe_adapter(config: RunConfig, base: "Base") -> Iterator[str]:
     parts = base.load([*needed, *(family.tokenizers[part] for part in needed if part in family.tokenizers)])
     adapters = make_adapters(config, family, parts)
     modules = Counter(part for part, _ in adapters.modules())
-    selections, whole = layer_parts(config, family), changes_base(config)
+    selections, whole = layer_parts(config.adapter, family.denoiser), changes_base(config)
     where = "of the base" if whole else "on the frozen base"
     yield f"  {', '.join(words_of_method(config))}, {where} {config.model.base!r}"
     yield f"  family {family.name}"
