@@ -153,17 +153,18 @@ class _Dispatched(TorchFunctionMode):
 def _set(denoiser: Any, backend: str) -> None:
     """In every attention layer of the denoiser, and in no other model.
 
-    UserError where a layer has a processor of its own that computes attention in one way only.
+    UserError, before anything changes, where a layer has a processor that computes attention in one way only.
     """
     layers = [layer for layer in denoiser.modules() if hasattr(layer, "processor")]
     plain, told = AttnProcessor2_0, DispatchedProcessor
+    own = {type(layer.processor) for layer in layers if not hasattr(layer.processor, "_attention_backend")} - {plain}
+    if backend != NATIVE and own:
+        names = ", ".join(sorted(kind.__name__ for kind in own))
+        raise UserError(f"attention {backend!r}: {names} of this model cannot be told to use it")
     before, after = (told, plain) if backend == NATIVE else (plain, told)
     for layer in layers:
         if type(layer.processor) is before:
             layer.set_processor(after())
-    own = {type(layer.processor).__name__ for layer in layers if not hasattr(layer.processor, "_attention_backend")}
-    if backend != NATIVE and own:
-        raise UserError(f"attention {backend!r}: {', '.join(sorted(own))} of this model cannot be told to use it")
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # each call says that it is experimental
     try:

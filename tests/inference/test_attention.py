@@ -128,5 +128,7 @@ def test_a_kernel_without_gradients_is_refused_in_training_only(monkeypatch):
 
 def test_a_model_with_a_processor_of_its_own_is_told(engine):
     engine.parts["unet"].mid_block.attentions[0].transformer_blocks[0].attn1.set_processor(AttnProcessor())
+    before = dict(engine.parts["unet"].attn_processors)
     with pytest.raises(UserError, match="AttnProcessor of this model cannot be told"):
         choose_attention(engine.pipeline, "_native_math")
+    assert engine.parts["unet"].attn_processors == before
