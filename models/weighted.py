@@ -47,9 +47,7 @@ def weighted_states(prompt: str, tokenizer: Any, encoder: Any, windows: int, sta
     provider = compel.conditioning_provider = _Provider(tokenizer, encoder, states)
     parsed = _parsed(expanded(tokenizer, [prompt])[0])
     with quietly():
-        found, *_, options = compel.build_conditioning_tensor_for_conjunction(parsed)
-    if options:
-        raise UserError(f"{prompt!r}: .swap() changes words while it samples, which is not possible here")
+        found, *_ = compel.build_conditioning_tensor_for_conjunction(parsed)
     pieces = list(found.reshape(-1, tokenizer.model_max_length, found.shape[-1]))
     if len(pieces) > windows:
         raise UserError(
@@ -57,6 +55,11 @@ def weighted_states(prompt: str, tokenizer: Any, encoder: Any, windows: int, sta
         )
     pieces += [provider.empty_z[0]] * (windows - len(pieces))
     return torch.stack(pieces)[None]
+
+
+def check_syntax(prompt: str) -> None:
+    """UserError for a prompt that cannot be parsed, or that swaps words while sampling."""
+    _parsed(prompt)
 
 
 def plain_text(prompt: str) -> str:
@@ -73,6 +76,9 @@ def _fragments(part: Any) -> list[str]:
 
 def _parsed(prompt: str) -> Any:
     try:
-        return Compel.parse_prompt_string(prompt)
+        found: Any = Compel.parse_prompt_string(prompt)
     except (PromptParser.ParsingException, ValueError) as error:
         raise UserError(f"{prompt!r} cannot be read as a weighted prompt: {str(error).splitlines()[0]}") from error
+    if any(part.wants_cross_attention_control for part in found.prompts):
+        raise UserError(f"{prompt!r}: .swap() changes words while it samples, which is not possible here")
+    return found

@@ -43,6 +43,8 @@ def work_of(requests: Sequence[PictureRequest], sampler: Sampler, folder: Path) 
 
     UserError, before anything is made, for what cannot be.
     """
+    for request in requests:
+        request.check()
     for base in dict.fromkeys(sampler.key(request) for request in requests):  # each is loaded once for all checks
         for request in requests:
             if sampler.key(request) == base:

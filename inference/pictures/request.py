@@ -120,6 +120,16 @@ class PictureRequest(Section):
         named = [self.image, self.mask, *(control.image for control in self.controls), *nets]
         return [name for name in named if name]
 
+    def check(self) -> None:
+        """UserError for what can be seen before anything is loaded: files, and how the prompts are written."""
+        if problems := self.changed_files():
+            raise UserError(problems)
+        if self.weighted:
+            from ...models.weighted import check_syntax  # needs compel, which is an extra
+
+            for prompt in (self.prompt, self.negative_prompt):
+                check_syntax(prompt)
+
     def changed_files(self) -> list[str]:
         """One line for each file that is another one than was asked for."""
         asked = {a.file: a.sha256 for a in self.adapters if a.sha256} | self.inputs

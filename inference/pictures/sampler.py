@@ -49,8 +49,6 @@ class Sampler:
 
     def check(self, request: PictureRequest) -> None:
         """UserError for what can be seen without sampling: sizes, sampler, words, pictures, ControlNets."""
-        if problems := request.changed_files():
-            raise UserError(problems)
         engine = self._engine_of(request)
         asked = self._request(request)
         engine.check(asked)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from loraloom.configs.errors import UserError, run_command
 from loraloom.inference.__main__ import main
+from loraloom.inference.engine import Engine
 from loraloom.inference.pictures.png import request_in
 from loraloom.inference.pictures.request import PictureRequest, file_hash, read_requests
 
@@ -214,6 +215,25 @@ def test_what_cannot_be_is_one_line(tiny_base, tmp_path, capsys, arguments, word
     assert run_command(main, [*arguments, "--base", str(tiny_base), "--out", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [('("a", "b").blend(1)', "cannot be read as a weighted prompt"), ("a cat.swap(dog)", ".swap() changes words")],
+)
+@pytest.mark.parametrize("place", ["prompt", "negative_prompt"])
+def test_weights_that_cannot_be_read_are_told_before_anything_is_loaded(
+    tmp_path, monkeypatch, capsys, place, prompt, words
+):
+    def load(*arguments: object, **options: object) -> None:
+        pytest.fail("a base is loaded")
+
+    monkeypatch.setattr(Engine, "load", load)
+    file = tmp_path / "requests.yaml"
+    requests = [{"prompt": "a star"}, {"prompt": "a moon", "weighted": True, place: prompt}]
+    file.write_text(yaml.safe_dump({"requests": requests}))
+    assert run_command(main, [str(file), "--out", str(tmp_path / "out")]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_a_picture_of_others_says_so(tmp_path, capsys):
