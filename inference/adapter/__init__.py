@@ -1,1 +1,1 @@
-"""`loraloom adapter VERB`: one module for each verb, with HELP (a line), EXAMPLES, `add_arguments` and `run`."""
+"""`loraloom adapter VERB`: one module for each verb, with EXAMPLES, `add_arguments` and `run`."""

@@ -5,10 +5,20 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from ...configs.choices import find, names
+from ...configs.choices import find
 from ...configs.errors import UserError, run_command
 
-VERBS = "inference.adapter"
+VERBS = {
+    "convert": "write the same adapter in another format or type",
+    "diff": "compare two adapters by the changes that they make, whatever their formats and ranks",
+    "extract": "make a LoRA of the difference between two checkpoints",
+    "inspect": "show what a file holds: method, ranks, blocks and how strong they are, metadata",
+    "merge": "put adapters into a base, or several into one adapter",
+    "resize": "make a LoRA of another rank, fixed or by how much of it shall stay",
+    "verify": "prove that a file does in its base what it says",
+}
+"""The modules beside this one, each imported when its verb is used."""
+
 HELP = """\
 Look into adapter files, convert them, mix them, and prove what they hold.
 
@@ -30,21 +40,19 @@ examples:
 def main(arguments: Sequence[str]) -> int:
     """Does what the first argument says with the others."""
     verb, *rest = arguments or ("--help",)
-    verbs = [name for name in names(VERBS) if name != "__main__"]
     if verb in ("-h", "--help", "help"):
-        lines = (f"  {name:10}{find(VERBS, name).HELP}" for name in verbs)
-        print(HELP.format(verbs="\n".join(lines)), end="")
+        print(HELP.format(verbs="\n".join(f"  {name:10}{line}" for name, line in VERBS.items())), end="")
         return 0
-    if verb not in verbs:
-        raise UserError(f"{verb!r} is no verb of loraloom adapter; there are: {', '.join(verbs)}")
-    module = find(VERBS, verb)
+    if verb not in VERBS:
+        raise UserError(f"{verb!r} is no verb of loraloom adapter; there are: {', '.join(VERBS)}")
+    module = find("inference.adapter", verb)
     return module.run(_parser(verb, module).parse_intermixed_args(rest))
 
 
 def _parser(verb: str, module: ModuleType) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"loraloom adapter {verb}",
-        description=module.HELP[0].upper() + module.HELP[1:] + ".",
+        description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".",
         epilog="examples:\n" + "\n".join(f"  {line}" for line in module.EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

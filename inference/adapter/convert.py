@@ -12,7 +12,6 @@ from ...configs.errors import UserError
 from ..adapter_output import add_output, lost, save, shown
 from ..layers import Layers, names_for
 
-HELP = "write the same adapter in another format or type"
 EXAMPLES = [
     "loraloom adapter convert my-dog.safetensors --to kohya",
     "loraloom adapter convert web-ui.safetensors --to peft --out my-dog.peft",

@@ -12,7 +12,6 @@ from ...adapters.format import read
 from ..adapter_output import shown
 from ..layers import Layers, names_for
 
-HELP = "compare two adapters by the changes that they make, whatever their formats and ranks"
 EXAMPLES = [
     "loraloom adapter diff rank-4.safetensors rank-16.safetensors",
     "loraloom adapter diff a.safetensors a.peft",

@@ -8,7 +8,6 @@ from ...configs.errors import UserError
 from ..adapter_output import add_output, add_rank, lost, rank_of, save, shown
 from ..layers import Layers
 
-HELP = "make a LoRA of the difference between two checkpoints"
 EXAMPLES = [
     "loraloom adapter extract runs/full/dog runwayml/stable-diffusion-v1-5 --rank 64 --out dog.safetensors",
     "loraloom adapter extract tuned.safetensors base.safetensors --energy 0.99 --to kohya --out tuned-lora.safetensors",

@@ -15,7 +15,6 @@ from ...adapters.origin import architecture_of
 from ...configs.errors import BAD_INPUT, DONE, UserError
 from ..layers import Layers, names_for
 
-HELP = "show what a file holds: method, ranks, blocks and how strong they are, metadata"
 EXAMPLES = [
     "loraloom adapter inspect my-dog.safetensors",
     "loraloom adapter inspect downloads/*.safetensors --json",

@@ -14,7 +14,6 @@ from ..adapter_output import add_output, lost, save, share, shown
 from ..layers import Layers, names_for
 from ..merged_files import merge_into_file, merge_into_folder
 
-HELP = "put adapters into a base, or several into one adapter"
 EXAMPLES = [
     "loraloom adapter merge dog.safetensors:0.8 style.safetensors --base sd15/ --into-base --out merged/",
     "loraloom adapter merge dog.safetensors --base model.safetensors --into-base --out merged.safetensors",

@@ -8,7 +8,6 @@ from ...adapters.format import read
 from ..adapter_output import add_output, add_rank, lost, rank_of, save, shown
 from ..layers import Layers, names_for
 
-HELP = "make a LoRA of another rank, fixed or by how much of it shall stay"
 EXAMPLES = [
     "loraloom adapter resize my-dog.safetensors --rank 8 --out my-dog-8.safetensors",
     "loraloom adapter resize my-dog.safetensors --norm 0.95 --out small.safetensors",

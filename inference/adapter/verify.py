@@ -10,7 +10,6 @@ from ..engine import Engine
 from ..layers import Layers
 from ..verify import TOLERANCE, attached, furthest, probe, probe_prompt
 
-HELP = "prove that a file does in its base what it says"
 EXAMPLES = ["loraloom adapter verify my-dog.safetensors --base pocket"]
 
 

@@ -7,7 +7,9 @@ import time
 
 import pytest
 
+from loraloom.configs.choices import names
 from loraloom.configs.errors import UserError
+from loraloom.inference.adapter import __main__ as adapter
 from loraloom.launch import cli
 
 
@@ -36,7 +38,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert not {"torch", "yaml", "pydantic", "argparse", "difflib"} & set(done.stderr.split())
 
 
-@pytest.mark.parametrize("verb", ["sample", "grid", "convert"])
+@pytest.mark.parametrize("verb", ["sample", "grid", "adapter", "convert"])
 def test_help_of_a_verb_imports_no_torch(verb: str) -> None:
     code = f"import sys; from loraloom.launch.cli import run; run(['{verb}', '--help'])"
     told = f"import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); {code}"
@@ -63,6 +65,10 @@ def test_unknown_verb_is_answered_with_the_nearest() -> None:
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_verb_is_a_module_that_is_there(verb: str) -> None:
     assert importlib.util.find_spec(cli.VERBS[verb].module)
+
+
+def test_the_verbs_of_adapter_are_its_modules() -> None:
+    assert [*adapter.VERBS] == names("inference.adapter")
 
 
 def test_verbs_get_their_arguments(capsys: pytest.CaptureFixture[str]) -> None:
