@@ -40,9 +40,7 @@ class Request:
     steps: int = 20
     guidance: float = 4.0  # classifier-free guidance scale; 1 and below: none
     negative_prompt: str = ""
-    resolution: int | tuple[int, int] | None = (
-        None  # pixels, or (width, height); a picture's or the base's own when None
-    )
+    resolution: int | tuple[int, int] | None = None  # pixels, or (width, height); None: a picture's, or the base's
     prompt_options: PromptOptions = ONE_WINDOW
     image: Image.Image | None = None  # what image-to-image begins with
     mask: Image.Image | None = None  # where it may change, white
