@@ -2,7 +2,7 @@
 
 import importlib
 import importlib.util
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from pydantic import BaseModel
@@ -12,6 +12,9 @@ from ..adapters.adapter import AdapterSet
 from ..configs.choices import find
 from ..configs.errors import UserError
 from ..configs.schema import OptimizerSection, PartSection
+
+if TYPE_CHECKING:
+    from .run import Run
 
 Group = dict[str, Any]
 
@@ -67,6 +70,13 @@ def make_schedule(optimizer: torch.optim.Optimizer, section: OptimizerSection, s
     return get_scheduler(
         name, optimizer, num_warmup_steps=section.warmup_steps, num_training_steps=steps, **cast(dict[str, Any], own)
     )
+
+
+def clip_gradients(run: "Run", max_norm: float) -> torch.Tensor:
+    """Scales all gradients to a common norm of at most `max_norm`; returns what it was."""
+    if run.is_sharded or run.accelerator.scaler is not None:
+        return torch.as_tensor(run.accelerator.clip_grad_norm_(run.trained(), max_norm))
+    return torch.nn.utils.clip_grad_norm_(run.trained(), max_norm, foreach=True)
 
 
 def drop_stopped(optimizer: Any, step: int) -> None:

@@ -130,6 +130,10 @@ class Run:
         finally:
             self.seconds_of[what] = self.seconds_of.get(what, 0.0) + time.perf_counter() - started
 
+    def trained(self) -> "list[nn.Parameter]":
+        """All weights that the optimiser moves."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
     def trainable_modules(self) -> "list[nn.Module]":
         """The carriers as the loop calls them."""
         return [self.parts[part] for part in self.adapters.carriers]

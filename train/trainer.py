@@ -12,7 +12,7 @@ from ..data.sample import Batch
 from .callback import Callback
 from .guard import Guard, fault_of, step_unless
 from .objective import Losses, Objective
-from .optim import drop_stopped
+from .optim import clip_gradients, drop_stopped
 from .readings import Unread, read_all
 from .run import Run, StepResult
 
@@ -76,8 +76,7 @@ class Trainer:
         """One step of the optimiser, unless it is faulty; the norm of the gradient before it was clipped."""
         run = self.run
         drop_stopped(run.optimizer, run.step)
-        norm = run.accelerator.clip_grad_norm_(self._parameters(), run.config.optimizer.max_grad_norm)
-        norm = whole(torch.as_tensor(norm))
+        norm = whole(clip_gradients(run, run.config.optimizer.max_grad_norm))
         loss = torch.stack([each.total for _, each in losses]).sum()
         step_unless(run.optimizer, fault_of(run, loss, norm), scaled=run.accelerator.scaler is not None)
         run.schedule.step()
@@ -110,6 +109,3 @@ class Trainer:
     def timesteps(self, batch: Batch) -> list[int]:
         """Those at which `forward` looks at the samples of a micro-batch."""
         return self.objective.noised(self.run.parts, batch, self.run.accelerator.device)[0].timesteps.tolist()
-
-    def _parameters(self) -> list[torch.nn.Parameter]:
-        return [parameter for parameters in self.run.adapters.parameters().values() for parameter in parameters]

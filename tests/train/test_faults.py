@@ -171,10 +171,10 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_saves_no_adapter(write_con
 def test_weights_are_those_before_a_step_that_failed(write_config, photos):
     trainer = build_trainer(load_config(write_config(), ["data.sources.0.loss_weight=1e38"]))
     trainer.callbacks = []
-    before = [parameter.clone() for parameter in trainer._parameters()]
+    before = [parameter.clone() for parameter in trainer.run.trained()]
     with pytest.raises(TrainingError, match=r"step 1:.*\.png"):
         trainer.fit()
-    assert all(torch.equal(old, new) for old, new in zip(before, trainer._parameters(), strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before, trainer.run.trained(), strict=True))
 
 
 def broken_weights(run, where) -> torch.Tensor:

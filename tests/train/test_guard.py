@@ -44,7 +44,7 @@ def trainer_of(write_config, name="run", **sections):
 
 
 def weights(trainer) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in trainer._parameters()]
+    return [parameter.detach().clone() for parameter in trainer.run.trained()]
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
