@@ -203,8 +203,9 @@ def carried(layer: Any) -> set[str]:
 
 
 def _kind(layer: Any) -> str:
-    """The method of a tuner layer; PEFT has a module for each."""
-    return type(layer).__module__.split(".")[2]
+    """The method of a tuner layer, which may be a subclass of ours; PEFT has a module for each."""
+    own = next(kind for kind in type(layer).__mro__ if kind.__module__.startswith("peft.tuners."))
+    return own.__module__.split(".")[2]
 
 
 def _method_of(weights: Mapping[str, Weights]) -> ModuleType:

@@ -180,6 +180,10 @@ class LoopSection(Section):
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     deterministic: bool = True
     """Ask torch for deterministic kernels, so that a run can be repeated to the bit."""
+    fast: bool = True
+    """Layers that do the sums of diffusers' and PEFT's in less time, to rounding; on a CPU, also keep freed memory."""
+    compile: bool = False
+    """Compile the denoiser's repeated blocks, for each size of bucket: minutes at the start, less time in each step."""
 
     def samples_at_once(self, processes: int = 1) -> int:
         """Samples of one forward pass."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FREE_ON_RESUME = (
     *("checkpoint", "validation", "trackers", "output", "guard"),
     *("loop.steps", "loop.threads", "loop.micro_batch", "loop.gradient_checkpointing"),
+    *("loop.fast", "loop.compile"),
     *("data.cache.dir", "data.cache.keep_vae", "data.workers"),
 )
 """What a resumed run may change: the rest decides which weights it ends with."""

@@ -25,6 +25,7 @@ from ..configs.schema import RunConfig
 from ..data.dataset import Dataset, Images
 from ..data.draws import key_seed
 from ..data.loader import Samples, Share, micro_batches
+from ..inference.compilation import compile_blocks
 from ..inference.engine import Engine
 from ..inference.merged import MergedBase
 from ..models.base import pin_revision
@@ -45,15 +46,17 @@ from .callbacks.tracking import Tracking
 from .callbacks.validation import Validation
 from .captions import find_long_captions, prompt_options
 from .ema import Ema
+from .fast import use_fast_layers
 from .fits import check_base_fits, trained_parts
 from .gather import class_images, gather, held_out_data, make_dataset
 from .held_out import HeldOut, encode_held_out, samples_of
+from .host_memory import keep_freed_memory
 from .objective import Objective
 from .optim import make_optimizer, make_schedule
 from .prior import class_image_files
 from .run import Run
 from .run_folder import prepare_folder, write_config
-from .sharding import set_up_sharding, wrap
+from .sharding import set_up_sharding, shards, wrap
 from .state import load_checkpoint, register_hooks
 from .together import leave_in_peace
 from .trainer import Trainer
@@ -288,6 +291,7 @@ def _make_run(
 ) -> Run:
     if config.loop.gradient_checkpointing:
         checkpoint_gradients(adapters.carriers)
+    _quicken(config, accelerator, base.family, adapters)
     optimizer = make_optimizer(adapters, config.optimizer)
     schedule = make_schedule(optimizer, config.optimizer, config.loop.steps)
     wrapped, optimizer, schedule = wrap(
@@ -310,6 +314,16 @@ def _make_run(
         data,
         Ema(adapters.named_parameters(), decay) if decay is not None else None,
     )
+
+
+def _quicken(config: RunConfig, accelerator: Accelerator, family: ModelFamily, adapters: AdapterSet) -> None:
+    """`loop.fast` and `loop.compile`: other kernels for the same samples, noise and timesteps."""
+    if config.loop.fast and not shards(accelerator):
+        use_fast_layers(adapters.carriers)
+    if config.loop.fast and accelerator.device.type == "cpu":
+        keep_freed_memory()
+    if config.loop.compile and family.denoiser in adapters.carriers:
+        compile_blocks(adapters.carriers[family.denoiser], family.repeated_blocks, dynamic=False)
 
 
 def checkpoint_gradients(carriers: Mapping[str, Any]) -> None:

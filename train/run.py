@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from tqdm import tqdm
 
 from .sharding import shards
@@ -91,6 +92,8 @@ class Run:
         """Within, carriers hold the weights that are sampled and exported (averages, if there are), without dropout."""
         modes = {part: module.training for part, module in self.adapters.carriers.items()}
         with ExitStack() as stack:
+            if self.config.loop.compile:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))  # the bits of `loraloom sample`
             if hasattr(self.optimizer.optimizer, "eval"):
                 self.optimizer.eval()  # of schedule-free optimisers, which train a point beside the average
                 stack.callback(self.optimizer.train)

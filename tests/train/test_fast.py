@@ -1,0 +1,234 @@
+"""`loop.fast` and `loop.compile` change kernels, and nothing else."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+
+from loraloom.configs.loader import load_config
+from loraloom.train import build
+from loraloom.train.build import build_trainer
+from loraloom.train.fast import use_fast_layers
+from loraloom.train.kernels import convolution
+from loraloom.train.kernels.attention import FastAttention
+from loraloom.train.kernels.convolution import FastConv2d
+from loraloom.train.kernels.lora_linear import FastLinear, apply_together
+
+
+def unet_with_lora(base, dtype=torch.float32, **options) -> UNet2DConditionModel:
+    """The tiny base's, with a LoRA that does something, in training mode."""
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=dtype).requires_grad_(False)
+    torch.manual_seed(0)
+    wanted = {"target_modules": ["to_q", "to_k", "to_v", "to_out.0", "ff.net.2"], "r": 4, "lora_alpha": 6}
+    inject_adapter_in_model(LoraConfig(init_lora_weights=False, **wanted | options), unet)
+    for parameter in unet.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return unet.train()
+
+
+def step_of(unet: UNet2DConditionModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """Its prediction and all gradients of one step."""
+    torch.manual_seed(1)
+    width = unet.config.cross_attention_dim
+    latents = torch.randn(2, 4, 8, 8, dtype=unet.dtype)
+    predicted = unet(latents, torch.tensor([10, 500]), torch.randn(2, 77, width, dtype=unet.dtype)).sample
+    F.mse_loss(predicted.float(), torch.randn(2, 4, 8, 8)).backward()
+    trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    gradients = torch.cat([parameter.grad.flatten() for parameter in trained])
+    for parameter in trained:
+        parameter.grad = None
+    return predicted.detach(), gradients
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a.double() - b.double()).norm() / b.double().norm()).item()
+
+
+@pytest.fixture
+def small_products(monkeypatch):
+    """Convolutions of the tiny base become products as the large ones of Stable Diffusion do."""
+    monkeypatch.setattr(convolution, "LEAST_WEIGHTS", 1)
+    monkeypatch.setattr(convolution, "MOST_POSITIONS", 32)
+
+
+def test_predictions_and_gradients_agree(tiny_base, small_products):
+    unet = unet_with_lora(tiny_base, rank_pattern={"to_k": 2})
+    plain = step_of(unet)
+    changed = use_fast_layers({"unet": unet})
+    assert set(changed) == {"FastLinear", "FastAttention", "FastConv2d"}
+    fast = step_of(unet)
+    assert all(distance(a, b) <= 1e-5 for a, b in zip(fast, plain, strict=True))
+    assert not torch.equal(fast[1], plain[1])  # or nothing was tested
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_in_bf16_they_are_as_near_to_the_truth(tiny_base, small_products, autocast):
+    unet = unet_with_lora(tiny_base, torch.bfloat16).float()
+    exact = step_of(unet)
+    unet = unet if autocast else unet_with_lora(tiny_base, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        plain = step_of(unet)
+        use_fast_layers({"unet": unet})
+        fast = step_of(unet)
+    for one, other, truth in zip(fast, plain, exact, strict=True):
+        assert 0 < distance(one, truth) <= 1.1 * distance(other, truth)
+
+
+def test_gradient_checkpointing_and_no_gradient_for_the_input(tiny_base):
+    unet = unet_with_lora(tiny_base)
+    unet.enable_gradient_checkpointing()
+    plain = step_of(unet)
+    use_fast_layers({"unet": unet})
+    assert all(distance(a, b) <= 1e-5 for a, b in zip(step_of(unet), plain, strict=True))
+
+
+@torch.no_grad()
+def test_in_evaluation_and_without_the_adapter_every_bit_is_as_before(tiny_base):
+    unet = unet_with_lora(tiny_base)
+    latents, words = torch.randn(1, 4, 8, 8), torch.randn(1, 77, unet.config.cross_attention_dim)
+    layers = [module for module in unet.modules() if hasattr(module, "lora_A")]
+
+    def seen():
+        return unet(latents, 3, words).sample
+
+    sampled = unet.eval() and seen()
+    for layer in layers:
+        layer._disable_adapters = True
+    bare = seen()
+    use_fast_layers({"unet": unet})
+    assert torch.equal(seen(), bare)
+    assert torch.equal(unet.train() and seen(), bare)
+    for layer in layers:
+        layer._disable_adapters = False
+    assert torch.equal(unet.eval() and seen(), sampled)
+
+
+@pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
+def test_layers_that_do_more_stay_as_they_are(tiny_base, options):
+    unet = unet_with_lora(tiny_base, **options)
+    assert "FastLinear" not in use_fast_layers({"unet": unet})
+    step_of(unet)
+
+
+def test_layers_of_one_input_may_differ_in_rank_bias_and_scale():
+    torch.manual_seed(0)
+    parent = nn.ModuleDict({name: nn.Linear(6, width, bias=width > 3) for name, width in {"a": 3, "b": 5}.items()})
+    parent.requires_grad_(False)
+    options = {"rank_pattern": {"a": 2}, "alpha_pattern": {"b": 7}, "init_lora_weights": False}
+    inject_adapter_in_model(LoraConfig(r=4, lora_alpha=6, target_modules=["a", "b"], **options), parent.train())
+    x = torch.randn(2, 7, 6, requires_grad=True)
+
+    def gradients(outputs):
+        total = sum((output * (index + 1)).square().sum() for index, output in enumerate(outputs))
+        return torch.autograd.grad(total, [x, *(p for p in parent.parameters() if p.requires_grad)])
+
+    wanted = gradients([parent["a"](x), parent["b"](x)])
+    use_fast_layers({"parent": parent})
+    found = gradients(apply_together(x, parent["a"], parent["b"]))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(("kernel", "size", "count"), [(3, (2, 2), 1), (3, (4, 5), 2), (1, (4, 4), 1)])
+def test_a_convolution_of_few_positions_is_a_product(monkeypatch, kernel, size, count):
+    monkeypatch.setattr(convolution, "LEAST_WEIGHTS", 1)
+    layer = nn.Conv2d(8, 12, kernel, padding=kernel // 2).requires_grad_(False)
+    x = torch.randn(count, 8, *size, requires_grad=True)
+    gradient = torch.randn(count, 12, *size)
+    plain = layer(x)
+    wanted = torch.autograd.grad(plain, x, gradient)[0]
+    assert FastConv2d.fits(layer)
+    layer.__class__ = FastConv2d
+    fast = layer(x)
+    assert fast.grad_fn.name() == "_ProductBackward" and fast.is_contiguous()
+    torch.testing.assert_close(fast, plain)
+    torch.testing.assert_close(torch.autograd.grad(fast, x, gradient)[0], wanted)
+    many = torch.randn(65, 8, 1, 1)
+    assert torch.equal(layer(many), nn.Conv2d.forward(layer, many))
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"dilation": 2}, {"groups": 2}, {"padding": 0}])
+def test_other_convolutions_stay_as_they_are(monkeypatch, options):
+    monkeypatch.setattr(convolution, "LEAST_WEIGHTS", 1)
+    layer = nn.Conv2d(8, 12, 3, **{"padding": 1} | options).requires_grad_(False)
+    assert not FastConv2d.fits(layer)
+    assert not FastConv2d.fits(nn.Conv2d(8, 12, 3, padding=1))  # it trains
+
+
+@pytest.mark.slow
+def test_a_run_sees_the_same_samples_noise_and_timesteps(write_config):
+    seen, losses = {}, {}
+    for name, options in {
+        "fast": {},
+        "plain": {"fast": False},
+        "free": {"fast": False, "deterministic": False},
+    }.items():
+        config = write_config(name, loop={"steps": 8, "batch_size": 2} | options)
+        trainer = build_trainer(load_config(config), overwrite=True)
+        kinds = {type(module) for module in trainer.run.parts["unet"].modules()}
+        assert ({FastLinear, FastAttention} <= kinds) == (name == "fast")
+        looked, forward = [], trainer.forward
+
+        def look(batch, trainer=trainer, forward=forward, looked=looked):
+            noised, _ = trainer.objective.noised(trainer.run.parts, batch, torch.device("cpu"))
+            looked.append((batch.files, noised.latents, noised.timesteps, noised.target))
+            return forward(batch)
+
+        trainer.forward = look
+        trainer.callbacks = []
+        losses[name] = torch.tensor([trainer.train_step()[0].loss for _ in range(8)])
+        seen[name] = looked
+    for other in ("plain", "free"):
+        for (files, *tensors), (others, *wanted) in zip(seen["fast"], seen[other], strict=True):
+            assert files == others and all(map(torch.equal, tensors, wanted))
+        torch.testing.assert_close(losses["fast"], losses[other], rtol=1e-4, atol=0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_freed_memory_is_kept():
+    program = """
+import resource, torch
+from loraloom.train.host_memory import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(50_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+given_back = faults()
+assert keep_freed_memory()
+faults(), faults()
+assert faults() < given_back / 10, given_back
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_as_the_others_and_sample_uncompiled(write_config, monkeypatch):
+    """Two sizes of buckets, each with graphs of its own; images have the bits of a run that is not compiled."""
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    traced = functools.partial(build.compile_blocks, backend="aot_eager")  # inductor takes four minutes here
+    monkeypatch.setattr(build, "compile_blocks", traced)
+    data, prompts = {"resolution": [32, 48]}, ["a creature"]
+    losses, images = {}, {}
+    for name in ("plain", "compiled"):
+        torch.compiler.reset()
+        validation = {"every": 6, "prompts": prompts, "steps": 2, "at_start": False}
+        options = {"loop": {"steps": 6, "batch_size": 2, "compile": name == "compiled"}, "validation": validation}
+        config = load_config(write_config(name, data=data, optimizer={"learning_rate": 1e-9}, **options))
+        trainer = build_trainer(config, overwrite=True)
+        trainer.callbacks = [each for each in trainer.callbacks if type(each).__name__ in ("Validation", "Tracking")]
+        trainer.fit()
+        run = trainer.run
+        losses[name] = [json.loads(line)["loss"] for line in (run.folder / "logs/history.jsonl").open()]
+        images[name] = [file.read_bytes() for file in sorted(run.folder.rglob("samples/**/*.png"))]
+        assert bool(torch._dynamo.utils.counters["stats"]["unique_graphs"]) == (name == "compiled")
+    torch.testing.assert_close(torch.tensor(losses["compiled"]), torch.tensor(losses["plain"]), rtol=1e-4, atol=0)
+    assert images["compiled"] == images["plain"] != []
