@@ -202,7 +202,9 @@ def shipped_configs(kind: str) -> dict[str, Any]:
 def write_config(content: Any, path: Path) -> None:
     """A file of a pipeline folder as JSON; of a tokenizer, whose content is its padding, the folder."""
     if isinstance(content, str):
-        clip_tokenizer(content).save_pretrained(path)
+        tokenizer = clip_tokenizer(content)
+        tokenizer.save_pretrained(path)
+        write_legacy_tokenizer(path, tokenizer)
     else:
         path.write_text(json.dumps(content, indent=2) + "\n")
 
@@ -219,6 +221,14 @@ def clip_tokenizer(padding: str) -> Any:
     vocab = {token: number for number, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
     own: Any = CLIPTokenizer
     return own(vocab=vocab, merges=merges, pad_token=padding, model_max_length=77)
+
+
+def write_legacy_tokenizer(folder: Path, tokenizer: Any) -> None:
+    """vocab.json and merges.txt beside tokenizer.json, for readers that know only these."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
+    lines = (pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(lines) + "\n")
 
 
 def _hash_of_shipped() -> str:
