@@ -43,6 +43,11 @@ def expected_shapes(part: str, config: dict[str, Any]) -> dict[str, Shape]:
     return {current_name(part, name): shape for name, shape in shapes.items()}
 
 
+def weights_name(part: str) -> str:
+    """The file with a part's tensors, in its folder."""
+    return "model.safetensors" if part.startswith("text_encoder") else "diffusion_pytorch_model.safetensors"
+
+
 def differences(part: str, tensors: Mapping[str, tuple[Original, Shape]], found: Mapping[str, Shape]) -> Iterator[str]:
     """What a file lacks of a part; `found` are its shapes by their standard names."""
     if missing := sorted(name for name, (original, _) in tensors.items() if original.name not in found):

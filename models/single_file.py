@@ -19,7 +19,7 @@ from ..configs.errors import UserError
 from ..configs.files import permit
 from ..configs.machine import cache_folder
 from .original_names import UNET, Original, Shape, by_standard_name, standard_name
-from .part_tensors import cast, differences, pixels_of_a_latent, tensors_of
+from .part_tensors import cast, differences, pixels_of_a_latent, tensors_of, weights_name
 
 if TYPE_CHECKING:
     from torch import dtype as DType
@@ -99,10 +99,7 @@ def unpack(file: Path, folder: Path, dtype: "DType | None" = None) -> None:
         raise UserError([f"{file}: {problem}" for problem in problems])
     for name, content in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if name.startswith("tokenizer"):
-            clip_tokenizer(content).save_pretrained(folder / name)
-        else:
-            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        write_config(content, folder / name)
     for part in tqdm(tensors, desc=f"unpacking {file.name}", unit="part", leave=False):
         _write_part(file, own, folder / part, tensors[part], dtype)
 
@@ -192,15 +189,24 @@ def _write_part(
             name: original.part_of(opened.get_tensor(own[original.name]), shape)
             for name, (original, shape) in tensors.items()
         }
-        name = "model.safetensors" if folder.name.startswith("text") else "diffusion_pytorch_model.safetensors"
         cast_all = {name: cast(name, tensor, dtype).contiguous() for name, tensor in found.items()}
-        save_file(cast_all, folder / name, metadata={"format": "pt"})
-    permit(folder / name)
+        save_file(cast_all, weights := folder / weights_name(folder.name), metadata={"format": "pt"})
+    permit(weights)
 
 
 def shipped_configs(kind: str) -> dict[str, Any]:
     """What the files of a family's pipeline folder say, by their paths in it."""
     return json.loads((SHIPPED / f"{kind}.json").read_text())
+
+
+def write_config(content: Any, path: Path) -> None:
+    """A file of a pipeline folder as JSON; of a tokenizer, whose content is its padding, the folder."""
+    if isinstance(content, str):
+        tokenizer = clip_tokenizer(content)
+        tokenizer.save_pretrained(path)
+        write_legacy_tokenizer(path, tokenizer)
+    else:
+        path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def clip_tokenizer(padding: str) -> Any:
@@ -215,6 +221,14 @@ def clip_tokenizer(padding: str) -> Any:
     vocab = {token: number for number, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
     own: Any = CLIPTokenizer
     return own(vocab=vocab, merges=merges, pad_token=padding, model_max_length=77)
+
+
+def write_legacy_tokenizer(folder: Path, tokenizer: Any) -> None:
+    """vocab.json and merges.txt beside tokenizer.json, for readers that know only these."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
+    lines = (pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(lines) + "\n")
 
 
 def _hash_of_shipped() -> str:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ..single_file import write_legacy_tokenizer
 from .scenes import SIZE, Scene, caption, draw, random_scene
 from .tokenizer import WINDOW, build_tokenizer
 
@@ -290,7 +291,7 @@ def export(folder: Path, vae: AutoencoderKL, denoiser: Denoiser, tokenizer: CLIP
     pipeline.save_pretrained(folder)
     _spell_text_model(folder / "text_encoder" / "model.safetensors")
     _load_as_fp32(folder / "text_encoder" / "config.json")
-    _write_legacy_tokenizer(folder / "tokenizer", tokenizer)
+    write_legacy_tokenizer(folder / "tokenizer", tokenizer)
     if CARD.exists():
         (folder / "README.md").write_text(CARD.read_text())
     for file in folder.rglob("*.safetensors"):
@@ -307,14 +308,6 @@ def _spell_text_model(file: Path) -> None:
 def _load_as_fp32(config: Path) -> None:
     """transformers loads in the type that the config names, diffusers in fp32: without this they would not fit."""
     config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
-
-
-def _write_legacy_tokenizer(folder: Path, tokenizer: CLIPTokenizer) -> None:
-    """vocab.json and merges.txt beside tokenizer.json, for readers that know only these."""
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
-    lines = (pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(lines) + "\n")
 
 
 # ---------------------------------------------------------------------------- command

@@ -51,12 +51,16 @@ def test_the_file_trains_and_the_adapter_verifies(checkpoint, write_config):
 
 
 def test_clips_words_are_those_of_clip(tmp_path):
-    single_file.clip_tokenizer("!").save_pretrained(tmp_path / "tokenizer")
+    single_file.write_config("!", tmp_path / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
     assert len(tokenizer) == 49408
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
     padded = tokenizer("A Photo", padding="max_length", max_length=5).input_ids
     assert padded == [49406, 320, 1125, 49407, 0]
+    legacy = {
+        name: str(tmp_path / "tokenizer" / file) for name, file in (("vocab", "vocab.json"), ("merges", "merges.txt"))
+    }
+    assert CLIPTokenizer(**legacy)("a photo of a cat").input_ids == tokenizer("a photo of a cat").input_ids
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
