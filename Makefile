@@ -36,7 +36,7 @@ test-quick: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadscope -m 'not slow'
 
 bench: $(STAMP)
-	$(BIN)/python -m loraloom.benchmarks.step
+	$(BIN)/python -m loraloom.benchmarks.speed
 	$(BIN)/python -m loraloom.benchmarks.data
 
 lint: $(STAMP)

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..configs.dtypes import DTYPES, torch_dtype
 from ..configs.errors import UserError, run_command
 from ..configs.files import replace_folder
-from ..models.load import DTYPES
 from ..models.original_names import TEXT_ENCODERS, Shape
 from ..models.part_tensors import expected_shapes, weights_name
 from ..models.single_file import shipped_configs, write_config
@@ -105,7 +105,7 @@ def write_base(
     folder with anything else in it.
     """
     contents = contents or shipped_configs(family)
-    weights = random_weights(family, contents, DTYPES[dtype], seed)
+    weights = random_weights(family, contents, torch_dtype(dtype), seed)
     if all(each.is_in(folder / name) for name, each in weights.items()):
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -8,7 +8,6 @@ that the embedded base must reach. Exit code 0 when every bar is reached, 1 when
 
 import argparse
 import json
-import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from ...configs.errors import UserError, run_command
+from ...configs.marked import fill_marked
 from . import FOLDER
 from .build import draw_scenes, to_pixels
 from .measure import background_colour, object_colour, shape_of
@@ -30,7 +30,7 @@ from .scenes import BODIES, BODY_COLOURS, COLOURS, HEADS, SHAPES, SIZE, STYLES, 
 BATCH = 8
 NUM_UNSEEN = 200
 _FIRST_UNSEEN = 1_000_000  # far beyond the indices of the scenes that `build` trains on
-_MARKERS = ("<!-- scores -->", "<!-- /scores -->")
+_TABLE = "scores"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +164,6 @@ def as_markdown(scores: Sequence[Score]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def fill_card(card: str, table: str) -> str:
-    """The card's text with `table` between its two markers."""
-    begin, end = _MARKERS
-    if not re.search(f"{begin}.*{end}", card, re.DOTALL):
-        raise UserError(f"the card has no place for the table: it needs {begin} and, after it, {end}")
-    return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{table}{end}", card, count=1, flags=re.DOTALL)
-
-
 def contact_sheet(pictures: np.ndarray, prompts: Sequence[str], columns: int = 8, zoom: int = 2) -> Image.Image:
     """Pictures in rows, each enlarged, with its prompt in small letters below."""
     side, text, gap = SIZE * zoom, 46, 6
@@ -202,7 +194,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--num-prompts is {args.num_prompts}: at least 1 picture is needed")
     card = args.card.read_text() if args.card else ""
     if args.card:
-        fill_card(card, "")  # an unusable card is found before the minutes of sampling
+        fill_marked(card, _TABLE, "")  # an unusable card is found before the minutes of sampling
     pipeline = load_pipeline(args.base)
     prompts, scenes = fixed_prompts(args.num_prompts)
     pictures = sample_prompts(pipeline, prompts, range(args.num_prompts))
@@ -217,7 +209,7 @@ def main(arguments: Sequence[str]) -> int:
     if args.json:
         args.json.write_text(json.dumps(_as_dict(scores), indent=1) + "\n")
     if args.card:
-        args.card.write_text(fill_card(card, table))
+        args.card.write_text(fill_marked(card, _TABLE, table))
     print(f"{table}\nwrote {args.out}/scores.md, samples.png and vae.png")
     return 0 if all(score.passed for score in scores) else 1
 
@@ -237,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("runs/pocket-check"), help="for table and pictures (%(default)s)"
     )
     parser.add_argument("--json", type=Path, help="file to write the scores to as JSON as well")
-    parser.add_argument("--card", type=Path, help=f"model card whose table between {_MARKERS[0]} markers is replaced")
+    parser.add_argument("--card", type=Path, help=f"model card whose table of {_TABLE} is replaced")
     parser.add_argument("--num-prompts", type=int, default=200, help="of the fixed list (%(default)s)")
     return parser
 

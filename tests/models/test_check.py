@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from loraloom.configs.errors import UserError
+from loraloom.configs.marked import fill_marked
 from loraloom.models.pocket import check
 from loraloom.models.pocket.scenes import BODY_COLOURS, COLOURS, SHAPES, draw
 
@@ -49,11 +50,11 @@ def test_a_score_passes_at_its_bar_and_the_table_says_so():
 
 def test_the_cards_table_is_replaced_and_nothing_else():
     card = "before\n<!-- scores -->\nold\n<!-- /scores -->\nafter\n"
-    once = check.fill_card(card, "| new |\n")
+    once = fill_marked(card, "scores", "| new |\n")
     assert once == "before\n<!-- scores -->\n| new |\n<!-- /scores -->\nafter\n"
-    assert check.fill_card(once, "| new |\n") == once
+    assert fill_marked(once, "scores", "| new |\n") == once
     with pytest.raises(UserError, match="<!-- scores -->"):
-        check.fill_card("no markers", "| new |\n")
+        fill_marked("no markers", "scores", "| new |\n")
 
 
 def test_a_folder_without_a_pipeline_is_a_user_error(tmp_path):

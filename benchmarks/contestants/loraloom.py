@@ -1,0 +1,21 @@
+"""loraloom itself: `python -m loraloom.train`, the whole program with its files, its bar and its caches."""
+
+import sys
+from typing import Any
+
+from ..turns import Contestant
+from ..work import Prepared
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "loraloom": {},
+    "loraloom, plain layers": {"fast": False},
+    "loraloom, compiled": {"compile": True},
+}
+"""Name -> settings of the loop."""
+
+
+def contestant(prepared: Prepared, name: str, steps: int) -> Contestant:
+    """A variant."""
+    config = prepared.write_config(name, steps=steps, **VARIANTS[name])
+    command = [sys.executable, "-m", "loraloom.train", str(config), "--overwrite"]
+    return Contestant(name, command, config.with_suffix(".log"), prepared.environment())
