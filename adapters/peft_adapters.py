@@ -1,5 +1,6 @@
 """Adapters that PEFT injects: what LoRA, LoHa, LoKr and OFT have in common."""
 
+import copy
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -195,6 +196,17 @@ def tuner_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
     found = ((name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
     return ((_WRAPPED.sub("", name), module) for name, module in found)
+
+
+def without_adapters(model: nn.Module) -> nn.Module:
+    """A model like this one without any adapter, on the same weights: what is done to one's weights is done to both."""
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+    for name, layer in [*tuner_layers(twin)]:
+        parent, _, child = name.rpartition(".")
+        setattr(twin.get_submodule(parent), child, layer.get_base_layer())
+    for trace in ("peft_config", "_hf_peft_config_loaded", "forward", "_original_forward"):  # PEFT's and accelerate's
+        vars(twin).pop(trace, None)
+    return twin
 
 
 def carried(layer: Any) -> set[str]:

@@ -6,22 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapters import algebra
 from ..adapters.artifact import AdapterArtifact, Base, base_weights, listed
-from ..adapters.peft_adapters import read_peft
+from ..adapters.peft_adapters import read_peft, without_adapters
 from ..configs.errors import AfterTrainingError, UserError
 from ..configs.schema import ModelSection
 from ..models.encode import PROBE_PROMPT, Encode, encoder_of
 from ..models.family import ONE_WINDOW, ModelFamily, Parts, PromptOptions
 from ..models.noise.process import Noised
-from .adapter_file import AdapterFile
 from .engine import Engine
-from .mixing import adapter_title, attach
+from .mixing import Mixing, adapter_title
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2, "fp16": 2e-3}
 """Of a change relative to its norm (see `furthest`), of a prediction relative to its largest number."""
+
+MOST_LATENTS = 8
+"""Height and width of what the denoiser is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,43 +36,67 @@ class Verification:
     tolerance: float
 
 
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """A base that knows nothing of an adapter, for one file to be verified on."""
+
+    mixing: Mixing
+    encode: Encode
+
+    @classmethod
+    def load(cls, model: ModelSection, device: str = "cpu", prompts: PromptOptions = ONE_WINDOW) -> "Fresh":
+        """From its files. `prompts` are the options of the trained prediction. AfterTrainingError if it cannot be."""
+        options = {"revision": model.revision, "dtype": model.dtype, "device": device, "merged": model.adapters}
+        try:
+            engine = Engine.load(model.base, **options)
+        except UserError as error:
+            problems = [f"the base cannot be loaded again, to verify: {problem}" for problem in error.problems]
+            raise AfterTrainingError(problems) from error
+        return cls(engine.adapters, encoder_of(engine.family, engine.parts, prompts))
+
+    @classmethod
+    def beside(cls, family: ModelFamily, parts: Parts, encode: Encode, prompts: PromptOptions = ONE_WINDOW) -> "Fresh":
+        """On the weights of a base in memory that carries the adapter; nothing is loaded, and no words can be.
+
+        `encode` is for a base without its text encoders.
+        """
+        twins = {name: without_adapters(part) if isinstance(part, nn.Module) else part for name, part in parts.items()}
+        if all(part in twins for part in family.prompt_encoders):
+            encode = encoder_of(family, twins, prompts)
+        return cls(Mixing(family, twins, twins.__setitem__), encode)
+
+
 def verify_file(
     file: Path,
     artifact: AdapterArtifact,
-    model: ModelSection,
+    fresh: Fresh,
     trained_prediction: Tensor,
-    *,
     dtypes: Collection[str] = ("fp32",),
-    device: str = "cpu",
-    prompts: PromptOptions = ONE_WINDOW,
 ) -> Verification:
-    """Compares every delta-W and one prediction of the file, as the engine loads it, with what was trained.
+    """Compares every delta-W and one prediction of the file, as `loraloom sample` loads it, with what was trained.
 
     `dtypes` are all types that take part (of the file, the base, the forward pass): the coarsest decides how much
-    rounding is allowed. `prompts` are the options of the trained prediction. AfterTrainingError if a module is missing
-    or a difference is more than that.
+    rounding is allowed. AfterTrainingError if a module is missing or a difference is more than that.
     """
+    mixing = fresh.mixing
     try:
-        engine = Engine.load(
-            model.base, revision=model.revision, dtype=model.dtype, device=device, merged=model.adapters
-        )
-        again = attached(engine, file, artifact)
-        relative, worst = furthest(artifact, again, base_weights(engine.parts))
+        again = attached(mixing, file, artifact)
+        relative, worst = furthest(artifact, again, base_weights(mixing.parts))
     except UserError as error:
         raise AfterTrainingError([f"{file}: does not verify: {problem}" for problem in error.problems]) from error
     if not relative <= max(TOLERANCE[dtype] for dtype in dtypes):
         raise AfterTrainingError(f"{file}: does not verify: {worst} is off by {relative:.2g} of its norm")
-    prompt = probe_prompt(artifact)
-    return _judged(file, engine, len(again.modules), relative, (prompt, trained_prediction), dtypes, prompts)
+    prediction = probe(mixing.family, mixing.parts, fresh.encode, probe_prompt(artifact))
+    return _judged(file, len(again.modules), relative, (prediction, trained_prediction), dtypes)
 
 
-def attached(engine: Engine, file: Path, artifact: AdapterArtifact) -> AdapterArtifact:
-    """Attaches a file, which should hold this artifact, and answers with what the engine's layers hold then."""
-    (found,) = attach(engine, [AdapterFile(file)])
+def attached(mixing: Mixing, file: Path, artifact: AdapterArtifact) -> AdapterArtifact:
+    """Attaches a file, which should hold this artifact, and answers with what the layers hold then."""
+    found = mixing.load_adapter(file, adapter_title(0))
     modules = {
         key: weights
         for part in sorted({part for part, _ in artifact.modules})
-        for key, weights in read_peft(part, engine.parts[part], adapter_title(0)).items()
+        for key, weights in read_peft(part, mixing.parts[part], adapter_title(0)).items()
     }
     return AdapterArtifact(modules, embeddings=found.embeddings)
 
@@ -117,10 +143,11 @@ def verify_pipeline(
     except UserError as error:
         raise AfterTrainingError([f"{folder}: does not verify: {problem}" for problem in error.problems]) from error
     modules = {(part, name.rpartition(".")[0]) for part, state in states.items() for name in state}
-    return _judged(folder, engine, len(modules), difference, (PROBE_PROMPT, trained_prediction), dtypes, prompts)
+    prediction = probe(engine.family, engine.parts, encoder_of(engine.family, engine.parts, prompts))
+    return _judged(folder, len(modules), difference, (prediction, trained_prediction), dtypes)
 
 
-def _difference(model: torch.nn.Module, state: Mapping[str, Tensor]) -> float:
+def _difference(model: nn.Module, state: Mapping[str, Tensor]) -> float:
     """The largest one of a tensor, relative to its own largest number."""
     found = {name: model.get_parameter(name).detach() for name in state}
     pairs = [(found[name].float().cpu(), wanted.float().cpu()) for name, wanted in state.items()]
@@ -128,17 +155,10 @@ def _difference(model: torch.nn.Module, state: Mapping[str, Tensor]) -> float:
 
 
 def _judged(
-    path: Path,
-    engine: Engine,
-    modules: int,
-    difference: float,
-    trained: tuple[str, Tensor],
-    dtypes: Collection[str],
-    prompts: PromptOptions,
+    path: Path, modules: int, difference: float, predictions: tuple[Tensor, Tensor], dtypes: Collection[str]
 ) -> Verification:
-    """With the prediction for a prompt beside that of training; AfterTrainingError where they are too far apart."""
-    prompt, wanted = trained
-    found = probe(engine.family, engine.parts, encoder_of(engine.family, engine.parts, prompts), prompt)
+    """With the prediction beside that of training; AfterTrainingError where they are too far apart."""
+    found, wanted = predictions
     apart = ((found - wanted).abs().max() / wanted.abs().max()).item()
     verification = Verification(modules, difference, apart, max(TOLERANCE[dtype] for dtype in dtypes))
     if not max(difference, apart) <= verification.tolerance:
@@ -156,14 +176,16 @@ def probe_prompt(artifact: AdapterArtifact) -> str:
 def probe(family: ModelFamily, parts: Parts, encode: Encode | None = None, prompt: str = PROBE_PROMPT) -> Tensor:
     """One prediction, (1, C, h, w) in fp32, for a fixed prompt, noise and timestep; dropout is off.
 
-    `encode` gives the prompt's embeddings where the text encoders are not loaded.
+    Few latents are enough to see every weight, and those of a whole picture would take seconds on a CPU. `encode`
+    gives the prompt's embeddings where the text encoders are not loaded.
     """
     carriers = [parts[name] for name in (family.denoiser, *family.text_encoders) if name in parts]
     modes = [module.training for module in carriers]
     for module in carriers:
         module.eval()
     denoiser = parts[family.denoiser]
-    shape = (1, *family.native_latents(parts))
+    channels, *sides = family.native_latents(parts)
+    shape = (1, channels, *(min(side, MOST_LATENTS) for side in sides))
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(denoiser.device, denoiser.dtype)
     timesteps = torch.tensor([500], device=denoiser.device)
     one = torch.ones(1, device=denoiser.device)

@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     wanted = read(file, Layers(options.base).names)
     engine = Engine.load(options.base, device=options.device)
     alone = probe(engine.family, engine.parts)
-    again = attached(engine, file, wanted)
+    again = attached(engine.adapters, file, wanted)
     named = {part: [*own] for part, own in again.embeddings.items()}  # a file may leave its word's name out
     words = {part: dict(zip(named[part], own.values(), strict=True)) for part, own in wanted.embeddings.items()}
     difference, worst = furthest(AdapterArtifact(wanted.modules, embeddings=words), again, base_weights(engine.parts))

@@ -20,7 +20,7 @@ from loraloom.configs.schema import ModelSection
 from loraloom.inference.adapter_file import AdapterFile, format_names, names_of
 from loraloom.inference.engine import Engine
 from loraloom.inference.mixing import attach
-from loraloom.inference.verify import probe, verify_file
+from loraloom.inference.verify import Fresh, probe, verify_file
 
 if TYPE_CHECKING:
     from conftest import Trained
@@ -228,9 +228,9 @@ def verified(tiny_base: Path, random_weights: Callable[..., Weights], tmp_path_f
 
 def test_the_file_itself_verifies(verified: Any, tmp_path: Path):
     file, artifact, model, prediction = verified
-    assert verify_file(file, artifact, model, prediction).modules == len(PLACES)
+    assert verify_file(file, artifact, Fresh.load(model), prediction).modules == len(PLACES)
     save_file(load_file(file), tmp_path / "x")  # and so does one without a header
-    verify_file(tmp_path / "x", artifact, model, prediction)
+    verify_file(tmp_path / "x", artifact, Fresh.load(model), prediction)
 
 
 @pytest.mark.slow
@@ -243,4 +243,4 @@ def test_another_adapter_does_not_verify(what: str, verified: Any, tmp_path: Pat
     tensors = dict(sorted(tensors.items(), key=lambda item: order[item[0].partition(".")[0]]))
     save_file(WRONG[what](tensors), tmp_path / "x")
     with pytest.raises(AfterTrainingError, match="does not verify"):
-        verify_file(tmp_path / "x", artifact, model, prediction)
+        verify_file(tmp_path / "x", artifact, Fresh.load(model), prediction)

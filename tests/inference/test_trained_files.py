@@ -16,7 +16,8 @@ from loraloom.configs.schema import ModelSection
 from loraloom.inference.__main__ import main as sample
 from loraloom.inference.engine import Engine
 from loraloom.inference.mixing import AdapterFile, attach, format_names
-from loraloom.inference.verify import probe, verify_file
+from loraloom.inference.verify import Fresh, probe, verify_file
+from loraloom.models.encode import encoder_of
 from loraloom.train.__main__ import main as train
 
 pytestmark = pytest.mark.slow
@@ -107,7 +108,7 @@ def test_verification_passes_what_was_trained_and_fails_what_was_not(run_folder,
     file = run_folder / "tiny.safetensors"
     (artifact,) = attach(engine, [AdapterFile(file)])
     prediction, model = probe(engine.family, engine.parts), ModelSection(base=str(tiny_base))
-    found = verify_file(file, artifact, model, prediction)
+    found = verify_file(file, artifact, Fresh.load(model), prediction)
     assert found.modules == len(artifact.modules)
     assert found.delta_difference == 0.0
     assert found.prediction_difference == 0.0
@@ -115,12 +116,12 @@ def test_verification_passes_what_was_trained_and_fails_what_was_not(run_folder,
     first = next(name for name in tensors if "lora_B" in name)
     save_file(tensors | {first: tensors[first] * 1.01}, tmp_path / "other.safetensors")
     with pytest.raises(AfterTrainingError, match="does not verify"):
-        verify_file(tmp_path / "other.safetensors", artifact, model, prediction)
+        verify_file(tmp_path / "other.safetensors", artifact, Fresh.load(model), prediction)
     stem = first.removesuffix("lora_B.weight")
     fewer = {name: tensor for name, tensor in tensors.items() if not name.startswith(stem)}
     save_file(fewer, tmp_path / "fewer.safetensors")
     with pytest.raises(AfterTrainingError, match="missing"):
-        verify_file(tmp_path / "fewer.safetensors", artifact, model, prediction)
+        verify_file(tmp_path / "fewer.safetensors", artifact, Fresh.load(model), prediction)
     assert read(file, format_names(engine.family, engine.parts)).modules.keys() == artifact.modules.keys()
 
 
@@ -151,3 +152,24 @@ def test_an_adapter_for_another_base_is_refused(run_folder, tiny_base, tmp_path)
     save_file(odd, tmp_path / "odd.safetensors")
     with pytest.raises(UserError, match="input_blocks"):
         attach(Engine.load(str(tiny_base)), [AdapterFile(tmp_path / "odd.safetensors")])
+
+
+def test_a_base_in_memory_serves_to_verify_beside_the_adapter_that_it_carries(run_folder, tiny_base, tmp_path):
+    """Its weights are shared, not copied, and it comes out as it was."""
+    engine, file = Engine.load(str(tiny_base)), run_folder / "tiny.safetensors"
+    bare = probe(engine.family, engine.parts)
+    (artifact,) = attach(engine, [AdapterFile(file)])
+    prediction, encode = probe(engine.family, engine.parts), encoder_of(engine.family, engine.parts)
+    fresh = Fresh.beside(engine.family, engine.parts, encode)
+    kept = {weight.data_ptr() for weight in engine.parts["unet"].parameters()}
+    assert torch.equal(probe(engine.family, fresh.mixing.parts), bare)
+    assert {weight.data_ptr() for weight in fresh.mixing.parts["unet"].parameters()} < kept
+    found = verify_file(file, artifact, fresh, prediction)
+    assert (found.delta_difference, found.prediction_difference) == (0.0, 0.0)
+    tensors = load_file(file)
+    save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, tmp_path / "other.safetensors")
+    with pytest.raises(AfterTrainingError, match="does not verify"):
+        verify_file(
+            tmp_path / "other.safetensors", artifact, Fresh.beside(engine.family, engine.parts, encode), prediction
+        )
+    assert torch.equal(probe(engine.family, engine.parts), prediction)

@@ -1,6 +1,8 @@
 """Writes the trained adapter in every wanted format and verifies the files; run.json says how the run stands."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +19,7 @@ from ...configs.files import as_os_error
 from ...inference.adapter_file import format_names
 from ...inference.merged import MergedBase
 from ...inference.pipeline_folder import write_pipeline
-from ...inference.verify import Verification, probe, probe_prompt, verify_file, verify_pipeline
+from ...inference.verify import Fresh, Verification, probe, probe_prompt, verify_file, verify_pipeline
 from ...models.encode import PROBE_PROMPT
 from ...models.noise.ddpm import scheduler_changes
 from ..callback import Callback
@@ -134,14 +136,26 @@ def _write_files(run: Run, artifact: AdapterArtifact, prediction: Tensor) -> dic
     files = {kind: run.folder / adapter_format.file_name(output.name, kind) for kind in formats_of(run.config)}
     for kind, file in files.items():
         adapter_format.write(artifact, file, kind, format_names(run.family, parts), output.dtype)
-    model = run.config.model
-    if changes_base(run.config):
-        model = model.model_copy(update={"base": str(run.folder / output.name), "revision": None, "adapters": []})
-    with run.parked():
-        for kind, file in files.items():
-            results[kind] = file, verify_file(file, artifact, model, prediction, **_circumstances(run))
-            tqdm.write(f"wrote and verified {file}")
+    for kind, file in files.items():
+        with _fresh_base(run, artifact) as fresh:
+            results[kind] = file, verify_file(file, artifact, fresh, prediction, _types(run))
+        tqdm.write(f"wrote and verified {file}")
     return results
+
+
+@contextmanager
+def _fresh_base(run: Run, artifact: AdapterArtifact) -> Iterator[Fresh]:
+    """On the weights in memory where they are those of the base, else from its files."""
+    model, prompts = run.config.model, prompt_options(run.config)
+    if changes_base(run.config):
+        model = model.model_copy(
+            update={"base": str(run.folder / run.config.output.name), "revision": None, "adapters": []}
+        )
+    elif run.adapters.can_disable and not run.is_sharded and not artifact.embeddings:
+        yield Fresh.beside(run.family, run.parts | run.adapters.carriers, run.encode, prompts)
+        return
+    with run.parked():
+        yield Fresh.load(model, str(run.accelerator.device), prompts)
 
 
 def _write_pipeline(run: Run, trained: Trained) -> tuple[Path, Verification]:
@@ -150,16 +164,18 @@ def _write_pipeline(run: Run, trained: Trained) -> tuple[Path, Verification]:
     merged, states = base.changed(), trained.states
     changed = {part: merged.get(part, {}) | states.get(part, {}) for part in merged.keys() | states}
     write_pipeline(base, changed, folder, output.dtype, scheduler_changes(run.config.noise))
-    found = verify_pipeline(folder, states, trained.predictions[PROBE_PROMPT], **_circumstances(run))
+    device, prompts = str(run.accelerator.device), prompt_options(run.config)
+    found = verify_pipeline(
+        folder, states, trained.predictions[PROBE_PROMPT], dtypes=_types(run), device=device, prompts=prompts
+    )
     tqdm.write(f"wrote and verified {folder}")
     return folder, found
 
 
-def _circumstances(run: Run) -> dict[str, Any]:
+def _types(run: Run) -> set[str]:
     """What decides how near a reloaded result has to come."""
     precision = run.config.loop.precision
-    dtypes = {run.config.output.dtype, run.config.model.dtype, "fp32" if precision == "no" else precision}
-    return {"dtypes": dtypes, "device": str(run.accelerator.device), "prompts": prompt_options(run.config)}
+    return {run.config.output.dtype, run.config.model.dtype, "fp32" if precision == "no" else precision}
 
 
 def _numel(tensor: Any) -> int:
