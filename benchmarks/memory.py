@@ -62,7 +62,7 @@ def needs_of(config: RunConfig) -> dict[str, float]:
     with torch.device("meta"):
         adapters = make_adapters(config, family, {"unet": unet})
         if config.loop.gradient_checkpointing:
-            checkpoint_gradients(adapters.carriers)
+            checkpoint_gradients(adapters.carriers, config.loop.gradient_checkpointing)
         activations, images = _of_a_step(family, unet.train(), config), _of_images(vae, config)
     trained = sum(each.numel() for each in adapters.parameters()["unet"])
     held = {"base": sizes["unet"], "adapter": 4 * trained, "gradient": 4 * trained}

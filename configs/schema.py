@@ -176,14 +176,16 @@ class LoopSection(Section):
     """Seed of every random number in the run."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; cores / local processes when not given. Other numbers of threads give other bits."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    gradient_checkpointing: bool | list[str] = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time. A list of
+    blocks of the denoiser, such as `down_blocks.0`, does so only there: those at full resolution keep the most."""
     deterministic: bool = True
     """Ask torch for deterministic kernels, so that a run can be repeated to the bit."""
     fast: bool = True
-    """Layers that do the sums of diffusers' and PEFT's in less time, to rounding; on a CPU, also keep freed memory."""
-    compile: bool = False
-    """Compile the denoiser's repeated blocks, for each size of bucket: minutes at the start, less time in each step."""
+    """Layers that do the sums of diffusers' and PEFT's in less time, to rounding."""
+    compile: bool | Literal["model"] = False
+    """Compile the denoiser's repeated blocks, for each size of bucket: minutes at the start, less time in each step.
+    `model` compiles the denoiser in one piece, which takes longer and is worth more where it is small."""
 
     def samples_at_once(self, processes: int = 1) -> int:
         """Samples of one forward pass."""

@@ -1,4 +1,4 @@
-"""`torch.compile` for a denoiser's repeated blocks, one by one: equal blocks share what is compiled."""
+"""`torch.compile` for a denoiser in one piece, or for its repeated blocks: equal ones share what is compiled."""
 
 from collections.abc import Collection
 from typing import Any
@@ -22,8 +22,19 @@ def compile_blocks(denoiser: torch.nn.Module, blocks: Collection[str], **options
     found = [module for module in denoiser.modules() if type(module).__name__ in blocks]
     if not found:
         raise UserError(f"{type(denoiser).__name__} has no blocks of the classes to compile: {', '.join(blocks)}")
-    config: Any = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
+    _lift_limits()
     for block in found:
         block.compile(**options)
     return len(found)
+
+
+def compile_whole(denoiser: torch.nn.Module, **options: Any) -> None:
+    """Compiles a denoiser in one piece when it first runs, in place; `options` are those of `torch.compile`."""
+    _lift_limits()
+    denoiser.compile(**options)
+
+
+def _lift_limits() -> None:
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * RECOMPILE_LIMIT)

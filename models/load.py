@@ -12,6 +12,8 @@ from ..configs.schema import ModelSection
 from .base import PipelineFiles, detect_family, locate_base
 from .family import ModelFamily, Parts
 
+ALIGNMENT = 64  # bytes, of all that torch allocates on a CPU
+
 
 class Base:
     """A base that is on disk: `folder`, `family`, and its parts by `load`."""
@@ -42,10 +44,11 @@ def _family_of(folder: Path, model: ModelSection) -> ModelFamily:
 
 
 def align(module: torch.nn.Module) -> None:
-    """Copies all weights to memory of torch's own.
+    """Copies weights that do not begin where torch's own would.
 
     Weights that are mapped from a file begin wherever its header ends, and CPU kernels round by where their operands
     begin: the same numbers from two files, or from a file and from another process, would give other bits.
     """
     for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = tensor.data.clone()
+        if tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()

@@ -15,6 +15,7 @@ from .family import ONE_WINDOW, Conditioning, Parts, PromptOptions
 from .latent_rgb import latent_rgb
 from .noise.ddpm import DDPMNoise
 from .noise.process import Noised
+from .weights_file import read_tensors, weight_files
 
 
 class Kind(NamedTuple):
@@ -151,6 +152,8 @@ class StableDiffusion:
 
 def _load_part(folder: Path, name: str, kind: Kind, dtype: torch.dtype) -> Any:
     loader = getattr(import_module(kind.library), kind.name)
+    if name == "unet" and (unet := _read_unet(loader, folder / name, dtype)) is not None:
+        return unet.requires_grad_(False).eval()
     weights = {"diffusers": "torch_dtype", "transformers": "dtype"}[kind.library]
     options = {} if kind.name.endswith(("Tokenizer", "Scheduler")) else {weights: dtype, "use_safetensors": True}
     try:
@@ -158,3 +161,16 @@ def _load_part(folder: Path, name: str, kind: Kind, dtype: torch.dtype) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(f"base {folder}: its {name} cannot be loaded ({str(error).splitlines()[0]})") from error
     return part.requires_grad_(False).eval() if isinstance(part, torch.nn.Module) else part
+
+
+def _read_unet(kind: Any, folder: Path, dtype: torch.dtype) -> torch.nn.Module | None:
+    """A UNet with no more memory than its weights take; None where the folder is for diffusers to make sense of."""
+    try:
+        with torch.device("meta"):
+            unet = kind.from_config(kind.load_config(folder))
+        files = weight_files(folder, "diffusion_pytorch_model")
+        state = {name: tensor for file in files for name, tensor in read_tensors(file, dtype).items()}
+        unet.load_state_dict(state, assign=True)
+    except (OSError, ValueError, RuntimeError):  # names of older versions, among others
+        return None
+    return None if any(buffer.is_meta for buffer in unet.buffers()) else unet

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..adapters.combined import Combined
 from ..adapters.format import read
 from ..adapters.targets import layer_parts, targets_of
 from ..adapters.token_embeddings import inject_tokens
-from ..configs.choices import find
+from ..configs.choices import did_you_mean, find
 from ..configs.data_sections import PriorSource
 from ..configs.errors import UserError
 from ..configs.machine import cores
@@ -25,7 +25,7 @@ from ..configs.schema import RunConfig
 from ..data.dataset import Dataset, Images
 from ..data.draws import key_seed
 from ..data.loader import Samples, Share, micro_batches
-from ..inference.compilation import compile_blocks
+from ..inference.compilation import compile_blocks, compile_whole
 from ..inference.engine import Engine
 from ..inference.merged import MergedBase
 from ..models.base import pin_revision
@@ -50,7 +50,6 @@ from .fast import use_fast_layers
 from .fits import check_base_fits, trained_parts
 from .gather import class_images, gather, held_out_data, make_dataset
 from .held_out import HeldOut, encode_held_out, samples_of
-from .host_memory import keep_freed_memory
 from .objective import Objective
 from .optim import make_optimizer, make_schedule
 from .prior import class_image_files
@@ -130,8 +129,13 @@ class Prepared:
     held_out: Dataset | None  # images that are not trained on
 
 
-def prepare(config: RunConfig, accelerator: Accelerator, images: Sequence[Images | None] | None = None) -> Prepared:
-    """The images of a run in their buckets, and its caches, complete."""
+def prepare(
+    config: RunConfig,
+    accelerator: Accelerator,
+    images: Sequence[Images | None] | None = None,
+    fill_caches: Callable[..., None] = fill,
+) -> Prepared:
+    """The images of a run in their buckets, and its caches, complete unless another function fills them."""
     config = resolve(config, accelerator)
     set_numerics(config)
     base = MergedBase(config.model, accelerator.device)
@@ -142,7 +146,7 @@ def prepare(config: RunConfig, accelerator: Accelerator, images: Sequence[Images
     held_out = build_held_out(config, base, accelerator)
     captions = [sample.caption for sample in samples_of(held_out)] if held_out is not None else []
     wanted = want(config, base.family, base.folder, dataset, captions)
-    fill(config, wanted, dataset, base.family, base.load, accelerator)
+    fill_caches(config, wanted, dataset, base.family, base.load, accelerator)
     return Prepared(config, base, dataset, wanted, held_out)
 
 
@@ -290,7 +294,7 @@ def _make_run(
     data: dict[str, Any],
 ) -> Run:
     if config.loop.gradient_checkpointing:
-        checkpoint_gradients(adapters.carriers)
+        checkpoint_gradients(adapters.carriers, config.loop.gradient_checkpointing)
     _quicken(config, accelerator, base.family, adapters)
     optimizer = make_optimizer(adapters, config.optimizer)
     schedule = make_schedule(optimizer, config.optimizer, config.loop.steps)
@@ -320,19 +324,46 @@ def _quicken(config: RunConfig, accelerator: Accelerator, family: ModelFamily, a
     """`loop.fast` and `loop.compile`: other kernels for the same samples, noise and timesteps."""
     if config.loop.fast and not shards(accelerator):
         use_fast_layers(adapters.carriers)
-    if config.loop.fast and accelerator.device.type == "cpu":
-        keep_freed_memory()
-    if config.loop.compile and family.denoiser in adapters.carriers:
-        compile_blocks(adapters.carriers[family.denoiser], family.repeated_blocks, dynamic=False)
+    denoiser = adapters.carriers.get(family.denoiser)
+    if denoiser is None or not config.loop.compile:
+        return
+    if config.loop.compile == "model":
+        compile_whole(denoiser, **compiler_options(accelerator.device.type))
+    else:
+        compile_blocks(denoiser, family.repeated_blocks, **compiler_options(accelerator.device.type))
 
 
-def checkpoint_gradients(carriers: Mapping[str, Any]) -> None:
-    """Activations of the repeated blocks are computed again in the backward pass; dropout draws the same again."""
+def compiler_options(device: str) -> dict[str, Any]:
+    """A graph for each shape. On a CPU convolutions keep their order of axes: another would copy all weights anew."""
+    return {"dynamic": False} | ({"options": {"layout_optimization": False}} if device == "cpu" else {})
+
+
+def checkpoint_gradients(carriers: Mapping[str, Any], where: bool | Sequence[str] = True) -> None:
+    """Activations of the repeated blocks are computed again in the backward pass; dropout draws the same again.
+
+    `where` names blocks of the denoiser, or takes all blocks of all carriers. UserError for a block that is not there.
+    """
     for module in carriers.values():
         if hasattr(module, "gradient_checkpointing_enable"):  # of transformers
-            module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        else:
-            module.enable_gradient_checkpointing()
+            if where is True:
+                module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            continue
+        module.enable_gradient_checkpointing()
+        if where is not True:
+            _checkpoint_only(module, where or ())
+
+
+def _checkpoint_only(denoiser: Any, blocks: Sequence[str]) -> None:
+    able = {name: module for name, module in denoiser.named_modules() if hasattr(module, "gradient_checkpointing")}
+    for block in blocks:
+        if block not in able:
+            there = [name for name in able if name and name.count(".") <= 1]
+            raise UserError(
+                f"loop.gradient_checkpointing: the denoiser has no block {block!r}{did_you_mean(block, there)}; "
+                f"there are: {', '.join(there)}"
+            )
+    for name, module in able.items():
+        module.gradient_checkpointing = any(f"{name}.".startswith(f"{block}.") for block in blocks)
 
 
 def _make_callbacks() -> list[Callback]:

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +54,11 @@ class Wanted:
     def cached(self) -> Cached:
         """For the loader."""
         return Cached(self.latents, self.prompts, self.prompt_key)
+
+    def only(self, cuts: Collection[str], captions: Collection[str]) -> "Wanted":
+        """What these keys need of it."""
+        kept = {key: cut for key, cut in self.cuts.items() if key in cuts}
+        return replace(self, cuts=kept, captions={k: text for k, text in self.captions.items() if k in captions})
 
     def missing(self) -> tuple[list[str], list[str]]:
         """Keys of latents and of prompts that have to be computed."""

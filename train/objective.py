@@ -24,6 +24,15 @@ class Losses:
 
 
 @dataclass(frozen=True, slots=True)
+class Inputs:
+    """A micro-batch as the denoiser sees it."""
+
+    noised: Noised
+    conditioning: Conditioning
+    masks: Tensor | None  # (B, 1, height, width)
+
+
+@dataclass(frozen=True, slots=True)
 class Objective:
     """Denoising: mean over the samples of a step of weight * loss_weight * error(prediction, target).
 
@@ -43,9 +52,17 @@ class Objective:
 
     def __call__(self, parts: Parts, batch: Batch, device: torch.device) -> Losses:
         """Losses of a micro-batch; its random numbers are keyed by the samples' positions."""
+        return self.losses(parts, batch, self.inputs(parts, batch, device))
+
+    def inputs(self, parts: Parts, batch: Batch, device: torch.device) -> Inputs:
+        """Latents with their noise, and embeddings; encoded here where they are not cached."""
         noised, draws = self.noised(parts, batch, device)
-        per_sample = self.errors(parts, batch, noised, self._masks(batch, draws))
-        weighted = per_sample * noised.weight * batch.loss_weights.to(device)
+        return Inputs(noised, self._conditioning(parts, batch, device), self._masks(batch, draws))
+
+    def losses(self, parts: Parts, batch: Batch, inputs: Inputs) -> Losses:
+        """The denoiser's prediction beside its target."""
+        per_sample = self._errors(parts, batch, inputs)
+        weighted = per_sample * inputs.noised.weight * batch.loss_weights.to(per_sample.device)
         return Losses(weighted.sum() / self.batch_size, per_sample.detach())
 
     def noised(self, parts: Parts, batch: Batch, device: torch.device) -> tuple[Noised, Draws]:
@@ -61,28 +78,25 @@ class Objective:
             moments = torch.stack([encode_image(self.family, parts, pixels) for pixels in batch.pixels])
         return draw_latents(moments.to(device), draws.normal("vae", moments.shape[2:]))
 
-    def errors(self, parts: Parts, batch: Batch, noised: Noised, masks: Tensor | None) -> Tensor:
+    def _errors(self, parts: Parts, batch: Batch, inputs: Inputs) -> Tensor:
         """(B,), before any weight."""
+        noised, masks = inputs.noised, inputs.masks
+        sizes = size_conditions(batch.samples).to(noised.latents.device)
         target = noised.target
         if any(batch.keeps_base):
-            target = self._kept(parts, batch, noised)
-        predicted = self._predict(parts, batch, noised)
+            target = self._kept(parts, batch, noised, sizes)
+        predicted = self.family.predict(parts, noised, inputs.conditioning, sizes)
         errors = error(predicted.float(), target.float(), self.loss, noised.snr)
         if masks is None:
             return errors.mean((1, 2, 3))
         return masked_mean(errors, masks.to(errors.device), self.loss.unmasked_weight)
 
-    def _predict(self, parts: Parts, batch: Batch, noised: Noised) -> Tensor:
-        device = noised.latents.device
-        return self.family.predict(
-            parts, noised, self._conditioning(parts, batch, device), size_conditions(batch.samples).to(device)
-        )
-
     @torch.no_grad()
-    def _kept(self, parts: Parts, batch: Batch, noised: Noised) -> Tensor:
+    def _kept(self, parts: Parts, batch: Batch, noised: Noised, sizes: Tensor) -> Tensor:
         """Targets, of which those of sources with `target: base` are what the base says without the adapter."""
         with self.adapters.disabled():
-            base = self._predict(parts, batch, noised)
+            conditioning = self._conditioning(parts, batch, noised.latents.device)
+            base = self.family.predict(parts, noised, conditioning, sizes)
         keeps = torch.tensor(batch.keeps_base, device=base.device)[:, None, None, None]
         return torch.where(keeps, base.to(noised.target), noised.target)
 

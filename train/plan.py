@@ -5,7 +5,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +14,21 @@ import pyarrow
 from ..adapters.format import file_name
 from ..adapters.targets import layer_parts, words_of
 from ..configs.arguments import add_config, positive
-from ..configs.errors import run_command
+from ..configs.errors import UserError, run_command
 from ..configs.loader import load_config, marked_yaml
 from ..configs.schema import PartSection, RunConfig
 from ..data.dataset import Images
+from ..models.base import find_base
 from .fits import changes_base, formats_of, trained_parts, words_of_method
 from .gather import warn
 from .outlook import Changed, Outlook, dataset_ahead, look_ahead, missed_shares
-from .pages.words import aligned, counted
+from .pages.words import aligned, counted, duration
 from .preflight import preflight
 
 if TYPE_CHECKING:
     from ..models.load import Base
     from .cache import CacheOutlook
+    from .measure import Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Plan:
     caches: "list[CacheOutlook]"
     long_captions: list[str]  # one line each
     adapter: list[str]  # lines about what is trained
+    measured: "Measured | None" = None
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
@@ -50,6 +53,7 @@ class Plan:
             "caches": caches,
             "long_captions": self.long_captions,
             "adapter": adapter,
+            "measured": self.measured and asdict(self.measured),
         }
 
 
@@ -62,12 +66,29 @@ def main(arguments: Sequence[str]) -> int:
     )
     add_config(parser)
     parser.add_argument("--processes", metavar="N", type=positive, default=1, help="that the run will have (1)")
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="train a few steps in a folder that is thrown away, and "
+        "make one validation image: time, memory, and how long the run will take",
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_intermixed_args(list(arguments))
     config = load_config(options.config, options.overrides)
-    plan = make_plan(config, preflight(config, trust_sizes=True), options.processes)
+    images = preflight(config, trust_sizes=not options.measure)
+    plan = make_plan(config, images, options.processes)
+    if options.measure:
+        plan = replace(plan, measured=_measure(config, images))
     print(json.dumps(plan.as_json(), indent=1) if options.json else "\n".join(describe(plan)))
     return 0
+
+
+def _measure(config: RunConfig, images: Sequence[Images | None]) -> "Measured":
+    if find_base(config.model.base, config.model.revision) is None:
+        raise UserError(f"--measure: the base {config.model.base} is still on the hub; `loraloom cache` downloads it")
+    from .measure import measure
+
+    return measure(config, images)
 
 
 def make_plan(config: RunConfig, images: Sequence[Images | None], processes: int = 1) -> Plan:
@@ -103,6 +124,21 @@ def describe(plan: Plan) -> Iterator[str]:
     yield from _describe_steps(config, plan.data)
     yield "\nFiles"
     yield from _describe_files(config)
+    if plan.measured is not None:
+        yield "\nMeasured"
+        yield from describe_measured(plan.measured)
+
+
+def describe_measured(found: "Measured") -> Iterator[str]:
+    """Where the time of a step goes, the memory, and how long the run will take."""
+    for name, seconds in found.seconds_of.items():
+        yield f"  {name:<11}{seconds * 1e3:>10,.1f} ms {seconds / sum(found.seconds_of.values()):>5.0%}"
+    gib = 2**30
+    yield f"  a step     {found.step * 1e3:>10,.1f} ms on {found.device}; the first took {duration(found.first_step)}"
+    with_image = "" if found.image is None else f", {found.memory_with_image / gib:.2f} GiB with a validation image"
+    yield f"  memory     {found.memory / gib:>10,.2f} GiB{with_image}"
+    listed = " + ".join(f"{what} {duration(seconds)}" for what, seconds in found.left.items() if seconds >= 0.05)
+    yield f"  the run    {duration(found.total)} = {listed}"
 
 
 def _describe_data(plan: Plan) -> Iterator[str]:

@@ -51,6 +51,7 @@ class Run:
     held_out: "HeldOut | None" = None
     best: "Best | None" = None
     seconds_of: dict[str, float] = field(default_factory=dict)  # where the time went, since the run was started last
+    waits: bool = False  # whether times are those of the device, which then waits for the host
     facts: dict[str, Any] = field(default_factory=dict)  # goes into run.json
     read: "Callable[[], object]" = lambda: None  # fetches losses that are still on the device; on all processes
 
@@ -126,12 +127,18 @@ class Run:
 
     @contextmanager
     def timed(self, what: str) -> "Iterator[None]":
-        """Adds the time within to `seconds_of`."""
+        """Adds the time within to `seconds_of`; that of a GPU, which works on its own, where `waits` is set."""
+        self._wait()
         started = time.perf_counter()
         try:
             yield
         finally:
+            self._wait()
             self.seconds_of[what] = self.seconds_of.get(what, 0.0) + time.perf_counter() - started
+
+    def _wait(self) -> None:
+        if self.waits and self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize(self.accelerator.device)
 
     def trained(self) -> "list[nn.Parameter]":
         """All weights that the optimiser moves."""

@@ -38,13 +38,17 @@ class Trainer:
                 stack.callback(callback.on_exit, run)
                 callback.on_start(run)
             while not run.is_last_step:
-                self.train_step()
-                for callback in self.callbacks:
-                    with run.timed(type(callback).__name__):
-                        callback.on_step(run)
+                self.step()
             self.read()
             for callback in self.callbacks:
                 callback.on_end(run)
+
+    def step(self) -> None:
+        """One optimiser step and all callbacks."""
+        self.train_step()
+        for callback in self.callbacks:
+            with self.run.timed(type(callback).__name__):
+                callback.on_step(self.run)
 
     def train_step(self) -> list[StepResult]:
         """Forward and backward of every micro-batch, then one update; the results that were read after it, if any."""
@@ -92,8 +96,7 @@ class Trainer:
             if index < self.accumulation - 1:
                 for module in run.trainable_modules():
                     stack.enter_context(run.accelerator.no_sync(module))
-            with run.timed("forward"):
-                losses = self.forward(batch)
+            losses = self.forward(batch)
             with run.timed("backward"):
                 run.accelerator.backward(losses.total * self.world)  # DDP averages over the processes: undone here
         return Losses(losses.total.detach(), losses.per_sample.detach())
@@ -104,7 +107,10 @@ class Trainer:
         with torch.random.fork_rng(devices=[]), run.accelerator.autocast():
             # adapter dropout uses torch's global generator: the micro-batch's first position is its key
             torch.manual_seed(key_seed(self.objective.seed, "dropout", batch.positions[0]))
-            return self.objective(run.parts, batch, run.accelerator.device)
+            with run.timed("encode"):
+                inputs = self.objective.inputs(run.parts, batch, run.accelerator.device)
+            with run.timed("forward"):
+                return self.objective.losses(run.parts, batch, inputs)
 
     def timesteps(self, batch: Batch) -> list[int]:
         """Those at which `forward` looks at the samples of a micro-batch."""

@@ -66,10 +66,9 @@ def test_prior_preservation_is_half_of_the_diffusers_example(write_config, photo
     assert sorted(batch.sources) == ["photos0", "photos0", "prior", "prior"] or batch.sources.count("prior") == 2
     objective, parts = trainer.objective, trainer.run.parts
     losses = objective(parts, batch, torch.device("cpu"))
-    draws = Draws(objective.seed, batch.positions)
-    latents = objective.latents(parts, batch, draws, torch.device("cpu"))
-    noised = objective.noise.sample(latents, draws)
-    predicted = objective._predict(parts, batch, noised)
+    inputs = objective.inputs(parts, batch, torch.device("cpu"))
+    noised = inputs.noised
+    predicted = trainer.run.family.predict(parts, noised, inputs.conditioning, torch.zeros(4, 6))
     prior = torch.tensor([source == "prior" for source in batch.sources])
     instance_loss = F.mse_loss(predicted[~prior], noised.target[~prior], reduction="mean")
     prior_loss = F.mse_loss(predicted[prior], noised.target[prior], reduction="mean")

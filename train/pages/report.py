@@ -13,7 +13,7 @@ from .chart import Markup, Series, join, tag
 from .curves import curve, names_of
 from .page import backdrop, data_uri, enlarging, page, write_page
 from .told import adapter_of, batch_of, learning_rate_of, loss_of, progress_of, time_of
-from .words import in_words
+from .words import duration, in_words
 
 MAX_VALIDATIONS = 12
 """Of more validations, this many are shown: the first, the last and some between."""
@@ -36,7 +36,7 @@ def write_report(run_folder: Path) -> Path:
 
 def page_of(run: RunFiles) -> Markup:
     """The whole HTML page."""
-    parts = (header(run), summary(run), curves(run), pictures(run), verification(run), details(run))
+    parts = (header(run), summary(run), curves(run), pictures(run), spent(run), verification(run), details(run))
     return page(f"{_name(run)}: {_state(run)}", *parts, style=STYLE + chart.STYLE, script=chart.SCRIPT)
 
 
@@ -65,12 +65,31 @@ def summary(run: RunFiles) -> Markup | None:
         "Learning rate": learning_rate_of(run.config),
         "Loss": loss_of(run),
         "Time": time_of(run),
-        "Where the time went": _shares_of_time(run),
         "Started": str(run.record.get("started") or "").replace("T", " ", 1),
         "Files": _files(run),
     }
     rows = [tag("div", tag("dt", name), tag("dd", fact)) for name, fact in facts.items() if fact]
     return tag("section", tag("dl", *rows, class_="facts"), class_="card") if rows else None
+
+
+def spent(run: RunFiles) -> Markup | None:
+    """Where the time went since the run was started last, as bars: parts of a step, then the callbacks."""
+    seconds = run.record.get("seconds_of") or {}
+    total = sum(seconds.values())
+    shown = {what: each for what, each in seconds.items() if total and each / total >= 0.002}
+    if not shown:
+        return None
+    rows = [
+        tag(
+            "div",
+            tag("span", _spaced(what)),
+            tag("span", tag("i", style=f"width: {each / max(shown.values()):.1%}"), class_="bar"),
+            tag("span", f"{each / total:.1%}"),
+            tag("span", duration(each), class_="soft"),
+        )
+        for what, each in shown.items()
+    ]
+    return tag("section", tag("h2", "Where the time went"), tag("div", *rows, class_="card spent"))
 
 
 def curves(run: RunFiles) -> Markup | None:
@@ -170,14 +189,6 @@ def _if_number(value: Any) -> str | None:
     return None if value is None else f"{value:,}"
 
 
-def _shares_of_time(run: RunFiles) -> str | None:
-    """Parts of the time since the run was started last, the longest first."""
-    seconds = run.record.get("seconds_of") or {}
-    total = sum(seconds.values())
-    shares = sorted(((spent / total, what) for what, spent in seconds.items()), reverse=True) if total else []
-    return ", ".join(f"{_spaced(what)} {share:.0%}" for share, what in shares if share >= 0.005) or None
-
-
 def _spaced(name: str) -> str:
     """`HeldOutLoss` in words."""
     return re.sub(r"(?<!^)(?=[A-Z])", " ", name).lower()
@@ -221,6 +232,10 @@ STYLE = """
 .done { --tone: var(--good); } .failed { --tone: var(--bad); } .stopped { --tone: var(--warn); }
 .running { --tone: var(--busy); } .unknown { --tone: var(--soft); }
 progress { width: 100%; height: .5rem; margin-top: .9rem; accent-color: var(--busy); }
+.spent > div { display: grid; grid-template-columns: 9rem 1fr 4rem 7rem; gap: .8rem; align-items: center; }
+.spent .bar { height: .55rem; border-radius: .3rem; background: color-mix(in srgb, var(--busy) 14%, transparent); }
+.spent .bar i { display: block; height: 100%; min-width: 1px; border-radius: .3rem; background: var(--busy); }
+.spent span:nth-child(n+3) { text-align: right; font-variant-numeric: tabular-nums; }
 .prompts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: 0 .9rem; }
 .prompts h3 { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden;
   overflow-wrap: anywhere; margin-bottom: auto; }
