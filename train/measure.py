@@ -42,7 +42,7 @@ class Measured:
     device: str
     start: float  # until the first step: the base is read, and what its caches lacked for these steps is computed
     first_step: float
-    step: float  # median of the following
+    step: float  # mean of the following
     seconds_of: dict[str, float]  # of a step: PARTS, callbacks, and what is left
     checkpoint: float
     image: float | None  # one validation image; None where none are wanted
@@ -79,13 +79,13 @@ def measure(config: RunConfig, images: Sequence[Images | None]) -> Measured:
             bar.update()
         for callback in trainer.callbacks:
             callback.on_exit(run)
-        step = statistics.median(steps)
+        step = statistics.fmean(steps)
         return Measured(
             device=_device(run),
             start=start,
             first_step=first,
             step=step,
-            seconds_of=_parts(seconds_of, statistics.fmean(steps)),
+            seconds_of=_parts(seconds_of, step),
             checkpoint=checkpoint,
             image=image,
             memory=memory,

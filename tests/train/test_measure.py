@@ -29,7 +29,7 @@ def test_a_plan_with_measurements_names_every_part_and_adds_up(write_config, pho
     assert out.startswith("{"), out[:300]
     found = json.loads(out)["measured"]
     assert [*found["seconds_of"]] == [*PARTS, "callbacks", "the rest"]
-    assert sum(found["seconds_of"].values()) == pytest.approx(found["step"], rel=0.5)
+    assert sum(found["seconds_of"].values()) == pytest.approx(found["step"], rel=1e-3)
     assert found["left"]["200 steps"] == pytest.approx(200 * found["step"])
     assert found["left"]["30 images"] == pytest.approx(30 * found["image"])
     assert 0 < found["memory"] <= found["memory_with_image"]
