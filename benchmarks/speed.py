@@ -122,7 +122,7 @@ def measure(work: Work, options: argparse.Namespace) -> Measured:
     prepared = prepare(work, Path(options.work).resolve())
     wholes = {each.name: whole(each, steps) for each, steps in contestants(prepared, options)}
     endless = [each for each, _ in contestants(prepared.in_turn(), options, endless=True)]
-    turns = take_turns(endless, options.rounds, options.steps, warm_up=2)
+    turns = take_turns(endless, options.rounds)
     reference = losses_of(prepared, BARE)
     return Measured(work, [_result(prepared, name, turns[name], wholes[name], reference) for name in turns])
 
@@ -249,7 +249,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=positive, help="of each contestant (1 for pocket, else all cores)")
     add("--rank", type=positive, default=4, help="of the LoRA (4)")
     add("--rounds", type=positive, default=6, help="turns of each contestant (6)")
-    add("--steps", type=positive, default=5, help="of a turn (5)")
     names = tuple(loraloom.VARIANTS)
     add("--variants", nargs="+", choices=names, default=names[:2], help=f"of loraloom ({', '.join(names[:2])})")
     add("--diffusers-example", type=Path, metavar="FILE", help="train_dreambooth_lora.py of diffusers")

@@ -18,6 +18,8 @@ RUNNER = Path(__file__).with_name("turn_taker.py")
 QUIET = 0.05
 """Share of the processors that other programs may take in a turn; a round with more is repeated."""
 REPEATS = 3  # of a round
+TURN = 2.0  # seconds
+FEWEST = 3  # steps of a turn
 
 
 class Contestant:
@@ -104,17 +106,21 @@ def _opened(pipe: str, mode: str, process: "subprocess.Popen[bytes]") -> Iterato
         yield stream
 
 
-def take_turns(contestants: Sequence[Contestant], rounds: int, steps: int, warm_up: int) -> dict[str, list[Turn]]:
-    """The turns of each, in `rounds` rounds of `steps` steps; who begins changes from round to round.
+def take_turns(contestants: Sequence[Contestant], rounds: int, warm_up: int = 3) -> dict[str, list[Turn]]:
+    """The turns of each, in `rounds` rounds; who begins changes from round to round.
+
+    All make as many steps in a turn: those that take the first of them about TURN seconds.
 
     A round during which other programs took more than QUIET of the processors is repeated, up to REPEATS times.
     """
     turns: dict[str, list[Turn]] = {each.name: [] for each in contestants}
     with ExitStack() as stack:
-        players = []
+        players: list[Player] = []
+        steps = 0
         for contestant in tqdm(contestants, desc="starting", unit="program"):
             player, _ = stack.enter_context(playing(contestant))
-            player.turn(warm_up)
+            tried = player.turn(warm_up)
+            steps = steps or max(FEWEST, round(TURN / min(tried.seconds)))
             players.append(player)
         for number in tqdm(range(rounds), desc="in turn", unit="round"):
             found: dict[str, Turn] = {}
