@@ -24,6 +24,7 @@ class Trainer:
         self.run, self.batches, self.objective, self.callbacks = run, batches, objective, callbacks
         self.guard = Guard()
         self.unread: list[Unread] = []
+        self.named = run.adapters.named_parameters()  # to look for them takes longer than to average them
         run.read = self.read
         loop, self.world = run.config.loop, run.accelerator.num_processes
         self.accumulation = loop.batch_size // ((loop.micro_batch or loop.batch_size // self.world) * self.world)
@@ -87,7 +88,7 @@ class Trainer:
         run.optimizer.zero_grad()
         run.step += 1
         if run.ema is not None:
-            run.ema.update(run.adapters.named_parameters(), run.step)
+            run.ema.update(self.named, run.step)
         return norm
 
     def _accumulate(self, index: int, batch: Batch) -> Losses:

@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
+from loraloom.configs.errors import UserError
 from loraloom.configs.loader import load_config
 from loraloom.train import build
 from loraloom.train.build import build_trainer
@@ -217,3 +218,24 @@ def test_compiled_they_train_as_the_others_and_sample_uncompiled(write_config, m
         assert bool(torch._dynamo.utils.counters["stats"]["unique_graphs"]) == (name == "compiled")
     torch.testing.assert_close(torch.tensor(losses["compiled"]), torch.tensor(losses["plain"]), rtol=1e-4, atol=0)
     assert images["compiled"] == images["plain"] != []
+
+
+@pytest.mark.slow
+def test_gradients_are_checkpointed_in_the_blocks_named_and_change_no_bit(write_config):
+    losses = {}
+    for blocks in (False, ["down_blocks.0", "up_blocks.3"]):
+        config = write_config(f"{len(losses)}", loop={"steps": 2, "gradient_checkpointing": blocks})
+        trainer = build_trainer(load_config(config), overwrite=True)
+        trainer.callbacks = []
+        flagged = {name for name, each in trainer.run.parts["unet"].named_modules() if _checkpoints(each)}
+        losses[bool(blocks)] = [trainer.train_step()[0].loss for _ in range(2)]
+        assert {name.split(".")[0] for name in flagged} == ({"down_blocks", "up_blocks"} if blocks else set())
+        assert not any(name.startswith("down_blocks.1") for name in flagged)
+    assert losses[True] == losses[False]
+    config = write_config("odd", loop={"gradient_checkpointing": ["down_block.0"]})
+    with pytest.raises(UserError, match=r"'down_block\.0' .*did you mean .*down_blocks\.0"):
+        build_trainer(load_config(config), overwrite=True)
+
+
+def _checkpoints(module: nn.Module) -> bool:
+    return getattr(module, "gradient_checkpointing", False) is True

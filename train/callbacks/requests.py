@@ -23,8 +23,11 @@ class Requests(Callback):
         self.previous = {number: signal.signal(number, self._remember) for number in SIGNALS}
 
     def on_step(self, run: Run) -> None:
+        several = run.accelerator.num_processes > 1
+        if several and not run.is_due(run.config.guard.every or 1):  # to ask the others, all wait for their devices
+            return
         asked = [self.received or (_file(run.folder) if run.is_main else None)]
-        if run.accelerator.num_processes > 1:
+        if several:
             from accelerate.utils import gather_object
 
             asked = gather_object(asked)
