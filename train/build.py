@@ -230,6 +230,8 @@ def set_numerics(config: RunConfig) -> None:
     if config.loop.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.loop.deterministic, warn_only=True)
+    settings: Any = torch.utils.deterministic
+    settings.fill_uninitialized_memory = False  # with NaN, before every kernel, to find readers of it: there are none
 
 
 def make_adapters(config: RunConfig, family: ModelFamily, parts: Parts) -> AdapterSet:
