@@ -155,8 +155,12 @@ def peft_options(section: AdapterSection, targets: Targets) -> dict[str, dict[st
     }
 
 
-def install(artifact: AdapterArtifact, parts: Mapping[str, Any], name: str) -> None:
-    """Puts a trained adapter into the parts of a base under a name of PEFT's, with its weights as they are."""
+def install(artifact: AdapterArtifact, parts: Mapping[str, Any], name: str, *, exact: bool = False) -> None:
+    """Puts a trained adapter into the parts of a base under a name of PEFT's.
+
+    Its weights get the type of the layers around them, or stay in float32, as they trained, where they are to be
+    `exact`.
+    """
     from peft import inject_adapter_in_model
 
     for part in sorted({part for part, _ in artifact.modules}):
@@ -169,8 +173,19 @@ def install(artifact: AdapterArtifact, parts: Mapping[str, Any], name: str) -> N
             inject_adapter_in_model(method.config_of(own), model, adapter_name=name)
         for path, layer in tuner_layers(model):
             if path in own and name in carried(layer):
+                if exact:
+                    _widen(layer, name)
                 method.write(layer, name, own[path])
         model._hf_peft_config_loaded = True  # diffusers and transformers ask for it before they switch adapters
+
+
+def _widen(layer: Any, name: str) -> None:
+    """The weights of an adapter in float32."""
+    for kind in layer.adapter_layer_names:
+        held = getattr(layer, kind, {})
+        if name in held:  # a layer of its own, or a parameter
+            for weight in held[name].parameters() if isinstance(held[name], nn.Module) else [held[name]]:
+                weight.data = weight.data.float()
 
 
 def read_peft(part: str, model: nn.Module, name: str) -> dict[Key, Weights]:

@@ -41,6 +41,8 @@ class Mixing:
         self._words = Words(family, parts, replace_part)
         self._fused: Fused | None = None
         self._target_rank: int | None = None
+        self.exact = False
+        """Whether adapters keep the float32 in which they trained on a base of half precision: to verify them."""
 
     # ------------------------------------------------------------------------ loading
 
@@ -63,7 +65,7 @@ class Mixing:
         held = active.switches([*self._models().values()])  # PEFT activates the new one alone
         try:
             self._words.install(name, artifact)
-            install(artifact, self.parts, name)
+            install(artifact, self.parts, name, exact=self.exact)
         except (RuntimeError, ValueError) as error:
             self._take_out([name])
             active.switch(held)

@@ -173,3 +173,21 @@ def test_a_base_in_memory_serves_to_verify_beside_the_adapter_that_it_carries(ru
             tmp_path / "other.safetensors", artifact, Fresh.beside(engine.family, engine.parts, encode), prediction
         )
     assert torch.equal(probe(engine.family, engine.parts), prediction)
+
+
+def test_on_a_bf16_base_a_file_is_compared_as_it_trained(run_folder, tiny_base):
+    """In fp32: rounded to the base's type it would be off by the rounding of every layer after it."""
+    model, file = ModelSection(base=str(tiny_base), dtype="bf16"), run_folder / "tiny.safetensors"
+    engine = Engine.load(str(tiny_base), dtype="bf16")
+    engine.adapters.exact = True
+    (artifact,) = attach(engine, [AdapterFile(file)])
+    prediction = probe(engine.family, engine.parts)
+    for fresh in (
+        Fresh.load(model),
+        Fresh.beside(engine.family, engine.parts, encoder_of(engine.family, engine.parts)),
+    ):
+        found = verify_file(file, artifact, fresh, prediction)
+        assert (found.delta_difference, found.prediction_difference) == (0.0, 0.0)
+    rounded = Engine.load(str(tiny_base), dtype="bf16")
+    attach(rounded, [AdapterFile(file)])
+    assert not torch.equal(probe(rounded.family, rounded.parts), prediction)
