@@ -10,16 +10,11 @@ and take turns of a few steps, so that what else the machine does falls on all; 
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from ..adapters.format import read
 from ..configs.arguments import positive
@@ -32,6 +27,7 @@ from ..configs.schema import ModelSection
 from ..inference.adapter_file import names_of
 from ..inference.merged import MergedBase
 from .contestants import bare, diffusers_example, kohya, loraloom
+from .machine import machine, machine_line
 from .turns import Contestant, Turn, Whole, middle, take_turns, whole
 from .work import INPUTS, Prepared, Work, prepare
 
@@ -210,28 +206,6 @@ def _row(measured: Measured, result: Result) -> list[str]:
         off,
         f"{result.modules}",
     ]
-
-
-def machine() -> dict[str, Any]:
-    """What the figures hold for."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    kernels = torch.backends.cpu.get_cpu_capability()
-    return {"device": device, "cores": cores(), "memory": memory, "kernels": kernels, "torch": torch.__version__}
-
-
-def machine_line() -> str:
-    """The same in a line."""
-    found = machine()
-    memory = f"{found['memory'] / 2**30:.0f} GiB"
-    return f"{found['device']}, {found['cores']} cores ({found['kernels']}), {memory}, torch {found['torch']}"
-
-
-def _processor() -> str:
-    """Its name, as Linux has it."""
-    with open("/proc/cpuinfo") as info:
-        names = [line.partition(":")[2].strip() for line in info if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _parser() -> argparse.ArgumentParser:

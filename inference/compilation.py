@@ -10,6 +10,8 @@ from ..configs.errors import UserError
 RECOMPILE_LIMIT = 64
 """Compilations of one `forward` before torch gives up, without an error. Its own limit is 8, and Stable Diffusion's
 UNet has 15 kinds of residual blocks: the last of them would silently stay as they are."""
+ALL_RECOMPILE_LIMIT = 16 * RECOMPILE_LIMIT
+"""The same over all modules that share a `forward`, each with guards of its own."""
 
 
 def compile_blocks(denoiser: torch.nn.Module, blocks: Collection[str], **options: Any) -> int:
@@ -37,4 +39,4 @@ def compile_whole(denoiser: torch.nn.Module, **options: Any) -> None:
 def _lift_limits() -> None:
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
-    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * RECOMPILE_LIMIT)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, ALL_RECOMPILE_LIMIT)

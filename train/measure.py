@@ -1,9 +1,7 @@
 """A few steps and one validation image for real, to know what a run will take: `loraloom plan --measure`."""
 
 import math
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -16,7 +14,6 @@ from tqdm import tqdm
 from ..configs.data_sections import PriorSource
 from ..configs.schema import RunConfig
 from ..data.dataset import Dataset, Images
-from ..inference.engine import Engine, Request
 from ..models.encode import PROBE_PROMPT
 from ..models.family import ModelFamily, Parts
 from .build import assemble, make_accelerator, prepare
@@ -24,7 +21,7 @@ from .cache import Load, Wanted, fill
 from .callbacks.checkpoint import Checkpoints
 from .callbacks.requests import Requests
 from .callbacks.tracking import Tracking
-from .captions import prompt_options
+from .callbacks.validation import requests_of, sampling
 from .pages.words import counted
 from .run import Run
 from .state import save_checkpoint
@@ -73,7 +70,7 @@ def measure(config: RunConfig, images: Sequence[Images | None]) -> Measured:
             bar.update()
             first, steps = _train(trainer)
             seconds_of = {name: seconds / STEPS for name, seconds in run.seconds_of.items()}
-            checkpoint, memory = _save(run), _memory(run)
+            checkpoint, memory = _save(run), run.peak_memory
             bar.update()
             image = _sample(run) if config.validation.prompts else None
             bar.update()
@@ -89,7 +86,7 @@ def measure(config: RunConfig, images: Sequence[Images | None]) -> Measured:
             checkpoint=checkpoint,
             image=image,
             memory=memory,
-            memory_with_image=_memory(run),
+            memory_with_image=run.peak_memory,
             left=_left(whole, start, caches.ahead, step, checkpoint, image),
         )
 
@@ -180,24 +177,9 @@ def _save(run: Run) -> float:
 
 
 def _sample(run: Run) -> float:
-    """The first validation image, as `callbacks.validation` makes it."""
-    section = run.config.validation
-    first = section.sections[0]
-    request = Request(
-        prompts=[first.prompt],
-        seeds=[first.seed or 0],
-        steps=first.steps or section.steps,
-        guidance=section.guidance if first.guidance is None else first.guidance,
-        negative_prompt=first.negative_prompt,
-        resolution=max(run.config.data.resolutions),
-        prompt_options=prompt_options(run.config),
-    )
-    absent = [part for part in run.family.image_encoders if part not in run.parts]
-    parts = run.parts | run.adapters.carriers | run.load(absent)
-    with run.exported():
-        engine = Engine(run.family, parts, encode=run.encode)
-        with run.timed("image"):
-            engine.generate(request, progress="one image")
+    """The first validation image."""
+    with sampling(run) as engine, run.timed("image"):
+        engine.generate(requests_of(run)[0].part([0]), progress="one image")
     return run.seconds_of["image"]
 
 
@@ -221,13 +203,6 @@ def _left(
         f"{pictures:,} images": pictures * (image or 0.0),
         "checkpoints": math.ceil(steps / config.checkpoint.every) * checkpoint,
     }
-
-
-def _memory(run: Run) -> int:
-    if run.accelerator.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(run.accelerator.device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _device(run: Run) -> str:

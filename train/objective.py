@@ -84,7 +84,7 @@ class Objective:
         sizes = size_conditions(batch.samples).to(noised.latents.device)
         target = noised.target
         if any(batch.keeps_base):
-            target = self._kept(parts, batch, noised, sizes)
+            target = self._kept(parts, batch, inputs, sizes)
         predicted = self.family.predict(parts, noised, inputs.conditioning, sizes)
         errors = error(predicted.float(), target.float(), self.loss, noised.snr)
         if masks is None:
@@ -92,10 +92,12 @@ class Objective:
         return masked_mean(errors, masks.to(errors.device), self.loss.unmasked_weight)
 
     @torch.no_grad()
-    def _kept(self, parts: Parts, batch: Batch, noised: Noised, sizes: Tensor) -> Tensor:
+    def _kept(self, parts: Parts, batch: Batch, inputs: Inputs, sizes: Tensor) -> Tensor:
         """Targets, of which those of sources with `target: base` are what the base says without the adapter."""
+        noised, conditioning = inputs.noised, inputs.conditioning
         with self.adapters.disabled():
-            conditioning = self._conditioning(parts, batch, noised.latents.device)
+            if self.trains_text:
+                conditioning = self._conditioning(parts, batch, noised.latents.device)
             base = self.family.predict(parts, noised, conditioning, sizes)
         keeps = torch.tensor(batch.keeps_base, device=base.device)[:, None, None, None]
         return torch.where(keeps, base.to(noised.target), noised.target)

@@ -1,5 +1,7 @@
 """Run: what the loop and its callbacks share. It is data; the loop is in `trainer.py`."""
 
+import resource
+import sys
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -74,6 +76,14 @@ class Run:
     def is_last_step(self) -> bool:
         """Whether no step follows."""
         return self.step >= self.config.loop.steps or self.stop is not None or self.ended is not None
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes: the most that was in use until now, of the GPU where there is one, else of the process."""
+        if self.accelerator.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.accelerator.device)
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
     def is_due(self, every: int) -> bool:
         """Whether something that happens every so many steps happens after this one."""

@@ -1,7 +1,5 @@
 """A progress bar with the smoothed loss, the learning rate and the memory in use."""
 
-import resource
-import sys
 from collections.abc import Sequence
 
 from tqdm import tqdm
@@ -25,17 +23,8 @@ class Progress(Callback):
         for result in results:
             self.smoothed = result.loss if self.smoothed is None else 0.95 * self.smoothed + 0.05 * result.loss
         rate = next(iter(results[-1].learning_rates.values()))
-        self.bar.set_postfix_str(f"loss {self.smoothed:.4f}, rate {rate:.3g}, {memory(run)}", refresh=False)
+        said = f"loss {self.smoothed:.4f}, rate {rate:.3g}, {run.peak_memory / 2**30:.1f} GiB"
+        self.bar.set_postfix_str(said, refresh=False)
 
     def on_exit(self, run: Run) -> None:
         self.bar.close()
-
-
-def memory(run: Run) -> str:
-    """The most that was in use until now: of the GPU where there is one, else of the process."""
-    import torch
-
-    if run.accelerator.device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(run.accelerator.device) / 2**30:.1f} GiB"
-    unit = 1 if sys.platform == "darwin" else 1024
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB"

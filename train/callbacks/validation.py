@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,16 +56,22 @@ def requests_of(run: Run) -> list[Request]:
     ]
 
 
+@contextmanager
+def sampling(run: Run) -> Iterator[Engine]:
+    """Within, an engine on the modules in memory; what decodes is loaded for it."""
+    absent = [part for part in run.family.image_encoders if part not in run.parts]
+    parts = run.parts | run.adapters.carriers | run.load(absent)
+    with run.exported():
+        yield Engine(run.family, parts, encode=run.encode)
+
+
 def sample_prompts(run: Run, folder: Path, base: bool = False) -> None:
     """All validation prompts, as files, with a list of them and a grid (one row for each prompt).
 
     `base` samples without the adapter, where its method can do without.
     """
     requests = requests_of(run)
-    absent = [part for part in run.family.image_encoders if part not in run.parts]
-    parts = run.parts | run.adapters.carriers | run.load(absent)  # the decoder is here only while it is needed
-    with run.exported(), run.adapters.disabled() if base and run.adapters.can_disable else nullcontext():
-        engine = Engine(run.family, parts, encode=run.encode)
+    with sampling(run) as engine, run.adapters.disabled() if base and run.adapters.can_disable else nullcontext():
         progress = "validation" if run.is_main else None
         images = [image for request in requests for image in engine.generate(request, progress=progress)]
     if run.is_main:
