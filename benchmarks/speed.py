@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from ..adapters.format import read
 from ..configs.arguments import positive
 from ..configs.dtypes import DTYPES
@@ -26,16 +28,22 @@ from ..configs.marked import fill_marked
 from ..configs.schema import ModelSection
 from ..inference.adapter_file import names_of
 from ..inference.merged import MergedBase
+from .arithmetic import matrix_rate, step_flops
 from .contestants import bare, diffusers_example, kohya, loraloom
 from .machine import machine, machine_line
 from .turns import Contestant, Turn, Whole, middle, take_turns, whole
-from .work import INPUTS, Prepared, Work, prepare
+from .work import Prepared, Work, prepare
 
 SUITE = (
     Work("pocket", 64, 1, "fp32", threads=1),
     Work("pocket", 64, 4, "fp32", threads=1),
     Work("sd1", 128, 1, "fp32", threads=2),
     Work("sd1", 128, 1, "bf16", threads=2),
+)
+GPU_SUITE = tuple(
+    work
+    for batch in (1, 4)
+    for work in (Work("sd1", 512, batch, "bf16", cores()), Work("sdxl", 1024, batch, "bf16", cores()))
 )
 PAGE, FIGURES = Path("docs/benchmarks.md"), Path("docs/speed.json")
 BARE, AGAIN = "bare", "bare, again"
@@ -44,8 +52,8 @@ EVEN = 0.02
 NEAR = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02}
 """Rounding: how far, relatively, the loss of any step may be from the bare loop's."""
 COLUMNS = (
-    *("contestant", "step, ms", "ratio to bare", "turns, ms", "start to first step, s", "last step to exit, s"),
-    *("peak, MiB", "ratio to bare", "loss off by", "modules"),
+    *("contestant", "step, ms", "ratio to bare", "turns, ms", "images/s", "of matrix rate"),
+    *("start to first step, s", "last step to exit, s", "peak, MiB", "ratio to bare", "loss off by", "modules"),
 )
 
 
@@ -70,6 +78,8 @@ class Measured:
 
     work: Work
     results: Sequence[Result]
+    flops: int  # of a step of the bare loop
+    matrix_rate: float  # operations a second in products of large matrices, in this work's type
 
     def named(self, name: str) -> Result:
         """The result of one contestant."""
@@ -78,6 +88,10 @@ class Measured:
     def ratio(self, result: Result) -> float:
         """Of its step to that of the bare loop, both times taken together."""
         return result.seconds / statistics.mean(self.named(name).seconds for name in (BARE, AGAIN))
+
+    def utilisation(self, result: Result) -> float:
+        """Of what the device can, by the bare loop's arithmetic (PaLM, Chowdhery et al. 2022, appendix B)."""
+        return self.flops / result.seconds / self.matrix_rate
 
     @property
     def is_even(self) -> bool:
@@ -106,10 +120,11 @@ def main(arguments: Sequence[str]) -> int:
 def works_of(options: argparse.Namespace) -> Sequence[Work]:
     """The suite, or what the other options say."""
     if options.suite:
-        return SUITE
+        return GPU_SUITE if torch.cuda.is_available() else SUITE
     resolution = options.resolution or (64 if options.model == "pocket" else 128)
     threads = options.threads or (1 if options.model == "pocket" else cores())
-    return [Work(options.model, resolution, batch, options.dtype, threads, options.rank) for batch in options.batch]
+    own = (options.dtype, threads, options.rank, options.steps)
+    return [Work(options.model, resolution, batch, *own) for batch in options.batch]
 
 
 def measure(work: Work, options: argparse.Namespace) -> Measured:
@@ -120,21 +135,23 @@ def measure(work: Work, options: argparse.Namespace) -> Measured:
     endless = [each for each, _ in contestants(prepared.in_turn(), options, endless=True)]
     turns = take_turns(endless, options.rounds)
     reference = losses_of(prepared, BARE)
-    return Measured(work, [_result(prepared, name, turns[name], wholes[name], reference) for name in turns])
+    results = [_result(prepared, name, turns[name], wholes[name], reference) for name in turns]
+    return Measured(work, results, step_flops(prepared), matrix_rate(work.dtype, work.threads))
 
 
 def contestants(prepared: Prepared, options: argparse.Namespace, endless: bool = False) -> list[tuple[Contestant, int]]:
     """All that take part, and how many steps they train when they run alone."""
-    few, many = (1_000_000, 1_000_000) if endless else (3, INPUTS)
-    ours = [name for name in loraloom.VARIANTS if name in options.variants]
-    found = [(bare.contestant(prepared, BARE, many), INPUTS)]
-    found += [(loraloom.contestant(prepared, name, many), INPUTS) for name in ours]
+    alone = prepared.work.steps
+    few, many = (1_000_000, 1_000_000) if endless else (3, alone)
+    ours = options.variants or loraloom.USUAL[prepared.work.model]
+    found = [(bare.contestant(prepared, BARE, many), alone)]
+    found += [(loraloom.contestant(prepared, name, many), alone) for name in ours]
     peers = [(diffusers_example, options.diffusers_example, options.diffusers_python)]
     peers += [(kohya, options.kohya, options.kohya_python)]
     for peer, place, python in peers:
         if place is not None and prepared.work.model in peer.MODELS:
             found.append((peer.contestant(prepared, place, python, few), few))
-    return [*found, (bare.contestant(prepared, AGAIN, many), INPUTS)]
+    return [*found, (bare.contestant(prepared, AGAIN, many), alone)]
 
 
 def _result(prepared: Prepared, name: str, turns: Sequence[Turn], alone: Whole, reference: Sequence[float]) -> Result:
@@ -185,7 +202,9 @@ def table(measured: Measured) -> str:
     even = measured.named(AGAIN).seconds / measured.named(BARE).seconds
     verdict = "counts" if measured.is_even else "does not count"
     others = max(result.others for result in measured.results)
-    lines += ["", f"bare to bare {even:.3f}: {verdict}; other programs took at most {others:.0%} in a turn", ""]
+    lines += ["", f"bare to bare {even:.3f}: {verdict}; other programs took at most {others:.0%} in a turn."]
+    rate, giga = measured.matrix_rate, 1e9
+    lines += [f"A step of bare is {measured.flops / giga:.1f} GFLOP; matrices: {rate / giga:.0f} GFLOP/s.", ""]
     return "\n".join(lines)
 
 
@@ -199,6 +218,8 @@ def _row(measured: Measured, result: Result) -> list[str]:
         f"{result.seconds * milli:.1f}",
         f"{measured.ratio(result):.2f}",
         f"{result.turns[0] * milli:.1f} .. {result.turns[1] * milli:.1f}",
+        f"{measured.work.batch / result.seconds:.2f}",
+        f"{measured.utilisation(result):.0%}",
         f"{result.to_first_step:.1f}",
         f"{result.after_last_step:.1f}",
         f"{result.peak / mebi:.0f}",
@@ -223,8 +244,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=positive, help="of each contestant (1 for pocket, else all cores)")
     add("--rank", type=positive, default=4, help="of the LoRA (4)")
     add("--rounds", type=positive, default=6, help="turns of each contestant (6)")
-    names = tuple(loraloom.VARIANTS)
-    add("--variants", nargs="+", choices=names, default=names[:2], help=f"of loraloom ({', '.join(names[:2])})")
+    add("--steps", type=positive, default=50, help="of a run that is made alone, and whose losses are compared (50)")
+    add("--variants", nargs="+", choices=[*loraloom.VARIANTS], help="of loraloom (compiled only for pocket)")
     add("--diffusers-example", type=Path, metavar="FILE", help="train_dreambooth_lora.py of diffusers")
     add("--diffusers-python", type=Path, metavar="FILE", help="interpreter of the environment that it runs in")
     add("--kohya", type=Path, metavar="FOLDER", help="checkout of sd-scripts")

@@ -19,8 +19,6 @@ from .random_base import write_base
 SKS = Path(__file__).parents[1] / "examples" / "sks"
 CAPTION = "a sks creature"
 RATE, DECAY, SEED = 1e-4, 0.01, 0
-INPUTS = 50
-"""Steps whose inputs the bare loop has; after them it begins anew."""
 NO_CLIPPING = 1e9  # of gradients' norms: the bare loop has none, and the sums are made all the same
 
 
@@ -34,6 +32,8 @@ class Work:
     dtype: DType
     threads: int
     rank: int = 4
+    steps: int = 50
+    """Of a run that is made alone; the bare loop has the inputs of so many, and then begins anew."""
 
     def __str__(self) -> str:
         shapes = self.model if self.model == "pocket" else f"{self.model} shapes"
@@ -107,7 +107,7 @@ def prepare(work: Work, root: Path) -> Prepared:
     _write_images(_made(images), work.resolution)
     prepared = Prepared(work, base, images, folder, folder / "inputs.safetensors", _made(folder / "alone"))
     if not prepared.inputs.is_file():
-        config = prepared.write_config("recorded", steps=INPUTS)
+        config = prepared.write_config("recorded", steps=work.steps)
         command = [sys.executable, "-m", "loraloom.benchmarks.inputs", str(config), str(prepared.inputs)]
         subprocess.run(command, check=True, env=prepared.environment())
     return prepared

@@ -46,7 +46,7 @@ from .callbacks.tracking import Tracking
 from .callbacks.validation import Validation
 from .captions import find_long_captions, prompt_options
 from .ema import Ema
-from .fast import use_fast_layers
+from .fast import fast_optimizer, use_fast_layers
 from .fits import check_base_fits, trained_parts
 from .gather import class_images, gather, held_out_data, make_dataset
 from .held_out import HeldOut, encode_held_out, samples_of
@@ -299,6 +299,8 @@ def _make_run(
         checkpoint_gradients(adapters.carriers, config.loop.gradient_checkpointing)
     _quicken(config, accelerator, base.family, adapters)
     optimizer = make_optimizer(adapters, config.optimizer)
+    if config.loop.fast and not shards(accelerator):
+        optimizer = fast_optimizer(optimizer)
     schedule = make_schedule(optimizer, config.optimizer, config.loop.steps)
     wrapped, optimizer, schedule = wrap(
         accelerator, adapters.carriers, optimizer, schedule, base.family.repeated_blocks

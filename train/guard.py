@@ -47,7 +47,7 @@ def step_unless(optimizer: Any, fault: "Tensor", scaled: bool) -> None:
     if getattr(inner, "_step_supports_amp_scaling", False) and not scaled and not sharded:
         inner.found_inf = fault
         try:
-            optimizer.step()
+            inner.step()  # accelerate's looks for a package on the disk each time
         finally:
             del inner.found_inf
     elif not fault.item():

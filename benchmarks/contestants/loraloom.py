@@ -9,9 +9,13 @@ from ..work import Prepared
 VARIANTS: dict[str, dict[str, Any]] = {
     "loraloom": {},
     "loraloom, plain layers": {"fast": False},
-    "loraloom, compiled": {"compile": True},
+    "loraloom, compiled blocks": {"compile": True},
+    "loraloom, compiled": {"compile": "model"},
 }
 """Name -> settings of the loop."""
+_EAGER = ("loraloom", "loraloom, plain layers")
+USUAL = {"pocket": (*_EAGER, "loraloom, compiled"), "sd1": _EAGER, "sdxl": _EAGER}
+"""What takes part where nothing is said: compiling the large models takes minutes, and on a CPU it does not pay."""
 
 
 def contestant(prepared: Prepared, name: str, steps: int) -> Contestant:

@@ -1,6 +1,7 @@
 """`loop.fast` and `loop.compile` change kernels, and nothing else."""
 
 import json
+from copy import deepcopy
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from loraloom.configs.errors import UserError
 from loraloom.configs.loader import load_config
 from loraloom.train import build
 from loraloom.train.build import build_trainer
-from loraloom.train.fast import use_fast_layers
+from loraloom.train.fast import fast_optimizer, use_fast_layers
 from loraloom.train.kernels import convolution
+from loraloom.train.kernels.adamw import FlatAdamW
 from loraloom.train.kernels.attention import FastAttention
 from loraloom.train.kernels.convolution import FastConv2d
 from loraloom.train.kernels.lora_linear import FastLinear, apply_together
@@ -239,3 +241,95 @@ def test_gradients_are_checkpointed_in_the_blocks_named_and_change_no_bit(write_
 
 def _checkpoints(module: nn.Module) -> bool:
     return getattr(module, "gradient_checkpointing", False) is True
+
+
+def two_optimizers() -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """The same two groups of weights of odd sizes, for torch's AdamW and for ours."""
+    found = []
+    for _ in range(2):
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(3, 5), (7,), (4, 1), (6, 11)]
+        weights = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+        groups = [{"params": weights[:2], "lr": 0.1, "weight_decay": 0.3}, {"params": weights[2:], "lr": 0.01}]
+        found.append(torch.optim.AdamW(groups, betas=(0.8, 0.9), fused=True))
+    fast = fast_optimizer(found[1])
+    assert type(fast) is FlatAdamW
+    return found[0], fast
+
+
+def weights_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
+def train(optimizers, steps, faulty=(), without=()) -> None:
+    """The same gradients for all; weights whose place is in `without` have none."""
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for drawn in zip(*map(weights_of, optimizers), strict=True):
+            gradient = torch.randn(drawn[0].shape, generator=generator)
+            for weight in drawn:
+                weight.grad = gradient.clone()
+        for optimizer in optimizers:
+            for place in without:
+                weights_of(optimizer)[place].grad = None
+            optimizer.found_inf = torch.tensor(float(step in faulty))
+            optimizer.step()
+            del optimizer.found_inf
+
+
+def assert_alike(plain, flat) -> None:
+    for ours, theirs in zip(weights_of(flat), weights_of(plain), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+        for name, value in plain.state[theirs].items():
+            torch.testing.assert_close(flat.state[ours][name], value, rtol=1e-6, atol=1e-7)
+
+
+def test_one_call_for_a_group_makes_the_steps_of_adamw():
+    plain, flat = two_optimizers()
+    train((plain, flat), range(6), faulty={3})
+    assert_alike(plain, flat)
+    assert float(plain.state[weights_of(plain)[0]]["step"]) == 5
+    first, second = weights_of(flat)[:2]
+    assert second.data_ptr() == first.data_ptr() + 4 * first.numel()  # they lie one behind the other
+
+
+@pytest.mark.parametrize("without", [(0, 1), (1,)], ids=["group", "weight"])
+def test_weights_without_gradients_stay_as_with_adamw(without):
+    plain, flat = two_optimizers()
+    train((plain, flat), range(3))
+    held = weights_of(flat)[1].detach().clone()
+    train((plain, flat), range(3, 5), without=without)
+    assert torch.equal(weights_of(flat)[1], held)
+    assert_alike(plain, flat)
+    train((plain, flat), range(5, 8))  # counts of one group may differ from now on
+    assert_alike(plain, flat)
+
+
+def test_each_goes_on_where_the_other_stopped():
+    plain, flat = two_optimizers()
+    train((plain, flat), range(3))
+    for (to_plain, to_flat), saved in ((two_optimizers(), plain), (two_optimizers(), flat)):
+        for optimizer in (to_plain, to_flat):
+            optimizer.load_state_dict(deepcopy(saved.state_dict()))  # torch takes the tensors themselves
+            with torch.no_grad():
+                for weight, value in zip(weights_of(optimizer), weights_of(saved), strict=True):
+                    weight.copy_(value)
+        train((to_plain, to_flat), range(3, 6))
+        assert_alike(to_plain, to_flat)
+
+
+def test_weights_that_were_put_elsewhere_are_found():
+    plain, flat = two_optimizers()
+    train((plain, flat), range(3))
+    for optimizer in (plain, flat):
+        weights_of(optimizer)[2].data = torch.ones(4, 1)
+    train((plain, flat), range(3, 5))
+    assert_alike(plain, flat)
+
+
+def test_other_optimisers_stay():
+    weight = nn.Parameter(torch.ones(3))
+    for optimizer in (torch.optim.SGD([weight], lr=1), torch.optim.AdamW([weight], fused=False)):
+        assert fast_optimizer(optimizer) is optimizer
+    half = torch.optim.AdamW([nn.Parameter(torch.ones(3, dtype=torch.bfloat16))], fused=True)
+    assert fast_optimizer(half) is half
