@@ -13,24 +13,33 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from tqdm import trange
 
 from ..adapters.format import read
 from ..configs.arguments import positive
 from ..configs.dtypes import DTYPES
 from ..configs.errors import run_command
-from ..configs.files import replace_file
 from ..configs.machine import cores
-from ..configs.marked import fill_marked
 from ..configs.schema import ModelSection
 from ..inference.adapter_file import names_of
 from ..inference.merged import MergedBase
 from .arithmetic import matrix_rate, step_flops
 from .contestants import bare, diffusers_example, kohya, loraloom
-from .machine import machine, machine_line
+from .speed_table import (
+    AGAIN,
+    BARE,
+    FIGURES,
+    PAGE,
+    Measured,
+    Result,
+    table,
+    trains_otherwise,
+    write_docs,
+    write_figures,
+)
 from .turns import Contestant, Turn, Whole, middle, take_turns, whole
 from .work import Prepared, Work, prepare
 
@@ -45,58 +54,7 @@ GPU_SUITE = tuple(
     for batch in (1, 4)
     for work in (Work("sd1", 512, batch, "bf16", cores()), Work("sdxl", 1024, batch, "bf16", cores()))
 )
-PAGE, FIGURES = Path("docs/benchmarks.md"), Path("docs/speed.json")
-BARE, AGAIN = "bare", "bare, again"
-EVEN = 0.02
-"""How far bare may be from bare: what is measured beside a wider gap does not count."""
-NEAR = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02}
-"""Rounding: how far, relatively, the loss of any step may be from the bare loop's."""
-COLUMNS = (
-    *("contestant", "step, ms", "ratio to bare", "turns, ms", "images/s", "of matrix rate"),
-    *("start to first step, s", "last step to exit, s", "peak, MiB", "ratio to bare", "loss off by", "modules"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One contestant in one work."""
-
-    name: str
-    seconds: float  # median of a step
-    turns: tuple[float, float]  # medians of the fastest and of the slowest turn
-    others: float  # most that other programs took of the processors in a turn
-    to_first_step: float
-    after_last_step: float
-    peak: int  # bytes, of the GPU where there is one
-    modules: int  # that its adapter has
-    losses_off: float | None  # largest relative difference to the bare loop's; None for peers, who draw otherwise
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """All contestants in one work."""
-
-    work: Work
-    results: Sequence[Result]
-    flops: int  # of a step of the bare loop
-    matrix_rate: float  # operations a second in products of large matrices, in this work's type
-
-    def named(self, name: str) -> Result:
-        """The result of one contestant."""
-        return next(result for result in self.results if result.name == name)
-
-    def ratio(self, result: Result) -> float:
-        """Of its step to that of the bare loop, both times taken together."""
-        return result.seconds / statistics.mean(self.named(name).seconds for name in (BARE, AGAIN))
-
-    def utilisation(self, result: Result) -> float:
-        """Of what the device can, by the bare loop's arithmetic (PaLM, Chowdhery et al. 2022, appendix B)."""
-        return self.flops / result.seconds / self.matrix_rate
-
-    @property
-    def is_even(self) -> bool:
-        """Whether the machine was quiet enough: bare took as long as bare."""
-        return abs(self.named(AGAIN).seconds / self.named(BARE).seconds - 1) <= EVEN
+ENDLESS, FEW = 1_000_000, 3  # steps
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -107,14 +65,11 @@ def main(arguments: Sequence[str]) -> int:
         measured = measure(work, options)
         print(table(measured), flush=True)
         found.append(measured)
-    figures = {"machine": machine(), "works": [asdict(each) for each in found]}
-    if options.json:
-        replace_file(options.json, json.dumps(figures, indent=1) + "\n")
-    if options.docs:
-        replace_file(FIGURES, json.dumps(figures, indent=1) + "\n")
-        page = "\n".join([f"{machine_line()}\n", *map(table, found)])
-        replace_file(PAGE, fill_marked(PAGE.read_text(), "speed", page))
-    return int(any(_trains_otherwise(each.work, result) for each in found for result in each.results))
+        if options.json:
+            write_figures(options.json, found)
+        if options.docs:
+            write_docs([measured])
+    return int(any(trains_otherwise(each.work, result) for each in found for result in each.results))
 
 
 def works_of(options: argparse.Namespace) -> Sequence[Work]:
@@ -128,33 +83,43 @@ def works_of(options: argparse.Namespace) -> Sequence[Work]:
 
 
 def measure(work: Work, options: argparse.Namespace) -> Measured:
-    """Each contestant alone from start to exit, then all in turn."""
+    """Each contestant alone from start to exit, then all in turn, and again from start to exit, but shortly."""
     print(f"\n{work}", file=sys.stderr)
     prepared = prepare(work, Path(options.work).resolve())
-    wholes = {each.name: whole(each, steps) for each, steps in contestants(prepared, options)}
-    endless = [each for each, _ in contestants(prepared.in_turn(), options, endless=True)]
-    turns = take_turns(endless, options.rounds)
+    alone = {each.name: whole(each, steps) for each, steps in contestants(prepared, options, work.steps)}
+    in_turn = prepared.in_turn()
+    turns = take_turns([each for each, _ in contestants(in_turn, options, ENDLESS)], options.rounds)
+    short: dict[str, list[Whole]] = {name: [] for name in alone}
+    for _ in trange(options.starts, desc="from start to exit", unit="round"):
+        for each, steps in contestants(in_turn, options, FEW):
+            short[each.name].append(whole(each, steps))
     reference = losses_of(prepared, BARE)
-    results = [_result(prepared, name, turns[name], wholes[name], reference) for name in turns]
+    results = [_result(prepared, name, turns[name], alone[name], short[name], reference) for name in turns]
     return Measured(work, results, step_flops(prepared), matrix_rate(work.dtype, work.threads))
 
 
-def contestants(prepared: Prepared, options: argparse.Namespace, endless: bool = False) -> list[tuple[Contestant, int]]:
-    """All that take part, and how many steps they train when they run alone."""
-    alone = prepared.work.steps
-    few, many = (1_000_000, 1_000_000) if endless else (3, alone)
+def contestants(prepared: Prepared, options: argparse.Namespace, steps: int) -> list[tuple[Contestant, int]]:
+    """All that take part, and how many steps each trains; peers no more than FEW where it has an end."""
+    few = steps if steps == ENDLESS else FEW
     ours = options.variants or loraloom.USUAL[prepared.work.model]
-    found = [(bare.contestant(prepared, BARE, many), alone)]
-    found += [(loraloom.contestant(prepared, name, many), alone) for name in ours]
+    found = [(bare.contestant(prepared, BARE, steps), steps)]
+    found += [(loraloom.contestant(prepared, name, steps), steps) for name in ours]
     peers = [(diffusers_example, options.diffusers_example, options.diffusers_python)]
     peers += [(kohya, options.kohya, options.kohya_python)]
     for peer, place, python in peers:
         if place is not None and prepared.work.model in peer.MODELS:
             found.append((peer.contestant(prepared, place, python, few), few))
-    return [*found, (bare.contestant(prepared, AGAIN, many), alone)]
+    return [*found, (bare.contestant(prepared, AGAIN, steps), steps)]
 
 
-def _result(prepared: Prepared, name: str, turns: Sequence[Turn], alone: Whole, reference: Sequence[float]) -> Result:
+def _result(
+    prepared: Prepared,
+    name: str,
+    turns: Sequence[Turn],
+    alone: Whole,
+    short: Sequence[Whole],
+    reference: Sequence[float],
+) -> Result:
     medians = [statistics.median(turn.seconds) for turn in turns]
     own = losses_of(prepared, name)
     apart = [abs(one - other) / other for one, other in zip(own, reference, strict=True)] if own else None
@@ -163,8 +128,8 @@ def _result(prepared: Prepared, name: str, turns: Sequence[Turn], alone: Whole, 
         seconds=middle(turns),
         turns=(min(medians), max(medians)),
         others=max(turn.others for turn in turns),
-        to_first_step=alone.to_first_step,
-        after_last_step=alone.after_last_step,
+        to_first_step=statistics.median(each.to_first_step for each in short),
+        after_last_step=statistics.median(each.after_last_step for each in short),
         peak=alone.peak.get("device", alone.peak["process"]),
         modules=modules_of(prepared, name),
         losses_off=max(apart) if apart else None,
@@ -191,44 +156,6 @@ def modules_of(prepared: Prepared, name: str) -> int:
     return len(found)
 
 
-def _trains_otherwise(work: Work, result: Result) -> bool:
-    return result.losses_off is not None and not result.losses_off <= NEAR[work.dtype]
-
-
-def table(measured: Measured) -> str:
-    """Markdown."""
-    lines = [f"**{measured.work}**", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    lines += [f"| {' | '.join(_row(measured, result))} |" for result in measured.results]
-    even = measured.named(AGAIN).seconds / measured.named(BARE).seconds
-    verdict = "counts" if measured.is_even else "does not count"
-    others = max(result.others for result in measured.results)
-    lines += ["", f"bare to bare {even:.3f}: {verdict}; other programs took at most {others:.0%} in a turn."]
-    rate, giga = measured.matrix_rate, 1e9
-    lines += [f"A step of bare is {measured.flops / giga:.1f} GFLOP; matrices: {rate / giga:.0f} GFLOP/s.", ""]
-    return "\n".join(lines)
-
-
-def _row(measured: Measured, result: Result) -> list[str]:
-    reference, milli, mebi = measured.named(BARE), 1e3, 2**20
-    off = "" if result.losses_off is None else f"{result.losses_off:.1e}"
-    if _trains_otherwise(measured.work, result):
-        off += ", not counted"
-    return [
-        result.name,
-        f"{result.seconds * milli:.1f}",
-        f"{measured.ratio(result):.2f}",
-        f"{result.turns[0] * milli:.1f} .. {result.turns[1] * milli:.1f}",
-        f"{measured.work.batch / result.seconds:.2f}",
-        f"{measured.utilisation(result):.0%}",
-        f"{result.to_first_step:.1f}",
-        f"{result.after_last_step:.1f}",
-        f"{result.peak / mebi:.0f}",
-        f"{result.peak / reference.peak:.2f}",
-        off,
-        f"{result.modules}",
-    ]
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m loraloom.benchmarks.speed",
@@ -244,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=positive, help="of each contestant (1 for pocket, else all cores)")
     add("--rank", type=positive, default=4, help="of the LoRA (4)")
     add("--rounds", type=positive, default=6, help="turns of each contestant (6)")
+    add("--starts", type=positive, default=3, help="times that each is run from start to exit (3)")
     add("--steps", type=positive, default=50, help="of a run that is made alone, and whose losses are compared (50)")
     add("--variants", nargs="+", choices=[*loraloom.VARIANTS], help="of loraloom (compiled only for pocket)")
     add("--diffusers-example", type=Path, metavar="FILE", help="train_dreambooth_lora.py of diffusers")
