@@ -163,7 +163,7 @@ def middle(turns: Sequence[Turn]) -> float:
 
 
 def _busy() -> float:
-    """Seconds that all processors together have worked for anybody since the machine started."""
+    """Seconds that all processors together have worked for anybody since the machine started, other guests included."""
     with open("/proc/stat") as stat:
-        user, nice, system, _, _, irq, softirq, *_ = (int(each) for each in stat.readline().split()[1:])
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+        user, nice, system, _, _, irq, softirq, steal, *_ = (int(each) for each in stat.readline().split()[1:])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .family import ONE_WINDOW, Conditioning, ModelFamily, Parts, PromptOptions
+from .to_device import to_like
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,7 +55,7 @@ def draw_latents(moments: Tensor, noise: Tensor) -> Tensor:
     """Latents (B, C, h, w) from moments (B, 2, C, h, w), or (B, 1, C, h, w) where they were drawn once."""
     if moments.shape[1] == 1:
         return moments[:, 0]
-    return moments[:, 0] + moments[:, 1] * noise.to(moments)
+    return moments[:, 0] + moments[:, 1] * to_like(noise, moments)
 
 
 def pool_masks(masks: Tensor, latents: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .to_device import to_device
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch import dtype as DType
@@ -46,7 +48,7 @@ class Conditioning:
         """A batch of the tensors of single samples."""
         import torch
 
-        return cls(**{name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]})
+        return cls(**{name: to_device(torch.stack([row[name] for row in rows]), device) for name in rows[0]})
 
 
 class ModelFamily(Protocol):

@@ -13,6 +13,7 @@ from ..data.sample import Batch, Sample
 from ..models.encode import draw_latents, encode_image, encoder_of, pool_masks
 from ..models.family import ONE_WINDOW, Conditioning, ModelFamily, Parts, PromptOptions
 from ..models.noise.process import Noised, NoiseProcess
+from ..models.to_device import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Objective:
     def losses(self, parts: Parts, batch: Batch, inputs: Inputs) -> Losses:
         """The denoiser's prediction beside its target."""
         per_sample = self._errors(parts, batch, inputs)
-        weighted = per_sample * inputs.noised.weight * batch.loss_weights.to(per_sample.device)
+        weighted = per_sample * inputs.noised.weight * to_device(batch.loss_weights, per_sample.device)
         return Losses(weighted.sum() / self.batch_size, per_sample.detach())
 
     def noised(self, parts: Parts, batch: Batch, device: torch.device) -> tuple[Noised, Draws]:
@@ -76,12 +77,12 @@ class Objective:
         if moments is None:
             assert batch.pixels is not None
             moments = torch.stack([encode_image(self.family, parts, pixels) for pixels in batch.pixels])
-        return draw_latents(moments.to(device), draws.normal("vae", moments.shape[2:]))
+        return draw_latents(to_device(moments, device), draws.normal("vae", moments.shape[2:]))
 
     def _errors(self, parts: Parts, batch: Batch, inputs: Inputs) -> Tensor:
         """(B,), before any weight."""
         noised, masks = inputs.noised, inputs.masks
-        sizes = size_conditions(batch.samples).to(noised.latents.device)
+        sizes = to_device(size_conditions(batch.samples), noised.latents.device)
         target = noised.target
         if any(batch.keeps_base):
             target = self._kept(parts, batch, inputs, sizes)
@@ -89,7 +90,7 @@ class Objective:
         errors = error(predicted.float(), target.float(), self.loss, noised.snr)
         if masks is None:
             return errors.mean((1, 2, 3))
-        return masked_mean(errors, masks.to(errors.device), self.loss.unmasked_weight)
+        return masked_mean(errors, to_device(masks, errors.device), self.loss.unmasked_weight)
 
     @torch.no_grad()
     def _kept(self, parts: Parts, batch: Batch, inputs: Inputs, sizes: Tensor) -> Tensor:

@@ -1,16 +1,17 @@
-"""`train_dreambooth_lora.py` of diffusers, as it is. It encodes image and prompt in every step; alpha is the rank."""
+"""`train_dreambooth_lora.py` of diffusers, as it is. It encodes the image in every step; alpha is the rank."""
 
 from pathlib import Path
 
 from ..turns import Contestant
 from ..work import CAPTION, DECAY, RATE, SEED, Prepared
 
-MODELS = ("sd1",)
+MODELS = {"sd1": "train_dreambooth_lora.py", "sdxl": "train_dreambooth_lora_sdxl.py"}
+"""Model -> the script in the folder of examples."""
 NAME = "diffusers"
 
 
 def contestant(prepared: Prepared, script: Path, python: Path, steps: int) -> Contestant:
-    """The script in the environment of `python`."""
+    """The script of the model, which lies beside that of Stable Diffusion 1.5, in the environment of `python`."""
     work, run = prepared.work, prepared.run(NAME)
     settings = {
         "pretrained_model_name_or_path": prepared.base,
@@ -30,5 +31,5 @@ def contestant(prepared: Prepared, script: Path, python: Path, steps: int) -> Co
         "output_dir": run,
     }
     options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    command = [str(python), str(script), *options, "--center_crop"]
+    command = [str(python), str(script.with_name(MODELS[work.model])), *options, "--center_crop"]
     return Contestant(NAME, command, run.with_suffix(".log"), prepared.environment(peer=True))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...configs.errors import UserError
 from ...configs.schema import NoiseSection
+from ..to_device import to_device, to_like
 from . import weighting
 from .process import KeyedDraws, Noised
 from .timesteps import draw_timesteps
@@ -35,8 +36,8 @@ class DDPMNoise:
     def sample(self, latents: Tensor, draws: KeyedDraws) -> Noised:
         """Keyed by purpose: "timestep", "noise" and, if used, "noise_offset", "noise/<k>", "input_perturbation"."""
         section = self.section
-        timesteps = draw_timesteps(draws, section.density, section.min_timestep, self.end).to(latents.device)
-        return self.noised(latents, self._noise(latents, draws), timesteps, draws)
+        timesteps = draw_timesteps(draws, section.density, section.min_timestep, self.end)
+        return self.noised(latents, self._noise(latents, draws), to_device(timesteps, latents.device), draws)
 
     def grid(self, count: int) -> Tensor:
         """Middles of equally long stretches."""
@@ -47,7 +48,7 @@ class DDPMNoise:
         """Latents with a given noise at given timesteps; `draws` are for the perturbation of the input."""
         entered = noise
         if draws is not None and (gamma := self.section.input_perturbation):  # Ning et al. 2023, algorithm 1
-            entered = noise + gamma * draws.normal("input_perturbation", latents.shape[1:]).to(latents)
+            entered = noise + gamma * to_like(draws.normal("input_perturbation", latents.shape[1:]), latents)
         noisy = self.scheduler.add_noise(latents, entered, timesteps)  # type: ignore[arg-type]
         epsilon = self.prediction == "epsilon"
         target = noise if epsilon else self.scheduler.get_velocity(latents, noise, timesteps)  # type: ignore[arg-type]
@@ -57,9 +58,9 @@ class DDPMNoise:
 
     def _noise(self, latents: Tensor, draws: KeyedDraws) -> Tensor:
         section, shape = self.section, latents.shape[1:]
-        noise = draws.normal("noise", shape).to(latents)
+        noise = to_like(draws.normal("noise", shape), latents)
         if section.offset:
-            noise = noise + section.offset * draws.normal("noise_offset", (shape[0], 1, 1)).to(latents)
+            noise = noise + section.offset * to_like(draws.normal("noise_offset", (shape[0], 1, 1)), latents)
         return add_octaves(noise, draws, section.multires_discount, section.multires_octaves)
 
     def _weight(self, snr: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ def add_octaves(noise: Tensor, draws: KeyedDraws, discount: float, octaves: int)
     total = noise
     for k in range(1, octaves + 1):
         sides = max(1, height >> k), max(1, width >> k)
-        coarse = draws.normal(f"noise/{k}", (channels, *sides)).to(noise)
+        coarse = to_like(draws.normal(f"noise/{k}", (channels, *sides)), noise)
         total = total + discount**k * F.interpolate(coarse, (height, width), mode="bilinear")
         if sides == (1, 1):
             break

@@ -32,7 +32,8 @@ def test_a_table_for_each_work_and_both_are_kept(tmp_path, monkeypatch, capsys):
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert text.count("| loraloom |") == 2
-    assert "pocket, 32 px, batch 2" in capsys.readouterr().out
+    assert "pocket, 32 px, batch 2" in text
+    assert "pocket, 32 px, batch 1" in capsys.readouterr().out
 
 
 def test_arithmetic_of_a_step_is_that_of_its_products(tmp_path):
