@@ -26,6 +26,7 @@ from ..configs.machine import cores
 from ..configs.schema import ModelSection
 from ..inference.adapter_file import names_of
 from ..inference.merged import MergedBase
+from ..train.measure import PARTS
 from .arithmetic import matrix_rate, step_flops
 from .contestants import bare, diffusers_example, kohya, loraloom
 from .speed_table import (
@@ -141,6 +142,7 @@ def _result(
         peak=alone.peak.get("device", alone.peak["process"]),
         modules=modules_of(prepared, name),
         losses_off=max(apart) if apart else None,
+        overhead=overhead_of(prepared, name),
     )
 
 
@@ -151,6 +153,17 @@ def losses_of(prepared: Prepared, name: str) -> list[float]:
         return json.loads(file.read_text())
     history = run / "logs" / "history.jsonl"
     return [json.loads(line)["loss"] for line in history.read_text().splitlines()] if history.is_file() else []
+
+
+def overhead_of(prepared: Prepared, name: str) -> float | None:
+    """Share of the steps in which neither the denoiser nor the optimiser worked; the checkpoint at the end is left out."""
+    if not (file := prepared.run(name) / "run.json").is_file():
+        return None
+    facts = json.loads(file.read_text())
+    seconds_of = facts["seconds_of"]
+    worked = sum(seconds_of[part] for part in ("forward", "backward", "optimiser"))
+    callbacks = sum(seconds for part, seconds in seconds_of.items() if part not in (*PARTS, "Checkpoints"))
+    return 1 - worked / (facts["train_seconds"] + callbacks)
 
 
 def modules_of(prepared: Prepared, name: str) -> int:

@@ -19,7 +19,15 @@ NEAR = {"fp32": 1e-4, "bf16": 0.02, "fp16": 0.02}
 """Rounding: how far, relatively, the loss of any step may be from the bare loop's."""
 COLUMNS = (
     *("contestant", "step, ms", "ratio to bare", "turns, ms", "images/s", "of matrix rate"),
-    *("start to first step, s", "last step to exit, s", "peak, MiB", "ratio to bare", "loss off by", "modules"),
+    *(
+        "start to first step, s",
+        "last step to exit, s",
+        "peak, MiB",
+        "ratio to bare",
+        "loss off by",
+        "modules",
+        "overhead",
+    ),
 )
 
 
@@ -36,6 +44,7 @@ class Result:
     peak: int  # bytes, of the GPU where there is one
     modules: int  # that its adapter has
     losses_off: float | None  # largest relative difference to the bare loop's; None for peers, who draw otherwise
+    overhead: float | None  # share of a step that is neither the denoiser's nor the optimiser's; of loraloom
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +115,7 @@ def _row(measured: Measured, result: Result) -> list[str]:
         f"{result.peak / reference.peak:.2f}",
         off,
         f"{result.modules}",
+        "" if result.overhead is None else f"{result.overhead:.1%}",
     ]
 
 

@@ -11,6 +11,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "loraloom, plain layers": {"fast": False},
     "loraloom, compiled blocks": {"compile": True},
     "loraloom, compiled": {"compile": "model"},
+    "loraloom, checkpointing": {"gradient_checkpointing": True},
+    "loraloom, checkpointing at the ends": {"gradient_checkpointing": ["down_blocks.0", "up_blocks.3"]},
 }
 """Name -> settings of the loop."""
 _EAGER = ("loraloom", "loraloom, plain layers")

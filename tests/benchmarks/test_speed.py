@@ -28,6 +28,7 @@ def test_a_table_for_each_work_and_both_are_kept(tmp_path, monkeypatch, capsys):
         assert [result["name"] for result in each["results"]] == ["bare", "loraloom", "bare, again"]
         assert {result["modules"] for result in each["results"]} == {56}
         assert all(result["seconds"] > 0 and result["losses_off"] <= 1e-5 for result in each["results"])
+        assert 0 < each["results"][1]["overhead"] < 0.5
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
