@@ -12,7 +12,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -42,7 +42,7 @@ from .speed_table import (
     write_docs,
     write_figures,
 )
-from .turns import Contestant, Turn, Whole, middle, take_turns, whole
+from .turns import Contestant, Turn, Whole, middle, ratio, take_turns, whole
 from .work import Prepared, Work, prepare
 
 SUITE = (
@@ -57,7 +57,6 @@ GPU_SUITE = tuple(
     for work in (Work("sd1", 512, batch, "bf16", cores()), Work("sdxl", 1024, batch, "bf16", cores()))
 )
 ENDLESS, FEW = 1_000_000, 3  # steps
-REPEATS = 2  # of all rounds, where bare was not as fast as bare
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -88,23 +87,22 @@ def works_of(options: argparse.Namespace) -> Sequence[Work]:
 def measure(work: Work, options: argparse.Namespace) -> Measured:
     """Each contestant alone from start to exit, then all in turn, and again from start to exit, but shortly.
 
-    Turns in which the two bare loops were not alike are thrown away and taken again, up to REPEATS times.
+    There are more turns where the two bare loops were not alike.
     """
     print(f"\n{work}", file=sys.stderr)
-    prepared, turns = prepare(work, Path(options.work).resolve()), {}
+    prepared = prepare(work, Path(options.work).resolve())
     alone = {each.name: whole(each, steps) for each, steps in contestants(prepared, options, work.steps)}
     in_turn = prepared.in_turn()
-    for _ in range(1 + REPEATS):
-        turns = take_turns([each for each, _ in contestants(in_turn, options, ENDLESS)], options.rounds)
-        if is_even(middle(turns[BARE]), middle(turns[AGAIN])):
-            break
+    endless = [each for each, _ in contestants(in_turn, options, ENDLESS)]
+    turns = take_turns(endless, options.rounds, lambda turns: is_even(ratio(turns[AGAIN], turns[BARE])))
     short: dict[str, list[Whole]] = {name: [] for name in alone}
     for _ in trange(options.starts, desc="from start to exit", unit="round"):
         for each, steps in contestants(in_turn, options, FEW):
             short[each.name].append(whole(each, steps))
     reference = losses_of(prepared, BARE)
-    results = [_result(prepared, name, turns[name], alone[name], short[name], reference) for name in turns]
-    return Measured(work, results, step_flops(prepared), matrix_rate(work.dtype, work.threads))
+    results = [_result(prepared, name, turns, alone[name], short[name], reference) for name in turns]
+    even = ratio(turns[AGAIN], turns[BARE])
+    return Measured(work, results, step_flops(prepared), matrix_rate(work.dtype, work.threads), even)
 
 
 def contestants(prepared: Prepared, options: argparse.Namespace, steps: int) -> list[tuple[Contestant, int]]:
@@ -124,17 +122,19 @@ def contestants(prepared: Prepared, options: argparse.Namespace, steps: int) -> 
 def _result(
     prepared: Prepared,
     name: str,
-    turns: Sequence[Turn],
+    all_turns: Mapping[str, Sequence[Turn]],
     alone: Whole,
     short: Sequence[Whole],
     reference: Sequence[float],
 ) -> Result:
-    medians = [statistics.median(turn.seconds) for turn in turns]
+    turns = all_turns[name]
+    medians = [middle([turn]) for turn in turns]
     own = losses_of(prepared, name)
     apart = [abs(one - other) / other for one, other in zip(own, reference, strict=True)] if own else None
     return Result(
         name,
         seconds=middle(turns),
+        ratio=ratio(turns, all_turns[BARE], all_turns[AGAIN]),
         turns=(min(medians), max(medians)),
         others=max(turn.others for turn in turns),
         to_first_step=statistics.median(each.to_first_step for each in short),
@@ -156,7 +156,7 @@ def losses_of(prepared: Prepared, name: str) -> list[float]:
 
 
 def overhead_of(prepared: Prepared, name: str) -> float | None:
-    """Share of the steps in which neither the denoiser nor the optimiser worked; the checkpoint at the end is left out."""
+    """Share of the steps in which neither denoiser nor optimiser worked; the checkpoint at the end is left out."""
     if not (file := prepared.run(name) / "run.json").is_file():
         return None
     facts = json.loads(file.read_text())
@@ -191,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=DTYPES, default="fp32", help="type of the frozen weights (fp32)")
     add("--threads", type=positive, help="of each contestant (1 for pocket, else all cores)")
     add("--rank", type=positive, default=4, help="of the LoRA (4)")
-    add("--rounds", type=positive, default=6, help="turns of each contestant (6)")
+    add("--rounds", type=positive, default=20, help="turns of each contestant (20; more where bare is not like bare)")
     add("--starts", type=positive, default=3, help="times that each is run from start to exit (3)")
     add("--steps", type=positive, default=50, help="of a run that is made alone, and whose losses are compared (50)")
     add("--variants", nargs="+", choices=[*loraloom.VARIANTS], help="of loraloom (compiled only for pocket)")

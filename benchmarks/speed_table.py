@@ -1,7 +1,6 @@
 """What `speed.py` measures, as tables of docs/benchmarks.md and figures of docs/speed.json."""
 
 import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ class Result:
 
     name: str
     seconds: float  # median of a step
+    ratio: float  # of a step to bare's, both of them, in the same round: the median over the rounds
     turns: tuple[float, float]  # medians of the fastest and of the slowest turn
     others: float  # most that other programs took of the processors in a turn
     to_first_step: float
@@ -55,28 +55,20 @@ class Measured:
     results: Sequence[Result]
     flops: int  # of a step of the bare loop
     matrix_rate: float  # operations a second in products of large matrices, in this work's type
+    even: float  # ratio of bare to bare, as all others
 
     def named(self, name: str) -> Result:
         """The result of one contestant."""
         return next(result for result in self.results if result.name == name)
 
-    def ratio(self, result: Result) -> float:
-        """Of its step to that of the bare loop, both times taken together."""
-        return result.seconds / statistics.mean(self.named(name).seconds for name in (BARE, AGAIN))
-
     def utilisation(self, result: Result) -> float:
         """Of what the device can, by the bare loop's arithmetic (PaLM, Chowdhery et al. 2022, appendix B)."""
         return self.flops / result.seconds / self.matrix_rate
 
-    @property
-    def is_even(self) -> bool:
-        """Whether the machine was quiet enough: bare took as long as bare."""
-        return is_even(self.named(BARE).seconds, self.named(AGAIN).seconds)
 
-
-def is_even(one: float, other: float) -> bool:
-    """Whether two times of the same are near enough."""
-    return abs(other / one - 1) <= EVEN
+def is_even(ratio: float) -> bool:
+    """Whether the machine was quiet enough: bare took as long as bare."""
+    return abs(ratio - 1) <= EVEN
 
 
 def trains_otherwise(work: Work, result: Result) -> bool:
@@ -88,10 +80,9 @@ def table(measured: Measured) -> str:
     """Markdown."""
     lines = [f"**{measured.work}**", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     lines += [f"| {' | '.join(_row(measured, result))} |" for result in measured.results]
-    even = measured.named(AGAIN).seconds / measured.named(BARE).seconds
-    verdict = "counts" if measured.is_even else "does not count"
+    verdict = "counts" if is_even(measured.even) else "does not count"
     others = max(result.others for result in measured.results)
-    lines += ["", f"bare to bare {even:.3f}: {verdict}; other programs took at most {others:.0%} in a turn."]
+    lines += ["", f"bare to bare {measured.even:.3f}: {verdict}; other programs took at most {others:.0%} in a turn."]
     rate, giga = measured.matrix_rate, 1e9
     lines += [f"A step of bare is {measured.flops / giga:.1f} GFLOP; matrices: {rate / giga:.0f} GFLOP/s.", ""]
     return "\n".join(lines)
@@ -105,7 +96,7 @@ def _row(measured: Measured, result: Result) -> list[str]:
     return [
         result.name,
         f"{result.seconds * milli:.1f}",
-        f"{measured.ratio(result):.2f}",
+        f"{result.ratio:.2f}",
         f"{result.turns[0] * milli:.1f} .. {result.turns[1] * milli:.1f}",
         f"{measured.work.batch / result.seconds:.2f}",
         f"{measured.utilisation(result):.0%}",

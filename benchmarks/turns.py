@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,9 @@ RUNNER = Path(__file__).with_name("turn_taker.py")
 QUIET = 0.05
 """Share of the processors that other programs may take in a turn; a round with more is repeated."""
 REPEATS = 3  # of a round
-TURN = 2.0  # seconds
-FEWEST = 3  # steps of a turn
+TURN = 0.5  # seconds: what slows a machine for longer than a round slows all
+FEWEST = 2  # steps of a turn
+MOST = 3  # times as many rounds as were asked for
 
 
 class Contestant:
@@ -106,12 +107,17 @@ def _opened(pipe: str, mode: str, process: "subprocess.Popen[bytes]") -> Iterato
         yield stream
 
 
-def take_turns(contestants: Sequence[Contestant], rounds: int, warm_up: int = 3) -> dict[str, list[Turn]]:
-    """The turns of each, in `rounds` rounds; who begins changes from round to round.
+def take_turns(
+    contestants: Sequence[Contestant],
+    rounds: int,
+    enough: Callable[[Mapping[str, Sequence[Turn]]], bool] = lambda turns: True,
+    warm_up: int = 3,
+) -> dict[str, list[Turn]]:
+    """The turns of each, in `rounds` rounds, or up to MOST times as many until it is `enough`; none is thrown away.
 
-    All make as many steps in a turn: those that take the first of them about TURN seconds.
-
-    A round during which other programs took more than QUIET of the processors is repeated, up to REPEATS times.
+    Who begins changes from round to round. All make as many steps in a turn: those that take the first of them about
+    TURN seconds. A round during which other programs took more than QUIET of the processors is repeated, up to REPEATS
+    times.
     """
     turns: dict[str, list[Turn]] = {each.name: [] for each in contestants}
     with ExitStack() as stack:
@@ -122,7 +128,9 @@ def take_turns(contestants: Sequence[Contestant], rounds: int, warm_up: int = 3)
             tried = player.turn(warm_up)
             steps = steps or max(FEWEST, round(TURN / min(tried.seconds)))
             players.append(player)
-        for number in tqdm(range(rounds), desc="in turn", unit="round"):
+        for number in tqdm(range(MOST * rounds), desc="in turn", unit="round"):
+            if number >= rounds and enough(turns):
+                break
             found: dict[str, Turn] = {}
             for _ in range(1 + REPEATS):
                 found = {p.contestant.name: p.turn(steps) for p in (players if number % 2 else players[::-1])}
@@ -160,6 +168,12 @@ def whole(contestant: Contestant, steps: int) -> Whole:
 def middle(turns: Sequence[Turn]) -> float:
     """Median seconds of a step."""
     return statistics.median(second for turn in turns for second in turn.seconds)
+
+
+def ratio(turns: Sequence[Turn], *others: Sequence[Turn]) -> float:
+    """Median over the rounds: a step beside the mean of the others' in the same round."""
+    beside = (statistics.mean(middle([turn]) for turn in row) for row in zip(*others, strict=True))
+    return statistics.median(middle([turn]) / other for turn, other in zip(turns, beside, strict=True))
 
 
 def _busy() -> float:
