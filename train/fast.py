@@ -31,3 +31,9 @@ def fast_optimizer(optimizer: Optimizer) -> Optimizer:
     from .kernels.adamw import FlatAdamW
 
     return FlatAdamW(optimizer.param_groups, fused=True) if FlatAdamW.fits(optimizer) else optimizer
+
+
+def plain_class(instance: object) -> type:
+    """The class of an object; of one of `kernels/`, that of the library whose work it does."""
+    kind = type(instance)
+    return kind.__mro__[1] if kind.__module__.startswith(f"{__package__}.kernels.") else kind
