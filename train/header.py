@@ -12,7 +12,6 @@ from ..configs.data_sections import PriorSource
 from ..configs.errors import UserError
 from ..models.base import hub_id
 from .facts import trigger_words
-from .fast import plain_class
 from .record import record_entries
 
 if TYPE_CHECKING:
@@ -86,6 +85,8 @@ def _kohya(run: "Run") -> dict[str, str]:
 
 def _optimizer(run: "Run") -> str:
     """Import path of the class, and what it was given beside the learning rate."""
+    from .fast import plain_class  # brings torch: preflight checks times by this module
+
     kind, section = plain_class(run.optimizer.optimizer), run.config.optimizer
     options = {"weight_decay": section.weight_decay, **section.options}
     return f"{kind.__module__}.{kind.__name__}({','.join(f'{name}={value}' for name, value in options.items())})"
