@@ -182,7 +182,7 @@ class LoopSection(Section):
     deterministic: bool = True
     """Ask torch for deterministic kernels, so that a run can be repeated to the bit."""
     fast: bool = True
-    """Layers that do the sums of diffusers' and PEFT's in less time, to rounding."""
+    """Layers and an AdamW that do the sums of diffusers', PEFT's and torch's in less time, to rounding."""
     compile: bool | Literal["model"] = False
     """Compile the denoiser's repeated blocks, for each size of bucket: minutes at the start, less time in each step.
     `model` compiles the denoiser in one piece, which takes longer and is worth more where it is small."""

@@ -113,7 +113,7 @@ class FlatAdamW(AdamW):
                 or state["exp_avg_sq"].data_ptr() != squares + offset
             ):
                 return False
-            offset += 4 * parameter.numel()
+            offset += parameter.element_size() * parameter.numel()
         return True
 
     def _laid(self, parameters: list[Tensor]) -> Row:
