@@ -25,7 +25,7 @@ from ..adapters.stored import load_file
 from ..configs.dtypes import torch_dtype
 from ..configs.errors import UserError
 from ..models.family import ModelFamily, Parts
-from ..models.load import align
+from ..models.aligned import align
 from ..models.original_names import TEXT_ENCODERS
 from ..models.single_file import PICKLES, SUFFIX, shipped_configs
 

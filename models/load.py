@@ -12,8 +12,6 @@ from ..configs.schema import ModelSection
 from .base import PipelineFiles, detect_family, locate_base
 from .family import ModelFamily, Parts
 
-ALIGNMENT = 64  # bytes, of all that torch allocates on a CPU
-
 
 class Base:
     """A base that is on disk: `folder`, `family`, and its parts by `load`."""
@@ -25,11 +23,10 @@ class Base:
             raise UserError([f"base {model.base!r}: {problem}" for problem in problems])
 
     def load(self, only: Collection[str] | None = None) -> Parts:
-        """All parts or some, frozen, in evaluation mode, on the device, with weights in memory of torch's own."""
+        """All parts or some, frozen, in evaluation mode, on the device."""
         parts = self.family.load(self.folder, torch_dtype(self.dtype), only)
         for part in parts.values():
             if isinstance(part, torch.nn.Module):
-                align(part)
                 part.to(self.device)
         return parts
 
@@ -41,14 +38,3 @@ def _family_of(folder: Path, model: ModelSection) -> ModelFamily:
         find("models.families", model.family)  # answers with the names that exist
         raise UserError(f"base {model.base!r} is a {detected} model, the config says family {model.family!r}")
     return find("models.families", detected).FAMILY
-
-
-def align(module: torch.nn.Module) -> None:
-    """Copies weights that do not begin where torch's own would.
-
-    Weights that are mapped from a file begin wherever its header ends, and CPU kernels round by where their operands
-    begin: the same numbers from two files, or from a file and from another process, would give other bits.
-    """
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.data_ptr() % ALIGNMENT:
-            tensor.data = tensor.data.clone()

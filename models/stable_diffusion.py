@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..configs.errors import UserError
 from ..configs.schema import NoiseSection
+from .aligned import align
 from .base import PipelineFiles
 from .family import ONE_WINDOW, Conditioning, Parts, PromptOptions
 from .latent_rgb import latent_rgb
@@ -160,11 +161,14 @@ def _load_part(folder: Path, name: str, kind: Kind, dtype: torch.dtype) -> Any:
         part = loader.from_pretrained(folder, subfolder=name, **options)
     except (OSError, ValueError) as error:
         raise UserError(f"base {folder}: its {name} cannot be loaded ({str(error).splitlines()[0]})") from error
-    return part.requires_grad_(False).eval() if isinstance(part, torch.nn.Module) else part
+    if not isinstance(part, torch.nn.Module):
+        return part
+    align(part)
+    return part.requires_grad_(False).eval()
 
 
 def _read_unet(kind: Any, folder: Path, dtype: torch.dtype) -> torch.nn.Module | None:
-    """A UNet with no more memory than its weights take; None where the folder is for diffusers to make sense of."""
+    """A UNet on the mapped weights of its files; None where the folder is for diffusers to make sense of."""
     try:
         with torch.device("meta"):
             unet = kind.from_config(kind.load_config(folder))

@@ -1,15 +1,14 @@
-"""Tensors of a safetensors file straight into memory of torch's own.
+"""Tensors of a safetensors file, mapped: nothing is copied but what changes its type.
 
-A mapped file would be counted twice as soon as its weights are copied or cast: once as the file's pages, once as the
-copy. It would also lie where its header ends, and CPU kernels round by where their operands begin.
+The system reads what a step needs, and processes on one machine share it. Nobody sees it when mapped weights are
+written into, but the file must not change while they are in use.
 """
 
 import json
-import os
+import math
+import mmap
 import struct
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor
 
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64, "I64": torch.int64}
-READERS = 4  # threads: most of the time the system finds pages for what is read
 
 
 def read_tensors(file: Path, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -25,26 +23,36 @@ def read_tensors(file: Path, dtype: torch.dtype) -> dict[str, Tensor]:
 
     ValueError for a file that is cut off, or has a type of its own.
     """
-    with file.open("rb") as stream, ThreadPoolExecutor(READERS) as readers:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        read = partial(_read, stream.fileno(), 8 + length, dtype)
-        return dict(zip(header, readers.map(read, header.values()), strict=True))
+    with file.open("rb") as stream:
+        memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+    (length,) = struct.unpack_from("<Q", memory)
+    header = json.loads(memory[8 : 8 + length])
+    header.pop("__metadata__", None)
+    return {name: _tensor(memory, 8 + length, about, dtype) for name, about in header.items()}
 
 
-def _read(descriptor: int, start: int, dtype: torch.dtype, about: Mapping[str, Any]) -> Tensor:
+def _tensor(memory: mmap.mmap, first: int, about: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
     if about["dtype"] not in TYPES:
         raise ValueError(f"a tensor is of the type {about['dtype']}")
-    tensor = torch.empty(about["shape"], dtype=TYPES[about["dtype"]])
-    place, end = (start + offset for offset in about["data_offsets"])
-    left = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-    while left:
-        count = os.preadv(descriptor, [left], place)
-        if not count or place + count > end:
-            raise ValueError("the file is cut off")
-        left, place = left[count:], place + count
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+    own, count = TYPES[about["dtype"]], math.prod(about["shape"])
+    start, end = (first + offset for offset in about["data_offsets"])
+    if end > len(memory) or end - start != count * own.itemsize:
+        raise ValueError("the file is cut off")
+    if not count:
+        return torch.empty(about["shape"], dtype=dtype if own.is_floating_point else own)
+    mapped = torch.frombuffer(memory, dtype=own, count=count, offset=start).view(about["shape"])
+    if own == dtype or not own.is_floating_point:
+        return mapped
+    cast = mapped.to(dtype)
+    _forget(memory, start, end)
+    return cast
+
+
+def _forget(memory: mmap.mmap, start: int, end: int) -> None:
+    """Gives back the pages that lie between two bytes, so that what was cast does not count twice."""
+    first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first and hasattr(mmap, "MADV_DONTNEED"):
+        memory.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:

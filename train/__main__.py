@@ -12,6 +12,7 @@ from ..configs.arguments import add_config
 from ..configs.data_sections import FolderSource
 from ..configs.errors import STOPPED, OutOfMemory, TrainingError, UserError, run_command
 from ..configs.files import reason
+from ..configs.imports import importing
 from ..configs.loader import load_config
 from ..configs.schema import RunConfig
 from ..configs.streams import lasting_streams
@@ -66,8 +67,9 @@ def _look(config: RunConfig, resumed: bool) -> "list[Images | None]":
 
 
 def _fit(config: RunConfig, images: "Sequence[Images | None]", checkpoint: Path | None, overwrite: bool) -> int:
-    from .build import build_trainer
-    from .push import push_finished
+    with importing():
+        from .build import build_trainer
+        from .push import push_finished
 
     run = None
     try:

@@ -33,13 +33,20 @@ def room_for_tokens(family: ModelFamily, windows: int) -> int:
     return (family.token_window - 2) * windows
 
 
-def long_captions(config: RunConfig, family: ModelFamily, tokenizers: Parts, dataset: Dataset) -> list[Long]:
-    """Captions, as long as their rules can make them, and validation prompts that are cut."""
+def long_captions(
+    config: RunConfig, family: ModelFamily, load: Callable[[Sequence[str]], Parts], dataset: Dataset
+) -> list[Long]:
+    """Captions, as long as their rules can make them, and validation prompts that are cut.
+
+    The tokenizers are loaded where there is something to count.
+    """
     room = room_for_tokens(family, config.data.token_windows)
     found: dict[str, Long] = {}  # the first place of each caption
     # a token has a byte at least: what has no more bytes than there is room needs no counting
     candidates = (pair for pair in _spoken(config, dataset) if len(pair[1].encode()) > room)
+    tokenizers: Parts = {}
     while pairs := list(islice(candidates, AT_ONCE)):
+        tokenizers = tokenizers or load([p for p in family.prompt_encoders if p not in family.text_encoders])
         counts = family.count_tokens(tokenizers, [caption for _, caption in pairs])
         for (where, caption), count in zip(pairs, counts, strict=True):
             if count > room:
@@ -51,8 +58,7 @@ def find_long_captions(
     config: RunConfig, family: ModelFamily, load: Callable[[Sequence[str]], Parts], dataset: Dataset
 ) -> list[str]:
     """One line for each caption that is cut, the last says what would hold all; UserError if they may not be cut."""
-    tokenizers = load([part for part in family.prompt_encoders if part not in family.text_encoders])
-    found = long_captions(config, family, tokenizers, dataset)
+    found = long_captions(config, family, load, dataset)
     if not found:
         return []
     room = room_for_tokens(family, config.data.token_windows)

@@ -24,7 +24,8 @@ from loraloom.inference.mixing import format_names
 from loraloom.models.base import detect_family
 from loraloom.models.encode import encode_caption, encode_image
 from loraloom.models.family import Conditioning, PromptOptions
-from loraloom.models.load import Base, align
+from loraloom.models.aligned import align
+from loraloom.models.load import Base
 from loraloom.train.objective import Objective
 
 spec = importlib.util.spec_from_file_location("toy_flow", Path(__file__).with_name("toy_flow.py"))

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loraloom.configs.schema import ModelSection
-from loraloom.models.load import ALIGNMENT, Base
+from loraloom.models.load import Base
 from loraloom.models.weights_file import read_tensors, weight_files
 
 TENSORS = {
@@ -26,11 +26,12 @@ def test_tensors_are_those_of_safetensors(tmp_path, dtype):
     file = tmp_path / "x.safetensors"
     save_file(TENSORS, file, metadata={"format": "pt"})
     found = read_tensors(file, dtype)
-    wanted = load_file(file)
+    again, wanted = read_tensors(file, dtype), load_file(file)
     assert found.keys() == wanted.keys()
     for name, tensor in found.items():
         assert torch.equal(tensor, wanted[name].to(dtype) if name != "whole" else wanted[name])
-        assert tensor.data_ptr() % ALIGNMENT == 0
+        tensor += 1
+        assert torch.equal(again[name], wanted[name].to(again[name].dtype))  # nobody else sees it
 
 
 def test_a_file_that_is_cut_off_is_not_read(tmp_path):

@@ -1,0 +1,22 @@
+"""Large libraries, brought in without what slows their import down."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Within, and in what is made there, nobody looks for garbage; nor later among what was made.
+
+    Libraries define hundreds of thousands of objects that all stay: to look through them again and again is a quarter
+    of the time that torch, transformers, diffusers and PEFT take (`gc.freeze`, docs.python.org/3/library/gc.html).
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if collects:
+            gc.enable()
