@@ -10,8 +10,6 @@ from typing import NamedTuple
 from ..configs.arguments import positive
 from ..configs.errors import UserError
 from ..configs.loader import accepted, inline_yaml
-from ..data.source import SUFFIXES
-from ..data.sources.folder import image_files
 from .translation.values import file_word
 
 
@@ -163,6 +161,9 @@ def default_trigger(class_prompt: str | None) -> str:
 
 def count_images(folder: Path) -> int:
     """Images in a folder and the folders in it, by their endings. UserError if there are none."""
+    from ..data.source import SUFFIXES
+    from ..data.sources.folder import image_files
+
     if not folder.is_dir():
         raise UserError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}; --data is a folder")
     count = len(image_files(folder))

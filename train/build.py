@@ -33,7 +33,6 @@ from ..models.encode import Encode, encoder_of
 from ..models.family import Conditioning, ModelFamily, Parts
 from ..models.noise.ddpm import training_scheduler
 from .base_key import base_key
-from .cache import Wanted, fill, want
 from .callback import Callback
 from .callbacks.card import Card
 from .callbacks.checkpoint import Checkpoints
@@ -52,6 +51,7 @@ from .gather import class_images, gather, held_out_data, make_dataset
 from .held_out import HeldOut, encode_held_out, samples_of
 from .objective import Objective
 from .optim import make_optimizer, make_schedule
+from .precompute import Wanted, fill, want
 from .prior import class_image_files
 from .run import Run
 from .run_folder import prepare_folder, write_config

@@ -17,12 +17,12 @@ from ..data.dataset import Dataset, Images
 from ..models.encode import PROBE_PROMPT
 from ..models.family import ModelFamily, Parts
 from .build import assemble, make_accelerator, prepare
-from .cache import Load, Wanted, fill
 from .callbacks.checkpoint import Checkpoints
 from .callbacks.requests import Requests
 from .callbacks.tracking import Tracking
 from .callbacks.validation import requests_of, sampling
 from .pages.words import counted
+from .precompute import Load, Wanted, fill
 from .run import Run
 from .state import save_checkpoint
 from .trainer import Trainer
@@ -119,7 +119,7 @@ class _Caches:
     def fill(
         self, config: RunConfig, wanted: Wanted, dataset: Dataset, family: ModelFamily, load: Load, accelerator: Any
     ) -> None:
-        """In the place of `train.cache.fill`."""
+        """In the place of `train.precompute.fill`."""
         latents, prompts = wanted.missing()
         cuts, captions = _first_keys(config, wanted, dataset)
         for missing, narrowed in (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..configs.data_sections import PriorSource
+from ..configs.imports import importing
 from ..configs.schema import RunConfig
 from ..data.dataset import Dataset, Images
 from ..data.sources.prior import PriorImages
@@ -101,8 +102,9 @@ def dataset_ahead(config: RunConfig, images: Sequence[Images | None], say: Say =
     found = with_class_images(config, images, say)
     if find_base(config.model.base, config.model.revision) is None:
         return make_dataset(config.data, found, UNKNOWN_MULTIPLE, config.loop.seed, say), None
-    from ..models.load import Base
-    from .fits import check_base_fits
+    with importing():
+        from ..models.load import Base
+        from .fits import check_base_fits
 
     base = Base(config.model)
     check_base_fits(config, base.family)

@@ -9,26 +9,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow
-
-from ..adapters.format import file_name
 from ..adapters.targets import layer_parts, words_of
 from ..configs.arguments import add_config, positive
 from ..configs.errors import UserError, run_command
+from ..configs.imports import importing
 from ..configs.loader import load_config, marked_yaml
 from ..configs.schema import PartSection, RunConfig
-from ..data.dataset import Images
 from ..models.base import find_base
-from .fits import changes_base, formats_of, trained_parts, words_of_method
-from .gather import warn
-from .outlook import Changed, Outlook, dataset_ahead, look_ahead, missed_shares
 from .pages.words import aligned, counted, duration
-from .preflight import preflight
 
 if TYPE_CHECKING:
+    from ..data.dataset import Images
     from ..models.load import Base
-    from .cache import CacheOutlook
     from .measure import Measured
+    from .outlook import Changed, Outlook
+    from .precompute import CacheOutlook
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +31,7 @@ class Plan:
     """Everything that a run would do."""
 
     config: RunConfig
-    data: Outlook
+    data: "Outlook"
     caches: "list[CacheOutlook]"
     long_captions: list[str]  # one line each
     adapter: list[str]  # lines about what is trained
@@ -75,6 +70,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_intermixed_args(list(arguments))
     config = load_config(options.config, options.overrides)
+    from .preflight import preflight
+
     images = preflight(config, trust_sizes=not options.measure)
     plan = make_plan(config, images, options.processes)
     if options.measure:
@@ -83,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _measure(config: RunConfig, images: Sequence[Images | None]) -> "Measured":
+def _measure(config: RunConfig, images: "Sequence[Images | None]") -> "Measured":
     if find_base(config.model.base, config.model.revision) is None:
         raise UserError(f"--measure: the base {config.model.base} is still on the hub; `loraloom cache` downloads it")
     from .measure import measure
@@ -91,8 +88,13 @@ def _measure(config: RunConfig, images: Sequence[Images | None]) -> "Measured":
     return measure(config, images)
 
 
-def make_plan(config: RunConfig, images: Sequence[Images | None], processes: int = 1) -> Plan:
+def make_plan(config: RunConfig, images: "Sequence[Images | None]", processes: int = 1) -> Plan:
     """The plan of a config whose images were looked at."""
+    import pyarrow
+
+    from .gather import warn
+    from .outlook import dataset_ahead, look_ahead, missed_shares
+
     dataset, base = dataset_ahead(config, images)
     outlook = look_ahead(config, dataset, processes)
     for line in missed_shares(outlook):
@@ -100,8 +102,9 @@ def make_plan(config: RunConfig, images: Sequence[Images | None], processes: int
     if base is None:
         later = "(the base is on the hub: modules, captions and caches are counted once it is downloaded)"
         return Plan(config, outlook, [], [], [later])
-    from .cache import count_latents, count_prompts, weigh
-    from .captions import find_long_captions
+    with importing():
+        from .captions import find_long_captions
+        from .precompute import count_latents, count_prompts, weigh
 
     caches = [count(config, base.family, base.folder, dataset) for count in (count_latents, count_prompts)]
     long = find_long_captions(config, base.family, base.load, dataset)
@@ -180,7 +183,7 @@ def _describe_data(plan: Plan) -> Iterator[str]:
         yield f"  {cache.describe()}"
 
 
-def _describe_changed(title: str, changed: Sequence[Changed]) -> Iterator[str]:
+def _describe_changed(title: str, changed: "Sequence[Changed]") -> Iterator[str]:
     for image in changed:
         (width, height), (wide, high) = image.size, image.bucket
         what = f"{image.cropped:.0%} cut away, scaled by {image.scale:.2g}"
@@ -193,8 +196,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _describe_adapter(config: RunConfig, base: "Base") -> Iterator[str]:
-    from ..adapters.token_embeddings import TOKENS
-    from .build import make_adapters
+    with importing():
+        from ..adapters.token_embeddings import TOKENS
+        from .build import make_adapters
+        from .fits import changes_base, trained_parts, words_of_method
 
     adapter, family = config.adapter, base.family
     needed = trained_parts(config, family)
@@ -220,7 +225,7 @@ def _describe_adapter(config: RunConfig, base: "Base") -> Iterator[str]:
             yield f"  {name}: {layers}, {trained} on {frozen:,} frozen ones, learning rate {rate:g}"
 
 
-def _describe_steps(config: RunConfig, data: Outlook) -> Iterator[str]:
+def _describe_steps(config: RunConfig, data: "Outlook") -> Iterator[str]:
     loop = config.loop
     steps, batch = counted(loop.steps, "optimiser step"), counted(loop.batch_size, "sample")
     yield f"  {steps} of {batch} = {counted(data.samples, 'sample')}"
@@ -235,6 +240,9 @@ def _describe_steps(config: RunConfig, data: Outlook) -> Iterator[str]:
 
 
 def _describe_files(config: RunConfig) -> Iterator[str]:
+    from ..adapters.format import file_name
+    from .fits import changes_base, formats_of
+
     folder, output = Path(config.output.dir), config.output
     if changes_base(config):
         yield f"  {folder / output.name}/ (a diffusers pipeline)"

@@ -12,11 +12,9 @@ from tqdm import tqdm
 
 from ..configs.arguments import positive
 from ..configs.errors import UserError, run_command
+from ..configs.imports import importing
 from ..configs.loader import load_config
-from .pages.contact_sheet import Tile, contact_sheet
-from .preflight import preflight
 from .run_folder import read_history
-from .state import sound_checkpoint_before
 
 if TYPE_CHECKING:
     from ..configs.schema import RunConfig
@@ -66,6 +64,8 @@ def replay(folder: Path, step: int) -> tuple[list[Replayed], float, Path]:
     config = _config_of(folder)
     if step > config.loop.steps:
         raise UserError(f"--step {step}: {folder} has {config.loop.steps} steps")
+    from .pages.contact_sheet import Tile, contact_sheet
+
     trainer, dataset = _trainer_before(config, folder, step)
     samples: list[Replayed] = []
     tiles: list[Tile] = []
@@ -96,8 +96,12 @@ def _config_of(folder: Path) -> "RunConfig":
 
 def _trainer_before(config: "RunConfig", folder: Path, step: int) -> "tuple[Trainer, Dataset]":
     """A trainer at the step before, without callbacks, and its images."""
+    from .preflight import preflight
+
     images = preflight(config)
-    from .build import assemble, make_accelerator, prepare
+    with importing():
+        from .build import assemble, make_accelerator, prepare
+        from .state import sound_checkpoint_before
 
     accelerator = make_accelerator(config)
     ready = prepare(config, accelerator, images)

@@ -4,6 +4,7 @@ import importlib.util
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -38,13 +39,28 @@ def test_help_imports_nothing_heavy() -> None:
     assert not {"torch", "yaml", "pydantic", "argparse", "difflib"} & set(done.stderr.split())
 
 
-@pytest.mark.parametrize("verb", ["sample", "grid", "adapter", "convert"])
-def test_help_of_a_verb_imports_no_torch(verb: str) -> None:
-    code = f"import sys; from loraloom.launch.cli import run; run(['{verb}', '--help'])"
-    told = f"import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); {code}"
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+def answer(*arguments: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+    """What the command says, and which heavy libraries it imports for that."""
+    told = "atexit.register(lambda: print(*sys.modules))"
+    code = f"import atexit, sys; from loraloom.launch.cli import main; {told}; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    return done, {"torch", "numpy", "PIL", "pyarrow"} & set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_of_a_verb_imports_nothing_heavy(verb: str) -> None:
+    done, heavy = answer(verb, "--help")
     assert "usage: loraloom" in done.stdout
-    assert "torch" not in done.stderr.split()
+    assert (done.returncode, heavy) == (0, set())
+
+
+@pytest.mark.parametrize("verb", ["plan", "preview", "cache", "train", "replay"])
+def test_a_typo_in_a_config_is_answered_with_nothing_heavy(verb: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("loop: {stepz: 5}\n")
+    done, heavy = answer(verb, *([str(tmp_path), "--step", "1"] if verb == "replay" else [str(config)]))
+    assert "loop.stepz: unknown key" in done.stderr
+    assert (done.returncode, heavy) == (2, set())
 
 
 def test_no_verb_is_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import pytest
 
 PRELOADED = [
-    *("loraloom.train.build", "loraloom.train.sharding", "loraloom.train.cache", "torch.distributed.fsdp", "peft"),
+    *("loraloom.train.build", "loraloom.train.sharding", "loraloom.train.precompute", "torch.distributed.fsdp", "peft"),
     *("torch.distributed.checkpoint.state_dict", "torch._dynamo", "transformers.models.clip.modeling_clip"),
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
 ]
