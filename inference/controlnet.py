@@ -24,8 +24,8 @@ from torch import Tensor
 from ..adapters.stored import load_file
 from ..configs.dtypes import torch_dtype
 from ..configs.errors import UserError
-from ..models.family import ModelFamily, Parts
 from ..models.aligned import align
+from ..models.family import ModelFamily, Parts
 from ..models.original_names import TEXT_ENCODERS
 from ..models.single_file import PICKLES, SUFFIX, shipped_configs
 

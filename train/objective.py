@@ -1,7 +1,7 @@
 """The loss of one micro-batch: the path of a sample, as a table of contents."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from ..configs.schema import LossSection
 from ..data.draws import Draws
 from ..data.sample import Batch, Sample
 from ..models.encode import draw_latents, encode_image, encoder_of, pool_masks
-from ..models.family import ONE_WINDOW, Conditioning, ModelFamily, Parts, PromptOptions
+from ..models.family import ONE_WINDOW, Conditioning, ModelFamily, Parts, PromptOptions, Stacks
 from ..models.noise.process import Noised, NoiseProcess
 from ..models.to_device import to_device
 
@@ -50,6 +50,7 @@ class Objective:
     batch_size: int  # samples of the whole step
     prompts: PromptOptions = ONE_WINDOW
     trains_text: bool = False  # whether gradients go through the text encoders
+    stacks: Stacks = field(default_factory=Stacks)  # of cached embeddings
 
     def __call__(self, parts: Parts, batch: Batch, device: torch.device) -> Losses:
         """Losses of a micro-batch; its random numbers are keyed by the samples' positions."""
@@ -105,7 +106,7 @@ class Objective:
 
     def _conditioning(self, parts: Parts, batch: Batch, device: torch.device) -> Conditioning:
         if batch.prompts is not None:
-            return Conditioning.stack(batch.prompts, device)
+            return self.stacks.of(batch.prompts, device)
         if self.trains_text:
             return self.family.encode_prompts(parts, batch.captions, self.prompts)
         return encoder_of(self.family, parts, self.prompts)(batch.captions)

@@ -12,6 +12,7 @@ from ..adapters.adapter import AdapterSet
 from ..configs.choices import find
 from ..configs.errors import UserError
 from ..configs.schema import OptimizerSection, PartSection
+from .kernels.adamw import FlatAdamW
 
 if TYPE_CHECKING:
     from .run import Run
@@ -76,6 +77,8 @@ def clip_gradients(run: "Run", max_norm: float) -> torch.Tensor:
     """Scales all gradients to a common norm of at most `max_norm`; returns what it was."""
     if run.is_sharded or run.accelerator.scaler is not None:
         return torch.as_tensor(run.accelerator.clip_grad_norm_(run.trained(), max_norm))
+    if isinstance(run.optimizer.optimizer, FlatAdamW):
+        return run.optimizer.optimizer.clip(max_norm)
     return torch.nn.utils.clip_grad_norm_(run.trained(), max_norm, foreach=True)
 
 

@@ -21,10 +21,10 @@ from loraloom.data.sample import Batch, Sample
 from loraloom.data.transforms import place
 from loraloom.inference.engine import Engine, Request
 from loraloom.inference.mixing import format_names
+from loraloom.models.aligned import align
 from loraloom.models.base import detect_family
 from loraloom.models.encode import encode_caption, encode_image
 from loraloom.models.family import Conditioning, PromptOptions
-from loraloom.models.aligned import align
 from loraloom.models.load import Base
 from loraloom.train.objective import Objective
 

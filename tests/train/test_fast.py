@@ -1,6 +1,8 @@
 """`loop.fast` and `loop.compile` change kernels, and nothing else."""
 
+import gc
 import json
+import weakref
 from copy import deepcopy
 
 import pytest
@@ -16,11 +18,11 @@ from loraloom.configs.loader import load_config
 from loraloom.train import build
 from loraloom.train.build import build_trainer
 from loraloom.train.fast import fast_optimizer, use_fast_layers
-from loraloom.train.kernels import convolution
+from loraloom.train.kernels import attention, convolution
 from loraloom.train.kernels.adamw import FlatAdamW
 from loraloom.train.kernels.attention import FastAttention
 from loraloom.train.kernels.convolution import FastConv2d
-from loraloom.train.kernels.lora_linear import FastLinear, apply_together
+from loraloom.train.kernels.lora_linear import FastLinear, apply_together, base_products
 
 
 def unet_with_lora(base, dtype=torch.float32, **options) -> UNet2DConditionModel:
@@ -110,6 +112,47 @@ def test_in_evaluation_and_without_the_adapter_every_bit_is_as_before(tiny_base)
     for layer in layers:
         layer._disable_adapters = False
     assert torch.equal(unet.eval() and seen(), sampled)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_words_that_come_again_are_projected_once_and_change_no_bit(tiny_base, monkeypatch, autocast):
+    unet = unet_with_lora(tiny_base)
+    use_fast_layers({"unet": unet})
+    attentions = [each for each in unet.modules() if isinstance(each, FastAttention) and each.is_cross_attention]
+    made = []
+
+    def counted(words, layers):
+        made.append(words)
+        return base_products(words, layers)
+
+    monkeypatch.setattr(attention, "base_products", counted)
+    one, other, third = (torch.randn(1, 77, unet.config.cross_attention_dim) for _ in range(3))
+    latents = torch.randn(1, 4, 8, 8)
+
+    def seen(words):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            unet(latents, 3, words).sample.square().mean().backward()
+        gradients = [p.grad for p in unet.parameters() if p.requires_grad]
+        unet.zero_grad()
+        return torch.cat([gradient.flatten() for gradient in gradients])
+
+    wanted = {words: seen(words.clone()) for words in (one, other, third)}  # each a batch that never came before
+    assert not made
+    for words in (one, other, one, one, other, third, third, one):  # two are known at a time
+        assert torch.equal(seen(words), wanted[words])
+    assert [sum(words is each for words in made) for each in (one, other, third)] == [len(attentions)] * 3
+
+
+def test_known_words_are_not_kept_for_longer_than_somebody_has_them(tiny_base):
+    unet = unet_with_lora(tiny_base)
+    use_fast_layers({"unet": unet})
+    words = torch.randn(1, 77, unet.config.cross_attention_dim)
+    for _ in range(2):
+        unet(torch.randn(1, 4, 8, 8), 3, words).sample.mean().backward()
+    gone = weakref.ref(words)
+    del words
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
@@ -291,6 +334,33 @@ def test_one_call_for_a_group_makes_the_steps_of_adamw():
     assert float(plain.state[weights_of(plain)[0]]["step"]) == 5
     first, second = weights_of(flat)[:2]
     assert second.data_ptr() == first.data_ptr() + 4 * first.numel()  # they lie one behind the other
+
+
+@pytest.mark.parametrize("without", [(), (0,), (0, 1), (0, 1, 2)])
+@pytest.mark.parametrize("max_norm", [0.1, 1e9])
+def test_gradients_are_clipped_as_torch_does_it(without, max_norm):
+    plain, flat = two_optimizers()
+    train((plain, flat), [0])
+    for step in range(1, 4):
+        generator = torch.Generator().manual_seed(step)
+        for place, (one, other) in enumerate(zip(weights_of(plain), weights_of(flat), strict=True)):
+            gradient = torch.randn(one.shape, generator=generator)
+            one.grad, other.grad = (None, None) if place in without else (gradient, gradient.clone())
+        wanted = torch.nn.utils.clip_grad_norm_(weights_of(plain), max_norm)
+        torch.testing.assert_close(flat.clip(max_norm), wanted)
+        plain.step()
+        flat.step()
+    assert_alike(plain, flat)
+
+
+def test_clipped_gradients_that_are_dropped_are_not_taken_later():
+    plain, flat = two_optimizers()
+    for weight in weights_of(flat):
+        weight.grad = torch.full_like(weight, 100.0)
+    flat.clip(1.0)
+    flat.zero_grad()
+    train((plain, flat), [0])
+    assert_alike(plain, flat)
 
 
 @pytest.mark.parametrize("without", [(0, 1), (1,)], ids=["group", "weight"])

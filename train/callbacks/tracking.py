@@ -1,6 +1,7 @@
-"""Curves: `logs/history.jsonl` in the run folder, and accelerate's trackers (TensorBoard, W&B)."""
+"""Curves: `logs/history.jsonl` in the run folder, and accelerate's trackers (TensorBoard, W&B), once a second."""
 
 import math
+import time
 from collections.abc import Sequence
 
 from tqdm import tqdm
@@ -8,11 +9,11 @@ from tqdm import tqdm
 from ...configs.errors import UserError
 from ..callback import Callback
 from ..journal import Journal
-from ..run import Run, StepResult
+from ..run import TRACKED_EVERY, Run, StepResult
 
 
 class Tracking(Callback):
-    """Writes a line for each step."""
+    """Writes a line for each step; trackers get theirs together."""
 
     history: Journal | None = None
 
@@ -37,7 +38,12 @@ class Tracking(Callback):
             self.history.add({"step": result.step, **known, "seconds": round(result.seconds, 4)})
         run.log(values, result.step)
 
+    def on_step(self, run: Run) -> None:
+        if time.monotonic() - run.tracked > TRACKED_EVERY:
+            run.track()
+
     def on_exit(self, run: Run) -> None:
+        run.track()
         finish_trackers(run)
 
 

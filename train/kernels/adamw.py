@@ -1,7 +1,7 @@
 """AdamW over weights that lie one behind the other in memory: one call for each group, however many layers it has.
 
-torch's fused kernel takes lists of tensors; to make these lists and to count the steps of hundreds of small tensors
-takes longer than the arithmetic of an adapter.
+torch's fused kernel takes lists of tensors; to make these lists, to count the steps of hundreds of small tensors and to
+clip the gradient of each takes longer than the arithmetic of an adapter.
 """
 
 from collections.abc import Callable
@@ -42,6 +42,7 @@ class FlatAdamW(AdamW):
     def __init__(self, groups: Any, **options: Any) -> None:
         super().__init__(groups, **options)
         self._rows: dict[int, Row] = {}
+        self._gradients: dict[int, Tensor] = {}  # of groups, until the step
 
     @staticmethod
     def fits(optimizer: torch.optim.Optimizer) -> bool:
@@ -62,25 +63,56 @@ class FlatAdamW(AdamW):
         found["state"] = {key: state | {"step": state["step"].clone()} for key, state in found["state"].items()}
         return found
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch has it."""
+        self._gradients = {}
+        super().zero_grad(set_to_none)
+
+    @torch.no_grad()
+    def clip(self, max_norm: float) -> Tensor:
+        """The norm of all gradients, which the next step takes scaled to at most `max_norm`.
+
+        This is `torch.nn.utils.clip_grad_norm_` in a few calls, but for the `grad`s, which may stay as they are.
+        """
+        trained = self._trained()
+        if not trained:
+            parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+            return torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
+        self._gradients = {id(group): _gradient_of(group) for group in trained}
+        norms = [torch.linalg.vector_norm(gradient) for gradient in self._gradients.values()]
+        norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in self._gradients.values():
+            gradient.mul_(factor)
+        return norm
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Groups without gradients stay as they are; where only some weights of one have one, torch makes the step."""
         loss = None if closure is None else torch.enable_grad()(closure)()
-        given = [{each.grad is not None for each in group["params"]} for group in self.param_groups]
-        trained = [group for group, has in zip(self.param_groups, given, strict=True) if True in has]
-        if {True, False} in given or not all(map(self._is_laid, trained)):
-            for state in self.state.values():
-                state["step"] = state["step"].clone()
-            super().step()
-            return loss
-        for group in trained:
-            self._step(group, self._rows[id(group)])
+        gradients, self._gradients = self._gradients, {}
+        if not gradients:
+            trained = self._trained()
+            if trained is None:
+                for state in self.state.values():
+                    state["step"] = state["step"].clone()
+                super().step()
+                return loss
+            gradients = {id(group): _gradient_of(group) for group in trained}
+        for group in self.param_groups:
+            if id(group) in gradients:
+                self._step(group, self._rows[id(group)], gradients[id(group)])
         return loss
 
-    def _step(self, group: dict[str, Any], row: Row) -> None:
-        gradients = torch.cat([parameter.grad.flatten() for parameter in group["params"]])
+    def _trained(self) -> list[dict[str, Any]] | None:
+        """The groups that have gradients, each in its row; None where torch has to make the step."""
+        given = [{each.grad is not None for each in group["params"]} for group in self.param_groups]
+        trained = [group for group, has in zip(self.param_groups, given, strict=True) if True in has]
+        return None if {True, False} in given or not all(map(self._is_laid, trained)) else trained
+
+    def _step(self, group: dict[str, Any], row: Row, gradient: Tensor) -> None:
         adamw(
-            *([row.weights], [gradients], [row.averages], [row.squares], [], [row.step]),
+            *([row.weights], [gradient], [row.averages], [row.squares], [], [row.step]),
             fused=True,
             found_inf=getattr(self, "found_inf", None),
             amsgrad=False,
@@ -129,3 +161,8 @@ class FlatAdamW(AdamW):
             parameter.data = weight
             state.update(step=row.step, exp_avg=average, exp_avg_sq=square)
         return row
+
+
+def _gradient_of(group: dict[str, Any]) -> Tensor:
+    """(N,), a copy."""
+    return torch.cat([parameter.grad.flatten() for parameter in group["params"]])

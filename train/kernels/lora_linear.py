@@ -45,19 +45,41 @@ class FastLinear(Linear):
         return _of_one_input(x, [self])[0]
 
 
-def apply_together(x: Tensor, *layers: Any) -> Sequence[Tensor]:
-    """What linear layers make of the same input (..., in)."""
-    if all(isinstance(layer, FastLinear) and layer.is_ready for layer in layers):
-        return _of_one_input(x, layers)
-    return [layer(x) for layer in layers]
+def are_ready(layers: Sequence[Any]) -> bool:
+    """Whether all of them are such layers, whose LoRA counts."""
+    return all(isinstance(layer, FastLinear) and layer.is_ready for layer in layers)
 
 
-def _of_one_input(x: Tensor, layers: Sequence[Any]) -> Sequence[Tensor]:
+def apply_together(x: Tensor, *layers: Any, bases: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
+    """What linear layers make of the same input (..., in); `bases` are their `base_products`, if they are known."""
+    return _of_one_input(x, layers, bases) if are_ready(layers) else [layer(x) for layer in layers]
+
+
+@torch.no_grad()
+def base_products(x: Tensor, layers: Sequence[Any]) -> list[Tensor]:
+    """(M, out) of each: what the frozen layers alone make of an input of M rows."""
+    rows = x.reshape(-1, x.shape[-1]).to(cast_type(x) or x.dtype)
+    return [_base(rows, layer.base_layer.weight, layer.base_layer.bias) for layer in layers]
+
+
+def cast_type(x: Tensor) -> torch.dtype | None:
+    """The type that autocast wants."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def _base(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    weight = weight.to(rows.dtype) if torch.is_autocast_enabled(rows.device.type) else weight
+    return rows @ weight.T if bias is None else torch.addmm(bias.to(rows.dtype), rows, weight.T)
+
+
+def _of_one_input(x: Tensor, layers: Sequence[Any], known: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
     bases = [layer.base_layer for layer in layers]
     scales = tuple(float(layer.scaling[NAME]) for layer in layers)
     return _LoraLinears.apply(  # type: ignore[return-value]
         x,
         scales,
+        known,
         *(base.weight for base in bases),
         *(base.bias for base in bases),
         *(layer.lora_A[NAME].weight for layer in layers),
@@ -69,23 +91,25 @@ class _LoraLinears(torch.autograd.Function):
     """All layers of one input. Products of the base are in its type or autocast's, those of the LoRA in their own."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scales: tuple[float, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, scales: tuple[float, ...], known: Sequence[Tensor] | None, *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
         weights, biases, downs, ups = _groups(tensors, len(scales))
-        kind = x.device.type
-        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        cast = cast_type(x)
         rows = x.reshape(-1, x.shape[-1]).to(cast or x.dtype)
         own = cast or downs[0].dtype
         down = (downs[0] if len(downs) == 1 else torch.cat([*downs])).to(own)
         ups = [up.to(own) for up in ups]
         inner = rows.to(own) @ down.T  # (M, sum of ranks)
-        outputs = []
-        for weight, bias, up, scale, part in zip(weights, biases, ups, scales, _split(inner, ups), strict=True):
-            weight = weight.to(rows.dtype if cast else weight.dtype)
-            output = rows @ weight.T if bias is None else torch.addmm(bias.to(rows.dtype), rows, weight.T)
-            outputs.append(_add_product(output, part, up.T, scale).view(*x.shape[:-1], -1))
+        if known is None:
+            outputs = [_base(rows, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+        else:
+            outputs = [output.clone() for output in known]
+        for output, up, scale, part in zip(outputs, ups, scales, _split(inner, ups), strict=True):
+            _add_product(output, part, up.T, scale)
         ctx.save_for_backward(rows, inner, down, *weights, *ups)
         ctx.scales, ctx.shape, ctx.types = scales, x.shape, (x.dtype, downs[0].dtype)
-        return tuple(outputs)
+        return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
 
     @staticmethod
     @once_differentiable
@@ -107,7 +131,7 @@ class _LoraLinears(torch.autograd.Function):
             for gradient, weight in zip(flat[1:], weights[1:], strict=True):
                 of_x.addmm_(gradient, weight.to(gradient.dtype))
             of_x = _add_product(of_x, together, down, 1.0).view(ctx.shape).to(kind)
-        return (of_x, None, *[None] * (2 * count), *of_downs, *of_ups)
+        return (of_x, None, None, *[None] * (2 * count), *of_downs, *of_ups)
 
 
 def _groups(tensors: Sequence[Any], count: int) -> list[Sequence[Any]]:
