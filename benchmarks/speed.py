@@ -50,6 +50,7 @@ SUITE = (
     Work("pocket", 64, 4, "fp32", threads=1),
     Work("sd1", 128, 1, "fp32", threads=2),
     Work("sd1", 128, 1, "bf16", threads=2),
+    Work("sdxl", 256, 4, "bf16", threads=2, steps=3),
 )
 GPU_SUITE = tuple(
     work
