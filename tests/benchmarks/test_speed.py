@@ -48,7 +48,7 @@ def test_arithmetic_of_a_step_is_that_of_its_products(tmp_path):
 
 def test_on_a_gpu_the_suite_is_another(monkeypatch):
     options = speed._parser().parse_args(["--suite"])
-    assert {work.model for work in speed.works_of(options)} == {"pocket", "sd1"}
+    assert {work.model for work in speed.works_of(options)} == {"pocket", "sd1", "sdxl"}
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     found = {(work.model, work.resolution, work.batch, work.dtype) for work in speed.works_of(options)}
     assert found == {(*shapes, batch, "bf16") for shapes in (("sd1", 512), ("sdxl", 1024)) for batch in (1, 4)}
