@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from tqdm import tqdm
+from tqdm import tqdm, trange
 
 RUNNER = Path(__file__).with_name("turn_taker.py")
 QUIET = 0.05
@@ -20,7 +20,7 @@ QUIET = 0.05
 REPEATS = 3  # of a round
 TURN = 0.5  # seconds: what slows a machine for longer than a round slows all
 FEWEST = 2  # steps of a turn
-MOST = 3  # times as many rounds as were asked for
+MOST = 3  # times that all programs are started, for as many rounds each
 
 
 class Contestant:
@@ -113,32 +113,38 @@ def take_turns(
     enough: Callable[[Mapping[str, Sequence[Turn]]], bool] = lambda turns: True,
     warm_up: int = 3,
 ) -> dict[str, list[Turn]]:
-    """The turns of each, in `rounds` rounds, or up to MOST times as many until it is `enough`; none is thrown away.
+    """The turns of each: `rounds` rounds, and again with programs started anew, up to MOST times, until it is `enough`.
 
-    Who begins changes from round to round. All make as many steps in a turn: those that take the first of them about
-    TURN seconds. A round during which other programs took more than QUIET of the processors is repeated, up to REPEATS
-    times.
+    Two processes of one program may differ by some percent for as long as they live, by where their memory happens to
+    lie; none of the turns is thrown away. Who begins changes from round to round. All make as many steps in a turn:
+    those that take the first of them about TURN seconds. A round during which other programs took more than QUIET of
+    the processors is repeated, up to REPEATS times.
     """
     turns: dict[str, list[Turn]] = {each.name: [] for each in contestants}
-    with ExitStack() as stack:
-        players: list[Player] = []
-        steps = 0
-        for contestant in tqdm(contestants, desc="starting", unit="program"):
-            player, _ = stack.enter_context(playing(contestant))
-            tried = player.turn(warm_up)
-            steps = steps or max(FEWEST, round(TURN / min(tried.seconds)))
-            players.append(player)
-        for number in tqdm(range(MOST * rounds), desc="in turn", unit="round"):
-            if number >= rounds and enough(turns):
-                break
-            found: dict[str, Turn] = {}
-            for _ in range(1 + REPEATS):
-                found = {p.contestant.name: p.turn(steps) for p in (players if number % 2 else players[::-1])}
-                if max(turn.others for turn in found.values()) <= QUIET:
-                    break
-            for name, turn in found.items():
-                turns[name].append(turn)
+    for sitting in range(MOST):
+        if sitting and enough(turns):
+            break
+        with ExitStack() as stack:
+            players: list[Player] = []
+            steps = 0
+            for contestant in tqdm(contestants, desc="starting", unit="program"):
+                player, _ = stack.enter_context(playing(contestant))
+                tried = player.turn(warm_up)
+                steps = steps or max(FEWEST, round(TURN / min(tried.seconds)))
+                players.append(player)
+            for number in trange(rounds, desc="in turn", unit="round"):
+                for name, turn in _round(players if number % 2 else players[::-1], steps).items():
+                    turns[name].append(turn)
     return turns
+
+
+def _round(players: Sequence[Player], steps: int) -> dict[str, Turn]:
+    found: dict[str, Turn] = {}
+    for _ in range(1 + REPEATS):
+        found = {player.contestant.name: player.turn(steps) for player in players}
+        if max(turn.others for turn in found.values()) <= QUIET:
+            break
+    return found
 
 
 @dataclass(frozen=True, slots=True)

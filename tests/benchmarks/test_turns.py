@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from loraloom.benchmarks.turns import Contestant, middle, playing, take_turns, whole
+from loraloom.benchmarks.turns import MOST, Contestant, middle, playing, take_turns, whole
 
 PROGRAM = """
 import sys, time, torch
@@ -40,6 +40,21 @@ def test_turns_are_as_long_as_the_program_takes_and_nobody_goes_on_alone(contest
     assert 0.01 <= middle(turns["quick"]) < 0.03 <= middle(turns["slow"]) < 0.06
     assert not (tmp_path / "quick.done").exists()  # they were ended, not waited for
     assert all(turn.peak["process"] > 2**20 for found in turns.values() for turn in found)
+
+
+@pytest.mark.slow
+def test_programs_are_started_anew_until_it_is_enough(contestant):
+    asked: list[int] = []
+
+    def enough(turns):
+        asked.append(len(turns["one"]))
+        return len(asked) == 2
+
+    turns = take_turns([contestant("one", 10_000, 0.01)], rounds=2, enough=enough)
+    assert asked == [2, 4]
+    assert len(turns["one"]) == 4
+    ever = take_turns([contestant("one", 10_000, 0.01)], rounds=1, enough=lambda turns: False)
+    assert len(ever["one"]) == MOST
 
 
 def test_a_whole_training_comes_to_its_end(contestant, tmp_path):
