@@ -192,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=DTYPES, default="fp32", help="type of the frozen weights (fp32)")
     add("--threads", type=positive, help="of each contestant (1 for pocket, else all cores)")
     add("--rank", type=positive, default=4, help="of the LoRA (4)")
-    add("--rounds", type=positive, default=20, help="turns of each (20; and again, all started anew, if bare is not like bare)")
+    add("--rounds", type=positive, default=20, help="turns of each (20; again, all started anew, if bare is uneven)")
     add("--starts", type=positive, default=3, help="times that each is run from start to exit (3)")
     add("--steps", type=positive, default=50, help="of a run that is made alone, and whose losses are compared (50)")
     add("--variants", nargs="+", choices=[*loraloom.VARIANTS], help="of loraloom (compiled only for pocket)")
