@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     sheet = before_after(base, adapted)
     sheet.save(RUN / "before_after.png")
     scores = measure(base, adapted, THOROUGH if thorough else DEMO)
-    scores["train_seconds"] = json.loads((RUN / "run.json").read_text())["train_seconds"]
+    scores["train_seconds"] = round(json.loads((RUN / "run.json").read_text())["train_seconds"], 2)
     if thorough:
         without = "data.sources=[{path: examples/sks, caption: a sks creature}]"
         rest = ["loop.batch_size=2", f"output.dir={RUN_WITHOUT_PRIOR}", "--overwrite"]
