@@ -336,7 +336,7 @@ class RunConfig(Section):
     validation: ValidationSection = ValidationSection()
     """Images sampled during training."""
     trackers: list[Tracker] = ["tensorboard"]
-    """Where curves are logged, besides the run folder: those that accelerate knows."""
+    """Where curves are logged, besides the run folder: those that accelerate knows. They are told once a second."""
     output: OutputSection
     """Where results go."""
 

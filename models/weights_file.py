@@ -25,6 +25,8 @@ def read_tensors(file: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """
     with file.open("rb") as stream:
         memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+    if len(memory) < 8:
+        raise ValueError("the file is cut off")
     (length,) = struct.unpack_from("<Q", memory)
     header = json.loads(memory[8 : 8 + length])
     header.pop("__metadata__", None)

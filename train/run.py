@@ -58,9 +58,7 @@ class Run:
     seconds_of: dict[str, float] = field(default_factory=dict)  # where the time went, since the run was started last
     waits: bool = False  # whether times are those of the device, which then waits for the host
     facts: dict[str, Any] = field(default_factory=dict)  # goes into run.json
-    unlogged: list[tuple[int, dict[str, float]]] = field(
-        default_factory=list
-    )  # steps, and what trackers do not know yet
+    unlogged: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # of steps: what trackers will be told
     tracked: float = 0.0  # when they were told last, by the monotonic clock
     read: "Callable[[], object]" = lambda: None  # fetches losses that are still on the device; on all processes
 

@@ -34,11 +34,12 @@ def test_tensors_are_those_of_safetensors(tmp_path, dtype):
         assert torch.equal(again[name], wanted[name].to(again[name].dtype))  # nobody else sees it
 
 
-def test_a_file_that_is_cut_off_is_not_read(tmp_path):
+@pytest.mark.parametrize("kept", [slice(0, -4), slice(0, 20), slice(0, 5), slice(0, 0)])
+def test_a_file_that_is_cut_off_is_not_read(tmp_path, kept):
     file = tmp_path / "x.safetensors"
     save_file(TENSORS, file)
-    file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(ValueError, match="cut off"):
+    file.write_bytes(file.read_bytes()[kept])
+    with pytest.raises(ValueError, match=r"cut off|Unterminated|Expecting|empty"):
         read_tensors(file, torch.float32)
 
 
