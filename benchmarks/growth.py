@@ -139,8 +139,8 @@ KINDS: Mapping[str, Kind] = {
     "processes": Kind(
         "Processes: a step of four samples",
         "processes",
-        "Half the samples take more than half the time, as above for the batch; gradients of an adapter are little to "
-        "add up, and both share one memory.",
+        "Most of what is missing to half the time is that half a batch takes more than half as long (see Batch); the "
+        "rest is not told apart here.",
         by_processes,
     ),
 }

@@ -11,8 +11,9 @@ from ..configs.schema import LossSection
 from ..data.draws import Draws
 from ..data.sample import Batch, Sample
 from ..models.encode import draw_latents, encode_image, encoder_of, pool_masks
-from ..models.family import ONE_WINDOW, Conditioning, ModelFamily, Parts, PromptOptions, Stacks
+from ..models.family import ONE_WINDOW, Conditioning, ModelFamily, Parts, PromptOptions
 from ..models.noise.process import Noised, NoiseProcess
+from ..models.stacks import Stacks
 from ..models.to_device import to_device
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from loraloom.models.family import Stacks
+from loraloom.models.stacks import Stacks
 
 
 def test_the_same_rows_are_the_same_tensors_and_two_batches_are_kept():
