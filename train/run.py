@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 from .sharding import shards
 
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from ..models.family import ModelFamily, Parts
     from .ema import Ema
     from .held_out import HeldOut
-
-TRACKED_EVERY = 1.0
-"""Seconds."""
 
 
 @dataclass(slots=True)
@@ -59,7 +55,6 @@ class Run:
     waits: bool = False  # whether times are those of the device, which then waits for the host
     facts: dict[str, Any] = field(default_factory=dict)  # goes into run.json
     unlogged: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # of steps: what trackers will be told
-    tracked: float = 0.0  # when they were told last, by the monotonic clock
     read: "Callable[[], object]" = lambda: None  # fetches losses that are still on the device; on all processes
 
     @property
@@ -95,21 +90,9 @@ class Run:
         return self.step % every == 0 or self.step >= self.config.loop.steps or self.ended is not None
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """For the trackers, which get it within `TRACKED_EVERY`: most of them write to a disk or a network at once."""
+        """For the trackers, which the callback `tracking` tells of many steps together."""
         if self.is_main and self.accelerator.trackers:
             self.unlogged.append((step, values))
-
-    def track(self) -> None:
-        """What was logged, to the trackers; one that fails is left out from then on, and training goes on without."""
-        unlogged, self.unlogged, self.tracked = self.unlogged, [], time.monotonic()
-        for tracker in list(self.accelerator.trackers) if unlogged else ():
-            for step, values in unlogged:
-                try:
-                    tracker.log(values, step=step)
-                except Exception as error:  # whatever a tracker's service does
-                    self.accelerator.trackers.remove(tracker)
-                    tqdm.write(f"warning: {tracker.name} stopped at step {step}, training goes on: {error}")
-                    break
 
     @contextmanager
     def exported(self) -> "Iterator[None]":

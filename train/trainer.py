@@ -85,7 +85,7 @@ class Trainer:
         loss = torch.stack([each.total for _, each in losses]).sum()
         step_unless(run.optimizer, fault_of(run, loss, norm), scaled=run.accelerator.scaler is not None)
         run.schedule.step()
-        run.optimizer.zero_grad()
+        run.optimizer.optimizer.zero_grad()  # accelerate's looks up its arguments each time
         run.step += 1
         if run.ema is not None:
             run.ema.update(self.named, run.step)
@@ -107,7 +107,7 @@ class Trainer:
         run = self.run
         with torch.random.fork_rng(devices=[]), run.accelerator.autocast():
             # adapter dropout uses torch's global generator: the micro-batch's first position is its key
-            torch.manual_seed(key_seed(self.objective.seed, "dropout", batch.positions[0]))
+            _seed(run.accelerator.device, key_seed(self.objective.seed, "dropout", batch.positions[0]))
             with run.timed("encode"):
                 inputs = self.objective.inputs(run.parts, batch, run.accelerator.device)
             with run.timed("forward"):
@@ -116,3 +116,10 @@ class Trainer:
     def timesteps(self, batch: Batch) -> list[int]:
         """Those at which `forward` looks at the samples of a micro-batch."""
         return self.objective.noised(self.run.parts, batch, self.run.accelerator.device)[0].timesteps.tolist()
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """`torch.manual_seed` for one device: of those that are not in use it keeps a stack trace at every call."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)

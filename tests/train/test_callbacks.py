@@ -8,7 +8,11 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from loraloom.configs.loader import load_config
 from loraloom.train.__main__ import main
+from loraloom.train.build import build_trainer
+from loraloom.train.callback import Callback
+from loraloom.train.callbacks import tracking
 from loraloom.train.callbacks.validation import slug
 
 pytestmark = pytest.mark.slow
@@ -48,6 +52,22 @@ def test_tensorboard_reads_the_same_losses(dreambooth):
     lines = [json.loads(line) for line in (dreambooth / "logs/history.jsonl").read_text().splitlines()]
     logged = {event.step: event.value for event in events.Scalars("loss")}
     assert logged == pytest.approx({line["step"]: line["loss"] for line in lines}, rel=1e-6)
+
+
+def test_tensorboard_can_be_read_while_a_run_goes_on(write_config, monkeypatch):
+    trainer = build_trainer(load_config(write_config(trackers=["tensorboard"], loop={"steps": 3})))
+    seen = []
+
+    class Look(Callback):
+        def on_step(self, run):
+            events = EventAccumulator(str(run.folder / "logs/loraloom"))
+            events.Reload()
+            seen.append([event.step for event in events.Scalars("loss")])
+
+    monkeypatch.setattr(tracking, "EVERY", 0.0)
+    trainer.callbacks = [tracking.Tracking(), Look()]
+    trainer.fit()
+    assert seen == [[1], [1, 2], [1, 2, 3]]
 
 
 def test_wandb_offline_has_the_same_losses(write_config, monkeypatch):

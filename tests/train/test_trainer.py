@@ -174,3 +174,15 @@ def test_a_bf16_base_or_forward_trains_fp32_adapters(write_config, lower):
     assert losses != exact
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(exact), rtol=0.05, atol=0)
     assert {tensor.dtype for state in states.values() for tensor in state.values()} == {torch.float32}
+
+
+def test_dropout_is_that_of_torchs_own_seed(write_config):
+    """Runs of before go on with the same masks."""
+    trainer = build_trainer(load_config(write_config()))
+    batch, states = next(trainer.batches), []
+    trainer.run.parts["unet"].register_forward_pre_hook(lambda *_: states.append(torch.get_rng_state()))
+    before = torch.get_rng_state()
+    trainer.forward(batch)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(key_seed(0, "dropout", batch.positions[0]))
+    assert torch.equal(states[0], torch.get_rng_state())

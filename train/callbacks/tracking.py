@@ -2,20 +2,24 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
 from ...configs.errors import UserError
 from ..callback import Callback
 from ..journal import Journal
-from ..run import TRACKED_EVERY, Run, StepResult
+from ..run import Run, StepResult
+
+EVERY = 1.0  # seconds
 
 
 class Tracking(Callback):
     """Writes a line for each step; trackers get theirs together."""
 
     history: Journal | None = None
+    told = 0.0  # when the trackers were, by the monotonic clock
 
     def on_start(self, run: Run) -> None:
         start_trackers(run)
@@ -39,11 +43,12 @@ class Tracking(Callback):
         run.log(values, result.step)
 
     def on_step(self, run: Run) -> None:
-        if time.monotonic() - run.tracked > TRACKED_EVERY:
-            run.track()
+        if time.monotonic() - self.told > EVERY:
+            tell_trackers(run)
+            self.told = time.monotonic()
 
     def on_exit(self, run: Run) -> None:
-        run.track()
+        tell_trackers(run)
         finish_trackers(run)
 
 
@@ -62,6 +67,30 @@ def start_trackers(run: Run) -> None:
             if run.is_main:
                 tqdm.write(f"warning: {tracker} cannot start, training goes on without it: {error}")
     accelerator.trackers = started
+
+
+def tell_trackers(run: Run) -> None:
+    """All that was logged since the last time; a tracker that fails is left out, and training goes on without it."""
+    unlogged, run.unlogged = run.unlogged, []
+    for tracker in list(run.accelerator.trackers) if unlogged else ():
+        step = 0
+        try:
+            for step, values in unlogged:
+                _tell(tracker, values, step)
+            if tracker.name == "tensorboard":
+                tracker.tracker.flush()
+        except Exception as error:  # whatever a tracker's service does
+            run.accelerator.trackers.remove(tracker)
+            tqdm.write(f"warning: {tracker.name} stopped at step {step}, training goes on: {error}")
+
+
+def _tell(tracker: Any, values: Mapping[str, float], step: int) -> None:
+    """As accelerate does, but that it would wait for TensorBoard's file after every step."""
+    if tracker.name != "tensorboard":
+        tracker.log(dict(values), step=step)
+        return
+    for name, value in values.items():
+        tracker.tracker.add_scalar(name, value, step)
 
 
 def finish_trackers(run: Run) -> None:
