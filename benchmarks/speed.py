@@ -29,6 +29,7 @@ from ..inference.merged import MergedBase
 from ..train.measure import PARTS
 from .arithmetic import matrix_rate, step_flops
 from .contestants import bare, diffusers_example, kohya, loraloom
+from .machine import machine_line
 from .speed_table import (
     AGAIN,
     BARE,
@@ -103,7 +104,8 @@ def measure(work: Work, options: argparse.Namespace) -> Measured:
     reference = losses_of(prepared, BARE)
     results = [_result(prepared, name, turns, alone[name], short[name], reference) for name in turns]
     even = ratio(turns[AGAIN], turns[BARE])
-    return Measured(work, results, step_flops(prepared), matrix_rate(work.dtype, work.threads), even)
+    rate = matrix_rate(work.dtype, work.threads)
+    return Measured(work, results, step_flops(prepared), rate, even, machine_line())
 
 
 def contestants(prepared: Prepared, options: argparse.Namespace, steps: int) -> list[tuple[Contestant, int]]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ..configs.files import replace_file
 from ..configs.marked import fill_marked
-from .machine import machine, machine_line
 from .work import Work
 
 PAGE, FIGURES = Path("docs/benchmarks.md"), Path("docs/speed.json")
@@ -56,6 +55,7 @@ class Measured:
     flops: int  # of a step of the bare loop
     matrix_rate: float  # operations a second in products of large matrices, in this work's type
     even: float  # ratio of bare to bare, as all others
+    machine: str  # a line
 
     def named(self, name: str) -> Result:
         """The result of one contestant."""
@@ -84,7 +84,8 @@ def table(measured: Measured) -> str:
     others = max(result.others for result in measured.results)
     lines += ["", f"bare to bare {measured.even:.3f}: {verdict}; other programs took at most {others:.0%} in a turn."]
     rate, giga = measured.matrix_rate, 1e9
-    lines += [f"A step of bare is {measured.flops / giga:.1f} GFLOP; matrices: {rate / giga:.0f} GFLOP/s.", ""]
+    lines += [f"A step of bare is {measured.flops / giga:.1f} GFLOP; matrices: {rate / giga:.0f} GFLOP/s."]
+    lines += [f"Machine: {measured.machine}.", ""]
     return "\n".join(lines)
 
 
@@ -112,23 +113,18 @@ def _row(measured: Measured, result: Result) -> list[str]:
 
 def write_docs(found: Sequence[Measured]) -> None:
     """Adds works to the page and to its figures, or puts them in the place of the same works measured before."""
-    kept = {str(each.work): each for each in _stored()} | {str(each.work): each for each in found}
+    kept = {str(each.work): each for each in (*_stored(), *found)}
     write_figures(FIGURES, [*kept.values()])
-    replace_file(
-        PAGE, fill_marked(PAGE.read_text(), "speed", "\n".join([f"{machine_line()}\n", *map(table, kept.values())]))
-    )
+    replace_file(PAGE, fill_marked(PAGE.read_text(), "speed", "\n".join(map(table, kept.values()))))
 
 
 def write_figures(file: Path, found: Sequence[Measured]) -> None:
-    """JSON: the machine, and all that was measured."""
-    replace_file(file, json.dumps({"machine": machine(), "works": [asdict(each) for each in found]}, indent=1) + "\n")
+    """JSON: all that was measured."""
+    replace_file(file, json.dumps({"works": [asdict(each) for each in found]}, indent=1) + "\n")
 
 
 def _stored() -> list[Measured]:
-    """Of this machine; another's do not stand beside them."""
-    stored = json.loads(FIGURES.read_text()) if FIGURES.is_file() else {}
-    if stored.get("machine") != machine():
-        return []
+    stored = json.loads(FIGURES.read_text()) if FIGURES.is_file() else {"works": []}
     return [
         Measured(**each | {"work": Work(**each["work"]), "results": [Result(**result) for result in each["results"]]})
         for each in stored["works"]

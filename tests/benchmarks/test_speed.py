@@ -7,6 +7,7 @@ import pytest
 
 from loraloom.benchmarks import speed, speed_table
 from loraloom.benchmarks.arithmetic import matrix_rate, step_flops
+from loraloom.benchmarks.machine import machine_line
 from loraloom.benchmarks.work import Work, prepare
 
 
@@ -20,7 +21,7 @@ def test_a_table_for_each_work_and_both_are_kept(tmp_path, monkeypatch, capsys):
     short = ["--rounds", "1", "--starts", "1", "--steps", "3", "--variants", "loraloom", "--docs", "--resolution", "32"]
     assert speed.main([*short, "--batch", "1", "--work", str(tmp_path / "work")]) == 0
     (measured,) = speed_table._stored()
-    speed_table.write_docs([replace(measured, work=replace(measured.work, batch=2))])
+    speed_table.write_docs([replace(measured, work=replace(measured.work, batch=2), machine="another")])
     speed_table.write_docs([measured])  # takes its own place again
     works = json.loads((tmp_path / "speed.json").read_text())["works"]
     assert [each["work"]["batch"] for each in works] == [1, 2]
@@ -33,6 +34,7 @@ def test_a_table_for_each_work_and_both_are_kept(tmp_path, monkeypatch, capsys):
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert text.count("| loraloom |") == 2
+    assert text.count(f"Machine: {machine_line()}.") == text.count("Machine: another.") == 1
     assert "pocket, 32 px, batch 2" in text
     assert "pocket, 32 px, batch 1" in capsys.readouterr().out
 
