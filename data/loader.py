@@ -14,7 +14,7 @@ from .cache import Store
 from .dataset import Dataset
 from .order import Order, micro_batch_positions
 from .sample import Batch, Sample
-from .transforms import mask_to_tensor, to_tensor
+from .transforms import Geometry, mask_to_tensor, to_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROMPTS_AT_HAND = 256  # embeddings of captions that are kept in memory, the last ones used
+LATENTS_AT_HAND = 64  # the same of images: those of a subject, or 32 MiB of the largest that SDXL makes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +53,18 @@ class Samples(torch.utils.data.Dataset):
         self._weights = [images.section.loss_weight for images in dataset.images]
         self._keeps_base = [images.section.target == "base" for images in dataset.images]
         self._masked = any(images.mask != "none" for images in dataset.images)
-        self._prompt = lru_cache(PROMPTS_AT_HAND)(self._read_prompt)
+        self._keep_at_hand()
 
     def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "_prompt"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_prompt", "_latents")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
+        self._keep_at_hand()
+
+    def _keep_at_hand(self) -> None:
         self._prompt = lru_cache(PROMPTS_AT_HAND)(self._read_prompt)
+        self._latents = lru_cache(LATENTS_AT_HAND)(self._read_latents)
 
     def __getitem__(self, position: int) -> Loaded:
         sample = self.dataset.sample(position, *self.order[position])
@@ -67,12 +72,16 @@ class Samples(torch.utils.data.Dataset):
         if self.cached.latents is None:
             picture, mask = self.dataset.pixels(sample.source, sample.image, sample.geometry)
             return Loaded(sample, to_tensor(picture), mask and mask_to_tensor(mask), prompt)
-        entry = self.cached.latents.get(self.dataset.latent_key(sample.source, sample.image, sample.geometry))
+        entry = self._latents(sample.source, sample.image, sample.geometry)
         return Loaded(sample, entry["moments"], entry.get("mask"), prompt)
 
     def _read_prompt(self, caption: str) -> "dict[str, Tensor]":
         assert self.cached.prompts is not None
         return self.cached.prompts.get(self.cached.prompt_key(caption))
+
+    def _read_latents(self, source: int, image: int, geometry: Geometry) -> "dict[str, Tensor]":
+        assert self.cached.latents is not None
+        return self.cached.latents.get(self.dataset.latent_key(source, image, geometry))
 
     def collate(self, items: Sequence[Loaded]) -> Batch:
         """A Batch from the samples of one micro-batch."""
