@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from loraloom.configs.errors import UserError, run_command
 from loraloom.configs.loader import load_config
+from loraloom.data.cache import Store
 from loraloom.train.build import build_trainer
 from loraloom.train.cache import main as cache
 from loraloom.train.callback import Callback
@@ -217,6 +218,19 @@ def test_the_plan_is_what_the_run_does(write):
     assert done == {(b.width, b.height): b.samples for b in plan.buckets if b.samples}
     assert len({sample.image for sample in samples}) == plan.sources[0].images == 4
     assert all(len({sample.geometry.target for sample in batch.samples}) == 1 for batch in seen)
+
+
+def test_an_image_that_comes_again_is_not_read_again(write, monkeypatch):
+    read, get = [], Store.get
+    monkeypatch.setattr(Store, "get", lambda store, key: read.append((store.folder, key)) or get(store, key))
+    trainer = build_trainer(load_config(write()), overwrite=True)
+    trainer.callbacks, seen = [], []
+    trainer.batches = iter([seen.append(batch) or batch for batch in trainer.batches])
+    trainer.fit()
+    cuts = {(sample.image, sample.geometry) for batch in seen for sample in batch.samples}
+    assert len(read) == len({*read})
+    assert sum(folder.parent.name == "latents" for folder, _ in read) == len(cuts)
+    assert len(cuts) < sum(len(batch.samples) for batch in seen)
 
 
 def test_a_resumed_run_must_find_the_same_images(write, shapes, capsys):
