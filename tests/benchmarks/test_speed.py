@@ -10,8 +10,9 @@ from loraloom.benchmarks.arithmetic import matrix_rate, step_flops
 from loraloom.benchmarks.machine import machine_line
 from loraloom.benchmarks.work import Work, prepare
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_a_table_for_each_work_and_both_are_kept(tmp_path, monkeypatch, capsys):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- speed -->\n<!-- /speed -->\nafter\n")

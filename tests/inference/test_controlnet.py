@@ -23,6 +23,8 @@ from loraloom.inference.mixing import attach
 from loraloom.models import single_file
 from loraloom.models.layout import original_names
 
+pytestmark = pytest.mark.slow
+
 KINDS = ["sd1", "sdxl"]
 MOSTLY_SD1 = ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)]
 

@@ -14,6 +14,8 @@ from loraloom.inference.engine import Engine
 from loraloom.inference.layers import Layers
 from loraloom.inference.verify import probe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
 def base(request, base_of) -> str:

@@ -15,6 +15,8 @@ from loraloom.inference.engine import Engine, Request
 from loraloom.inference.regional import Region, blend, blending_weights, mask_tensor, regional
 from loraloom.models.family import PromptOptions
 
+pytestmark = pytest.mark.slow
+
 REQUEST = Request(["a star", "a heart"], [0, 1], steps=1)
 LEFT, RIGHT = torch.zeros(32, 32), torch.zeros(32, 32)
 LEFT[:, :16] = RIGHT[:, 16:] = 1

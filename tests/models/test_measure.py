@@ -29,6 +29,8 @@ from loraloom.models.pocket.scenes import (
     random_scene,
 )
 
+pytestmark = pytest.mark.slow
+
 Look = Callable[[Scene], np.ndarray]
 SUBJECT_BACKGROUNDS = tuple(name for name in COLOURS if name != SUBJECT.colour)
 

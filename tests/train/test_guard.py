@@ -17,6 +17,8 @@ from loraloom.train.run import SampleLoss, StepResult
 from loraloom.train.run_folder import read_history
 from loraloom.train.state import newest_sound_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 def broken(trainer, steps=(3,), where="loss"):
     """Makes the loss or a gradient of these steps (from 1) not a number, as a damaged kernel or an overflow does."""

@@ -13,6 +13,8 @@ from loraloom.inference.callbacks.adapter_schedule import AdapterSchedule
 from loraloom.inference.engine import Engine, Request
 from loraloom.inference.schedulers import make_scheduler
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 REQUEST = Request(["a star"], [0], steps=STEPS)
 

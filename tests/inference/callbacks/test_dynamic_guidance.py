@@ -15,6 +15,8 @@ from loraloom.configs.errors import UserError
 from loraloom.inference.callbacks.dynamic_guidance import DynamicGuidance, positive_half
 from loraloom.models.noise.process import Noised
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("sd1", "sdxl", "pocket")
 PROMPTS = ["a red star", "a blue moon"]
 

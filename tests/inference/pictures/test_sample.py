@@ -18,6 +18,8 @@ from loraloom.inference.engine import Engine
 from loraloom.inference.pictures.png import request_in
 from loraloom.inference.pictures.request import PictureRequest, file_hash, read_requests
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def adapter(tiny_base, make_adapter) -> Path:

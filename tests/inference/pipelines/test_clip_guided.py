@@ -12,6 +12,8 @@ from loraloom.inference.engine import Engine
 from loraloom.inference.pipelines.clip_guided import ClipGuidedPipeline
 from loraloom.inference.schedulers import SCHEDULERS, make_scheduler
 
+pytestmark = pytest.mark.slow
+
 PROMPT, TEXT = "a red star", "a blue moon on a green background"
 
 
