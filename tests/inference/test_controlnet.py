@@ -26,7 +26,6 @@ from loraloom.models.layout import original_names
 pytestmark = pytest.mark.slow
 
 KINDS = ["sd1", "sdxl"]
-MOSTLY_SD1 = ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +76,7 @@ def controlled(engine, controlnets, scale=1.0):
     return picture(with_controlnets(engine, controlnets), image=images, controlnet_conditioning_scale=scale)
 
 
-@pytest.mark.parametrize("kind", MOSTLY_SD1)
+@pytest.mark.parametrize("kind", KINDS)
 def test_it_works_as_strongly_as_asked_and_beside_others(kind, engines, folders):
     engine = engines[kind]
     one, two = load_controlnets([str(folders / f"{kind}-{seed}") for seed in (0, 1)])
@@ -99,7 +98,7 @@ def test_it_shares_every_part_and_leaves_the_rest_out(kind, engines, folders):
     assert type(pipeline).__name__ == type(engines[kind].pipeline).__name__.replace("Pipeline", "ControlNetPipeline")
 
 
-@pytest.mark.parametrize("kind", MOSTLY_SD1)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_hint_is_followed_from_an_image_too(kind, engines, folders):
     (controlnet,) = load_controlnets([str(folders / f"{kind}-0")])
     for task, rest in (("image_to_image", {}), ("inpaint", {"mask_image": Image.new("L", (32, 32), 255)})):
@@ -113,7 +112,7 @@ def test_the_hint_is_followed_from_an_image_too(kind, engines, folders):
         assert np.abs(first - second).max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", MOSTLY_SD1)
+@pytest.mark.parametrize("kind", KINDS)
 def test_adapters_of_the_base_work_in_it(kind, base_of, folders, tmp_path):
     engine = Engine.load(str(base_of(kind)))
     controlnets = load_controlnets([str(folders / f"{kind}-0")])
@@ -154,7 +153,7 @@ def original(folder):
     return result
 
 
-@pytest.mark.parametrize("kind", MOSTLY_SD1)
+@pytest.mark.parametrize("kind", KINDS)
 def test_folder_and_single_files_make_the_same_picture(kind, engines, folders, tiny_configs, tmp_path):
     folder = folders / f"{kind}-0"
     named = original(folder)

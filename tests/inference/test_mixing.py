@@ -17,7 +17,7 @@ from loraloom.inference.verify import probe
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["sd1", "sdxl"])
 def base(request, base_of) -> str:
     return str(base_of(request.param))
 
@@ -336,7 +336,6 @@ def test_what_was_switched_off_comes_back_with_its_weights(engine, files):
     assert torch.equal(prediction(engine), found)
 
 
-@pytest.mark.slow
 @only_sd1
 def test_nothing_is_compiled_again(base, unet_files):
     engine = Engine.load(base)

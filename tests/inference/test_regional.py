@@ -43,7 +43,7 @@ def sd1(engine_of) -> Engine:
     return engine_of("sd1")
 
 
-@pytest.fixture(params=["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
+@pytest.fixture(params=["sd1", "sdxl"])
 def engine(request, engine_of) -> Engine:
     return engine_of(request.param)
 

@@ -175,7 +175,6 @@ def test_two_processes_make_what_one_makes(sample, tiny_base, tmp_path, monkeypa
     assert all(same(made[name], whole[name]) for name in whole)
 
 
-@pytest.mark.slow
 def test_accelerate_launch_spreads_the_pictures(sample, tiny_base, tmp_path):
     arguments = ["--prompt", "a star", "--num-images", "6", "--steps", "1", "--threads", "1"]
     threads = torch.get_num_threads()
