@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
+from .plain import plain
 from .streams import lasting_streams
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C: 128 + SIGINT
@@ -40,13 +41,13 @@ class AfterTrainingError(UserError):
 
 def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
     """Exit code of a command; a UserError, or Ctrl-C, becomes lines on stderr instead of a traceback."""
-    try:
-        return main(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        with lasting_streams():  # the exit code tells it even where nobody can read
+    with lasting_streams():  # the exit code tells it even where nobody can read
+        try:
+            return main(sys.argv[1:] if arguments is None else arguments)
+        except UserError as error:
             for problem in error.problems:
-                print(f"error: {problem}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+                print(f"error: {plain(problem)}", file=sys.stderr)
+            return error.exit_code
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED

@@ -15,7 +15,6 @@ from ..configs.files import reason
 from ..configs.imports import importing
 from ..configs.loader import load_config
 from ..configs.schema import RunConfig
-from ..configs.streams import lasting_streams
 from .run_folder import LOCK, write_run_file
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         check_fresh(Path(config.output.dir))
     images = _look(config, resumed=options.resume)
     folder = Path(config.output.dir)
-    with lasting_streams(), _locked(folder):
+    with _locked(folder):
         return _fit(config, images, _find_checkpoint(folder) if options.resume else None, options.overwrite)
 
 
