@@ -62,6 +62,16 @@ class Weights:
         name = next(name for name in FOLDED if name in self.tensors)
         return Weights(self.method, self.tensors | {name: (self.tensors[name].double() * self.scale).float()})
 
+    def padded(self, rank: int) -> "Weights":
+        """Of a LoRA the same change at a larger rank: zero rows in `down`, zero columns in `up`."""
+        down, up, missing = self.tensors["down"], self.tensors["up"], rank - self.rank
+        if not missing:
+            return self
+        rows = down.new_zeros(missing, *down.shape[1:])
+        columns = up.new_zeros(up.shape[0], missing, *up.shape[2:])
+        filled = {"down": torch.cat([down, rows], 0), "up": torch.cat([up, columns], 1)}
+        return replace(self, tensors=self.tensors | filled)
+
     @property
     def shape(self) -> tuple[int, ...] | None:
         """Of the weight that it changes: (out, in) or (out, in, k, k); None where that is not told by two tensors."""

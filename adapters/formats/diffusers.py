@@ -1,7 +1,9 @@
 """diffusers' format: `<component>.<path>.lora_A.weight` and `.lora_B.weight`, PEFT's own names.
 
 The scale is folded into `lora_B` and no `lora_adapter_metadata` is written: without it diffusers takes the scale as 1,
-and an older peft refuses settings that it does not know. CLIP is spelled with `text_model.`, which all versions read.
+and an older peft refuses settings that it does not know. All modules of a component are padded with zeros to its
+largest rank: before 0.40 diffusers takes alpha for the whole component from its first module, which scales modules of
+other ranks (huggingface/diffusers#14409). CLIP is spelled with `text_model.`, which all versions read.
 DoRA of the denoiser has `.lora_magnitude_vector`; of a text encoder transformers looks for it under another name.
 Files of diffusers' own `save_lora_weights` are read too: it renames some layers and says alpha in the header.
 """
@@ -35,13 +37,23 @@ def to_tensors(artifact: AdapterArtifact, names: FormatNames) -> tuple[Tensors, 
     """Raw PEFT names; see `adapters.formats`."""
     _check_magnitudes(artifact, names)
     tensors: Tensors = {}
-    for (component, path), weights in artifact.modules.items():
+    ranks = largest_ranks(artifact)
+    for (component, path), own in artifact.modules.items():
+        weights = own.padded(ranks[component])
         tensors[f"{component}.{path}.lora_A.weight"] = weights.tensors["down"]
         tensors[f"{component}.{path}.lora_B.weight"] = weights.tensors["up"]
         if "magnitude" in weights.tensors:
             shape = (-1,) if weights.tensors["down"].ndim == 2 else (1, -1, 1, 1)
             tensors[f"{component}.{path}.lora_magnitude_vector"] = weights.tensors["magnitude"].reshape(shape)
     return tensors, header_of(artifact, names)
+
+
+def largest_ranks(artifact: AdapterArtifact) -> dict[str, int]:
+    """Component -> the largest rank of its LoRAs."""
+    ranks: dict[str, int] = {}
+    for (component, _), weights in artifact.modules.items():
+        ranks[component] = max(ranks.get(component, 0), weights.rank)
+    return ranks
 
 
 def _check_magnitudes(artifact: AdapterArtifact, names: FormatNames) -> None:

@@ -40,7 +40,7 @@ def to_tensors(artifact: AdapterArtifact, names: FormatNames) -> tuple[Tensors, 
     tensors: Tensors = {}
     for key, weights in artifact.modules.items():
         name = _kohya_name(key, names)
-        held = _padded(weights, rank) if weights.method == "lora" else weights
+        held = weights.padded(rank) if weights.method == "lora" else weights
         for kind, tensor in held.tensors.items():
             tensors[f"{name}.{_LORA.get(kind, kind)}"] = _magnitude(tensor, held) if kind == "magnitude" else tensor
         tensors[f"{name}.alpha"] = torch.tensor(float(file_rank(held.tensors)))
@@ -64,15 +64,6 @@ def _kohya_name(key: Key, names: FormatNames) -> str:
         raise UserError(f"kohya files have no name for {component}; there are: {', '.join(names.kohya_prefixes)}")
     spelled = names.original[path] if names.kohya_original and component == names.denoiser else path
     return f"{names.kohya_prefixes[component]}_{underscored(spelled)}"
-
-
-def _padded(weights: Weights, rank: int) -> Weights:
-    """The same change of the weight at a larger rank: zero rows in `down`, zero columns in `up`."""
-    down, up, missing = weights.tensors["down"], weights.tensors["up"], rank - weights.rank
-    rows = down.new_zeros(missing, *down.shape[1:])
-    columns = up.new_zeros(up.shape[0], missing, *up.shape[2:])
-    padded = {"down": torch.cat([down, rows], 0), "up": torch.cat([up, columns], 1)}
-    return Weights(weights.method, weights.tensors | padded, weights.scale)
 
 
 def _training_entries(artifact: AdapterArtifact, rank: int, names: FormatNames) -> Header:
