@@ -14,6 +14,7 @@ from PIL.Image import Image
 
 from ..configs.data_sections import DataSection, ImageSection, Source
 from ..configs.errors import TrainingError
+from ..images.decoding import BadImage, PixelRules, decode, decode_mask
 from .buckets import BucketRules, Size, buckets_of, default_step, why_too_long
 from .captions import final_caption, is_dropped, is_random
 from .draws import Stream
@@ -23,7 +24,7 @@ from .order import Order
 from .sample import Sample
 from .scan import Scan
 from .source import ImageSource, Problems
-from .transforms import BadImage, Geometry, PixelRules, crop, decode, decode_mask, place
+from .transforms import Geometry, crop, place
 
 CENTER = (0.5, 0.5)
 WIDER = 2**31  # than any image

@@ -19,8 +19,8 @@ from PIL import __version__ as pillow_version
 
 from ..configs.files import replacing
 from ..configs.machine import cores
+from ..images.decoding import PixelRules, Size
 from .keys import content_key, file_stamp
-from .transforms import PixelRules, Size
 
 if TYPE_CHECKING:
     import pyarrow as pa

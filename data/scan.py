@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from ..configs.data_sections import DataSection
 from ..configs.machine import cores
+from ..images.decoding import BadImage, PixelRules, Size, decode, decode_mask, header
 from .buckets import why_too_long
 from .findings import Finding, Findings, remembered, sha256
-from .transforms import BadImage, PixelRules, Size, decode, decode_mask, header
 
 if TYPE_CHECKING:
     from .source import ImageSource

@@ -9,15 +9,16 @@ import pytest
 from loraloom.configs.loader import load_config
 
 ROOT = Path(__file__).parent.parent
-FLOORS = ("configs", "data", "models", "adapters", "inference", "train", "launch")
+FLOORS = ("configs", "images", "data", "models", "adapters", "inference", "train", "launch")
 MAY_IMPORT = {
     "configs": (),
-    "data": ("configs",),
+    "images": ("configs",),
+    "data": ("images", "configs"),
     "models": ("configs",),
     "adapters": ("configs",),
-    "inference": ("adapters", "models", "configs"),
-    "train": ("inference", "adapters", "models", "data", "configs"),
-    "launch": ("configs", "data"),
+    "inference": ("adapters", "models", "images", "configs"),
+    "train": ("inference", "adapters", "models", "data", "images", "configs"),
+    "launch": ("configs", "data", "images"),
 }
 SOURCES = [file for floor in FLOORS for file in sorted((ROOT / floor).rglob("*.py"))]
 

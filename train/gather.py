@@ -17,7 +17,7 @@ from ..data.dataset import Dataset, Images
 from ..data.scan import apply_policy, scan
 from ..data.source import ImageSource, Problems, first_line, open_source
 from ..data.sources.prior import PriorImages
-from ..data.transforms import PixelRules, header
+from ..images.decoding import PixelRules, header
 
 SPOTS = 50  # images that a plan opens of those whose sizes are known
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from ..configs.errors import UserError
 from ..configs.schema import RunConfig
 from ..data.dataset import Dataset, Images
-from ..data.transforms import Size
+from ..images.decoding import Size
 from .choice import Choice, Place, choose
 from .gather import Say, warn
 from .outlook import BucketOutlook, dataset_ahead, look_ahead, missed_shares

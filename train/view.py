@@ -10,7 +10,8 @@ from PIL import Image
 from ..configs.schema import RunConfig
 from ..data.captions import is_random
 from ..data.dataset import Dataset
-from ..data.transforms import Geometry, Size
+from ..data.transforms import Geometry
+from ..images.decoding import Size
 from .choice import Place
 from .outlook import changes
 

@@ -17,7 +17,7 @@ from loraloom.configs.data_sections import DataSection
 from loraloom.data import findings
 from loraloom.data import scan as scan_module
 from loraloom.data.scan import Scan, apply_policy, scan
-from loraloom.data.transforms import PixelRules
+from loraloom.images.decoding import PixelRules
 
 
 class Pictures:

@@ -6,7 +6,7 @@ from itertools import count
 
 from ...configs.data_sections import PriorSource, Source
 from ...configs.schema import RunConfig
-from ...data.transforms import Size
+from ...images.decoding import Size
 from ..choice import Planned
 from ..outlook import BucketOutlook, Changed, Outlook, SourceOutlook
 from ..view import Encoded, View, box_of
