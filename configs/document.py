@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from .bounded import CONFIG, LIBYAML, compose_yaml, read_text
 from .errors import UserError
 
 KeyPath = tuple[str | int, ...]
@@ -36,6 +37,12 @@ class CoreLoader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
 
+class FastCoreLoader(LIBYAML):
+    """The same on libyaml, for long files."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+
 def add_core_scalars(resolver: type[yaml.resolver.Resolver]) -> None:
     """Teach a PyYAML loader or dumper the plain scalars of YAML 1.2."""
     for tag, (pattern, first) in SCALAR_PATTERNS.items():
@@ -44,6 +51,7 @@ def add_core_scalars(resolver: type[yaml.resolver.Resolver]) -> None:
 
 
 add_core_scalars(CoreLoader)
+add_core_scalars(FastCoreLoader)
 
 CONSTRUCT: dict[str, Callable[[str], Any]] = {
     "tag:yaml.org,2002:str": str,
@@ -131,13 +139,13 @@ def dotted(path: KeyPath) -> str:
 
 def read_document(path: Path) -> Document:
     """A YAML file whose top level is a mapping. UserError if it cannot be read as one."""
-    return _checked(parse_document(_read_text(path), lambda line: f"{path}:{line}", str(path)), path)
+    return _checked(parse_document(_read(path), lambda line: f"{path}:{line}", str(path)), path)
 
 
 def parse_document(text: str, place: Callable[[int], str], name: str) -> Document:
     """Values and places of YAML text; `place` spells a line number, `name` the whole. UserError on a syntax error."""
     try:
-        root = yaml.compose(text, Loader=CoreLoader)
+        root = compose_yaml(text, CoreLoader, FastCoreLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         words = ", ".join(part for part in (error.context, error.problem) if part)
@@ -145,6 +153,8 @@ def parse_document(text: str, place: Callable[[int], str], name: str) -> Documen
     except yaml.reader.ReaderError as error:
         where = place(text.count("\n", 0, error.position) + 1)
         raise UserError(f"{where}: not valid YAML: the character {chr(int(error.character))!r}") from error
+    except ValueError as error:
+        raise UserError(f"{name}: not valid YAML: {error}") from error
     return _Reading(place).document(root)
 
 
@@ -153,23 +163,14 @@ def _checked(document: Document, path: Path) -> Document:
         return document
     if document.values is None:
         raise UserError([*document.problems, f"{path}: the file is empty; a config has sections such as `model:`"])
-    found = "a list" if isinstance(document.values, list) else repr(document.values)
+    found = "a list" if isinstance(document.values, list) else "one value"  # not which: it may be nobody's business
     raise UserError(f"{path}:1: a config is a mapping (`section:` and `key: value` lines), found {found}")
 
 
-def _read_text(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-    except IsADirectoryError as error:
-        raise UserError(f"{path}: a folder, not a YAML file") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        return raw.decode("utf-8-sig")  # with or without the mark that some editors put first
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        byte = f"0x{raw[error.start]:02x}"
-        raise UserError(f"{path}:{line}: not UTF-8 text (byte {byte}); save the file as UTF-8") from error
+def _read(path: Path) -> str:
+    if path.is_dir():
+        raise UserError(f"{path}: a folder, not a YAML file")
+    return read_text(path, CONFIG)
 
 
 class _Reading:

@@ -207,7 +207,7 @@ def test_options_are_checked_by_the_method(folder: Path) -> None:
         (b"", "my.yaml: the file is empty"),
         (b"# only a comment\n", "my.yaml: the file is empty"),
         (b"- a\n", "my.yaml:1: a config is a mapping (`section:` and `key: value` lines), found a list"),
-        (b"a\n", "my.yaml:1: a config is a mapping (`section:` and `key: value` lines), found 'a'"),
+        (b"a\n", "my.yaml:1: a config is a mapping (`section:` and `key: value` lines), found one value"),
         (b"a: 1\nb: [1\nc: 2\n", "my.yaml:3: not valid YAML"),
         (b"a: 1\n\tb: 2\n", "my.yaml:2: not valid YAML"),
         (b"a: 1\n---\nb: 2\n", "my.yaml:2: not valid YAML: expected a single document"),
