@@ -7,6 +7,9 @@ if TYPE_CHECKING:
 
 DType = Literal["fp32", "bf16", "fp16"]
 DTYPES: tuple[str, ...] = get_args(DType)
+AUTO = "auto"
+"""The type, or the device, that suits the machine."""
+ChosenDType = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def torch_dtype(name: str) -> "torch.dtype":

@@ -8,9 +8,11 @@ from typing import Any
 
 from ..configs.arguments import positive
 from ..configs.errors import UserError, run_command
+from ..configs.words import counted
 from .pictures.arguments import add_request, given, use_threads, writable
 
 LARGEST_GRID = 400  # pictures on one
+OUT = "folder for the images; without it runs/samples, or runs/again with --from, behind those that are there"
 EPILOG = """\
 examples:
   loraloom sample --adapter runs/demo/sks.safetensors:0.8 --prompt "a sks creature"
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(list(arguments))
     folder = writable(options.out or ("runs/samples" if options.again is None else "runs/again"))
 
-    from .pictures.batch import make_together, pictures_of, work_of
+    from .pictures.batch import announce, behind, make_together, pictures_of, sheet_of, work_of
     from .pictures.png import image_grid
     from .pictures.request import missing_files
     from .pictures.sampler import Sampler
@@ -42,20 +44,24 @@ def main(arguments: Sequence[str]) -> int:
     if problems := missing_files(requests):
         raise UserError(problems)
     use_threads(next((request.threads for request in requests if request.threads), None))
-    sampler = Sampler(options.device)
+    sampler = Sampler()
     work = work_of(requests, sampler, folder)
+    if options.out is None and not options.overwrite:
+        work = behind(work, sampler)
+    announce(sampler.words(requests))
     done = make_together(work, sampler, "sampling", options.overwrite)
     if done.is_main:
         count = sum(len(each.files) for each in work)
         images = [*pictures_of(work)] if count <= LARGEST_GRID else []
         columns = max(request.num_images for request in requests) if len(requests) > 1 else min(count, 8)
-        same = len({image.size for image in images}) == 1
+        same, sheet = len({image.size for image in images}) == 1, sheet_of(work)
         if same:
-            image_grid(images, columns).save(folder / "grid.png")
+            image_grid(images, columns).save(folder / sheet)
         there = f" ({done.found} were there already)" if done.found and done.processes == 1 else ""
         there += f", by {done.processes} processes" if done.processes > 1 else ""
-        grid = f", all on {folder / 'grid.png'}" if same else ""
-        print(f"{count} images in {folder}{there}{grid}")
+        grid = f", all on {folder / sheet}" if same else ""
+        named = f" ({work[0].files[0].stem} to {work[-1].files[-1].name})" if options.out is None else ""
+        print(f"{counted(count, 'image')} in {folder}{named}{there}{grid}")
     return 0
 
 
@@ -74,7 +80,9 @@ def _requests(options: argparse.Namespace) -> list[Any]:
         return read_requests(Path(options.requests), over=said)
     if options.again is not None:
         said["num_images"] = options.num_images or 1
-        return [validated(PictureRequest, request_in(Path(options.again)) | said, options.again)]
+        asked = request_in(Path(options.again))
+        asked |= {"device": "cpu"} if "threads" in asked and asked.get("device") is None else {}  # the same bits again
+        return [validated(PictureRequest, asked | said, options.again)]
     said["num_images"] = options.num_images or 4
     return [validated(PictureRequest, said | {"prompt": prompt}, "command line") for prompt in options.prompt]
 
@@ -91,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", action="append", default=[], help="may be given again: one row of the grid each")
     parser.add_argument("--num-images", type=positive, help="of each prompt (4)")
     add_request(parser)
-    parser.add_argument("--out", help="folder for the images (runs/samples; runs/again with --from)")
+    parser.add_argument("--out", help=OUT)
     return parser
 
 

@@ -16,8 +16,10 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ..configs.choices import did_you_mean
+from ..configs.dtypes import AUTO
 from ..configs.errors import UserError
 from ..configs.schema import ModelSection
+from ..models.device import chosen_device, chosen_dtype
 from ..models.encode import Encode, encoder_of
 from ..models.family import ONE_WINDOW, ModelFamily, Parts, PromptOptions
 from ..models.quiet import quietly
@@ -130,15 +132,18 @@ class Engine:
         base: str,
         *,
         revision: str | None = None,
-        dtype: str = "fp32",
-        device: str = "cpu",
+        dtype: str = AUTO,
+        device: str = AUTO,
         scheduler: str = DEFAULT_SCHEDULER,
         merged: Sequence[str] = (),
     ) -> "Engine":
         """From `pocket`, a pipeline folder, a `.safetensors` checkpoint or a hub id.
 
-        `merged` are adapter files that become part of it.
+        `merged` are adapter files that become part of it. By itself it takes the GPU that there is, in half precision,
+        and else the CPU in fp32: `models.device`.
         """
+        device = chosen_device(device)
+        dtype = chosen_dtype(dtype, device, base)
         model = {"base": base, "revision": revision, "dtype": dtype, "adapters": list(merged)}
         found = MergedBase(ModelSection.model_validate(model))
         engine = cls(found.family, found.load(), scheduler, base=base)

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..configs.errors import UserError, run_command
+from ..configs.words import counted
 from .pictures.arguments import add_request, given, use_threads, writable
 
 if TYPE_CHECKING:
     from .pictures.axes import Axis
 
+OUT = "folder for the picture and the cells; without it runs/grid, behind those that are there"
 EPILOG = """\
 axes: checkpoint, weight, prompt, negative_prompt, seed, scheduler, guidance, guidance_until, steps
   weight and checkpoint may name their adapter, by the name of its file or its number: weight:sks, weight:2
@@ -35,10 +37,10 @@ grid.yaml:
 def main(arguments: Sequence[str]) -> int:
     """Makes the cells and the one picture, and says where they are; the same command goes on where it stopped."""
     options = _parser().parse_args(list(arguments))
-    folder = writable(options.out)
+    folder = writable(options.out or "runs/grid")
 
     from .pictures.axes import cells, lines
-    from .pictures.batch import make_together, work_of
+    from .pictures.batch import announce, behind, make_together, sheet_of, work_of
     from .pictures.request import PictureRequest, missing_files, validated
     from .pictures.sampler import Sampler
 
@@ -51,12 +53,16 @@ def main(arguments: Sequence[str]) -> int:
     if problems := missing_files(requests):
         raise UserError(problems)
     use_threads(requests[0].threads)
-    sampler = Sampler(options.device)
+    sampler = Sampler()
     work = work_of(requests, sampler, folder / "cells")
+    if options.out is None and not options.overwrite:
+        work = behind(work, sampler)
     (folder / "cells").mkdir(exist_ok=True)
+    announce(sampler.words(requests))
     if make_together(work, sampler, "grid", options.overwrite).is_main:
-        _draw(work, columns, rows, options.title or "", _note(requests), folder / "grid.png")
-        print(f"{len(requests)} cells in {folder / 'cells'}, all on {folder / 'grid.png'}")
+        sheet = folder / sheet_of(work)
+        _draw(work, columns, rows, options.title or "", _note(requests), sheet)
+        print(f"{counted(len(requests), 'cell')} in {folder / 'cells'}, all on {sheet}")
     return 0
 
 
@@ -109,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", help="of all cells, where no axis is the prompt")
     add_request(parser)
     parser.add_argument("--title", help="written above the picture")
-    parser.add_argument("--out", default="runs/grid", help="folder for the picture and the cells (runs/grid)")
+    parser.add_argument("--out", help=OUT)
     return parser
 
 

@@ -139,7 +139,7 @@ def verify_pipeline(
 ) -> Verification:
     """Compares every trained tensor and one prediction of a pipeline folder with what was trained, as `verify_file`."""
     try:
-        engine = Engine.load(str(folder), device=device)
+        engine = Engine.load(str(folder), dtype="fp32", device=device)
         difference = max(_difference(engine.parts[part], state) for part, state in states.items())
     except UserError as error:
         raise AfterTrainingError([f"{folder}: does not verify: {problem}" for problem in error.problems]) from error

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .pages.words import counted, in_words, number
+from ..configs.words import counted
+from .pages.words import in_words, number
 from .run_folder import LOCK, RunFiles, is_locked
 
 

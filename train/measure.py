@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..configs.data_sections import PriorSource
 from ..configs.schema import RunConfig
+from ..configs.words import counted
 from ..data.dataset import Dataset, Images
 from ..models.encode import PROBE_PROMPT
 from ..models.family import ModelFamily, Parts
@@ -21,7 +22,6 @@ from .callbacks.checkpoint import Checkpoints
 from .callbacks.requests import Requests
 from .callbacks.tracking import Tracking
 from .callbacks.validation import requests_of, sampling
-from .pages.words import counted
 from .precompute import Load, Wanted, fill
 from .run import Run
 from .state import save_checkpoint

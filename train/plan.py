@@ -15,8 +15,9 @@ from ..configs.errors import UserError, run_command
 from ..configs.imports import importing
 from ..configs.loader import load_config, marked_yaml
 from ..configs.schema import PartSection, RunConfig
+from ..configs.words import counted
 from ..models.base import find_base
-from .pages.words import aligned, counted, duration
+from .pages.words import aligned, duration
 
 if TYPE_CHECKING:
     from ..data.dataset import Images

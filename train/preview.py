@@ -9,7 +9,7 @@ from ..configs.arguments import add_config, positive
 from ..configs.errors import run_command
 from ..configs.imports import importing
 from ..configs.loader import load_config
-from .pages.words import counted
+from ..configs.words import counted
 
 HELP = """\
 Write a page that shows what the model will see of the images: how each is cut and scaled for

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from ..configs.errors import UserError
 from ..configs.schema import RunConfig
+from ..configs.words import counted
 from ..data.dataset import Dataset, Images
 from ..images.decoding import Size
 from .choice import Choice, Place, choose
@@ -16,7 +17,6 @@ from .outlook import BucketOutlook, dataset_ahead, look_ahead, missed_shares
 from .pages.contact_sheet import Tile, contact_sheet, scaled, shown_size
 from .pages.page import write_page
 from .pages.preview_page import Bucket, Preview, preview_page
-from .pages.words import counted
 from .preflight import check_output, preflight
 from .view import changed, cuts_of, find_uses, look, reddened
 

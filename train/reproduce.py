@@ -14,8 +14,8 @@ from ..configs.document import Document
 from ..configs.errors import UserError, run_command
 from ..configs.files import reason, replace_file
 from ..configs.loader import accepted, dump_yaml
+from ..configs.words import counted
 from .facts import at
-from .pages.words import counted
 from .record import Record, changed_texts, file_hash, hashed, is_hashed, read_record, texts_of
 from .run_folder import installed
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.arguments import positive
-from ...configs.dtypes import DTYPES
+from ...configs.dtypes import AUTO, DTYPES
 from ...configs.errors import UserError
 
 ASKED_ELSEWHERE = ("prompt", "num_images")
 """Keys of a request that a command asks for with an argument of its own."""
+DTYPE = "type of the weights (auto: bf16 on a GPU, fp16 on one that has no bf16, fp32 elsewhere and for pocket)"
 
 
 def add_request(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +30,8 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     add("--guidance", type=float, help="classifier-free guidance scale (4)")
     add("--guidance-until", type=float, metavar="FRACTION", help="without guidance, at half the cost, from there (1)")
     add("--resolution", type=_size, metavar="SIDE|WxH", help="pixels (the base's own)")
-    add("--scheduler", help="sampler (dpmsolver++); an unknown name answers with the list")
-    add("--dtype", choices=DTYPES, help="type of the weights (fp32)")
+    add("--scheduler", help="sampler (dpmsolver++), or its name in web UIs; an unknown one answers with the list")
+    add("--dtype", choices=(AUTO, *DTYPES), help=DTYPE)
     add("--attention", help="sdpa, auto, or a back-end of diffusers; an unknown name answers with the list (sdpa)")
     add("--compile", action="store_true", default=None, help="compile the denoiser's blocks: slow start, then faster")
     add("--token-windows", type=positive, help="of 75 tokens that a prompt may fill (1)")
@@ -42,7 +43,7 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     add("--control", action="append", metavar="MODEL=IMAGE[:SCALE]", help="ControlNet and its picture; again for more")
     add("--micro-batch", type=positive, help="pictures of one forward pass; other numbers give other bits")
     add("--overwrite", action="store_true", help="replace pictures of other requests that are in the folder")
-    add("--device", default="cpu", help="cpu, cuda, mps (cpu)")
+    add("--device", help="cpu, cuda, mps or xpu (auto: the best one there is)")
     add("--threads", type=positive, help="CPU threads; other numbers give other bits (all cores)")
 
 
@@ -100,8 +101,8 @@ def _seed(text: str) -> int:
 
 
 def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
+    width, cross, height = text.lower().partition("x")
     try:
-        return positive(width), positive(height or width)
+        return positive(width), positive(height if cross else width)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} should be SIDE or WIDTHxHEIGHT in pixels") from error

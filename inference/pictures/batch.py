@@ -4,10 +4,12 @@ What is made at one time is a forward pass, whole: so a picture has the same pla
 makes it and whatever was there already.
 """
 
+import itertools
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,10 +56,51 @@ def work_of(requests: Sequence[PictureRequest], sampler: Sampler, folder: Path) 
         size = sampler.micro_batch(request)
         starts = [0, *range(size - request.place % size, request.num_images, size)]
         for start, end in zip(starts, [*starts[1:], request.num_images], strict=True):
-            files = [folder / f"{number + k:04d}.png" for k in range(start, end)]
+            files = [folder / file_of(number + k) for k in range(start, end)]
             found.append(Work(request.part(start, end - start, size), files))
         number += request.num_images
     return found
+
+
+def behind(work: Sequence[Work], sampler: Sampler) -> list[Work]:
+    """The same with numbers behind all pictures of the folder, or where some of these very pictures are already.
+
+    So prompts are tried one after the other into one folder, and a batch that was interrupted is taken up again.
+    """
+    wanted = [_canonical(own) for each in work for own in _facts(each, sampler)]
+    folder = work[0].files[0].parent
+    said = {int(file.stem): _said(file) for file in folder.glob("*.png") if re.fullmatch(r"\d{4,9}", file.stem)}
+    start = _begun(wanted, said)
+    first = max(said, default=-1) + 1 if start is None else start
+    moved = (folder / file_of(number) for number in itertools.count(first))
+    return [Work(each.request, [next(moved) for _ in each.files]) for each in work]
+
+
+def _begun(wanted: Sequence[str], said: Mapping[int, str]) -> int | None:
+    """The number of the first wanted picture where some are there already, and no other one is in their way."""
+    places = {words: k for k, words in reversed([*enumerate(wanted)])}
+    starts = dict.fromkeys(number - places[words] for number, words in sorted(said.items()) if words in places)
+    fitting = (
+        start for start in starts if start >= 0 and all(said.get(start + k, own) == own for k, own in enumerate(wanted))
+    )
+    return next(fitting, None)
+
+
+def file_of(number: int) -> str:
+    """The name of a picture."""
+    return f"{number:04d}.png"
+
+
+def sheet_of(work: Sequence[Work]) -> str:
+    """The name of the picture that shows all: those of several batches in one folder lie side by side."""
+    first = work[0].files[0].stem
+    return "grid.png" if not int(first) else f"grid-{first}.png"
+
+
+def announce(words: str) -> None:
+    """Says something once, whatever the number of processes."""
+    if process()[0] == 0:
+        print(words, file=sys.stderr)
 
 
 def make_together(work: Sequence[Work], sampler: Sampler, title: str, overwrite: bool = False) -> Made:
@@ -74,7 +117,7 @@ def make_together(work: Sequence[Work], sampler: Sampler, title: str, overwrite:
         print(f"what is done is in {work[0].files[0].parent}; the same command goes on from there", file=sys.stderr)
         raise
     if processes > 1:
-        wait_for_all(sampler.device)
+        wait_for_all(sampler.device(work[0].request))
     return replace(done, processes=processes, is_main=rank == 0)
 
 
@@ -120,12 +163,19 @@ def _is_made(work: Work, facts: Sequence[dict[str, object]]) -> bool:
 
 
 def _says(file: Path, facts: dict[str, object]) -> bool:
-    if not file.is_file():
-        return False
+    return file.is_file() and _said(file) == _canonical(facts) and _is_picture(file)
+
+
+def _said(file: Path) -> str:
+    """What a picture says of itself; "" for one of others."""
     try:
-        return request_in(file) == json.loads(json.dumps(facts)) and _is_picture(file)
+        return _canonical(request_in(file))
     except UserError:
-        return False
+        return ""
+
+
+def _canonical(facts: Mapping[str, object]) -> str:
+    return json.dumps(facts, sort_keys=True)
 
 
 def pictures_of(work: Sequence[Work]) -> Iterator[Image.Image]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from ...configs.document import Document, dotted, merge, read_document
-from ...configs.dtypes import DType
+from ...configs.dtypes import ChosenDType
 from ...configs.errors import UserError
 from ...configs.problems import explain, keys_of
 from ...configs.section import Section
@@ -67,7 +67,10 @@ class PictureRequest(Section):
     scheduler: str = "dpmsolver++"
     base: str = "pocket"
     revision: str | None = None
-    dtype: DType = "fp32"
+    dtype: ChosenDType = "auto"
+    """Type of the weights; `auto` is bf16 or fp16 on a GPU, and fp32 elsewhere."""
+    device: str | None = None
+    """`cpu`, `cuda`, `mps` or `xpu`; the best one there is when it is not given. The bits depend on it."""
     adapters: list[AdapterChoice] = []
     fuse: bool = False
     """Whether the adapters are added to the base's weights: faster, and other bits."""

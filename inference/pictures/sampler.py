@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from PIL import Image
 
 from ...configs.errors import UserError
 from ...models.base import pin_revision
+from ...models.device import chosen_device, chosen_dtype, device_words
 from ...models.family import PromptOptions
 from ..attention import choose_attention
 from ..callbacks.adapter_schedule import AdapterSchedule
@@ -29,10 +31,7 @@ PACKAGES = ("loraloom", "torch", "diffusers", "transformers", "peft")
 class Sampler:
     """Makes the pictures of one request after the other."""
 
-    def __init__(self, device: str = "cpu"):
-        """`cuda` of several processes is that of each one's own number on its machine."""
-        several = device == "cuda" and "LOCAL_RANK" in os.environ
-        self.device = f"cuda:{os.environ['LOCAL_RANK']}" if several else device
+    def __init__(self):
         self._engine: Engine | None = None
         self._base: tuple[Any, ...] = ()
         self._fitting: set[tuple[Any, ...]] = set()
@@ -76,17 +75,33 @@ class Sampler:
 
     def key(self, request: PictureRequest) -> tuple[Any, ...]:
         """What two requests on the same engine have in common."""
-        return request.base, request.revision, request.dtype, request.attention, request.compile
+        device = self.device(request)
+        dtype = chosen_dtype(request.dtype, device, request.base)
+        return request.base, request.revision, dtype, device, request.attention, request.compile
+
+    def device(self, request: PictureRequest) -> str:
+        """Where it is made; `cuda` of several processes is that of each one's own number on its machine."""
+        device = chosen_device(request.device)
+        return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
 
     def facts(self, request: PictureRequest) -> dict[str, Any]:
         """What the request left open, as it was decided."""
         revision = pin_revision(request.base, request.revision)
+        device = self.device(request)
+        kind = device.partition(":")[0]
         return {
             "revision": revision,
+            "dtype": chosen_dtype(request.dtype, device, request.base),
+            "device": None if kind == "cpu" else kind,  # which the threads tell
             "micro_batch": self.micro_batch(request),
             "attention": self._attention,
-            "threads": torch.get_num_threads() if self.device == "cpu" else None,
+            "threads": torch.get_num_threads() if kind == "cpu" else None,
         }
+
+    def words(self, requests: Sequence[PictureRequest]) -> str:
+        """Where the pictures are made and in which type: `on the CPU, weights in fp32`."""
+        found = [(self.key(request)[3], self.key(request)[2]) for request in requests]
+        return "; ".join(device_words(*each) for each in dict.fromkeys(found))
 
     def ready(self, request: PictureRequest) -> Engine:
         """The engine with the request's adapters and sampler."""
@@ -103,7 +118,8 @@ class Sampler:
         wanted = self.key(request)
         if self._engine is None or wanted != self._base:
             self._engine = None  # two bases at once may be too much
-            self._engine = Engine.load(request.base, revision=request.revision, dtype=request.dtype, device=self.device)
+            _, _, dtype, device, *_ = wanted
+            self._engine = Engine.load(request.base, revision=request.revision, dtype=dtype, device=device)
             self._base, self._adapters, self._compiled = wanted, [], False
             self._attention = request.attention
             if request.attention != "sdpa":  # which is what a fresh engine has
@@ -152,7 +168,7 @@ class Sampler:
             image=_picture(request.image),
             mask=_picture(request.mask),
             strength=request.strength,
-            controls=[self._control(choice, request.dtype) for choice in request.controls],
+            controls=[self._control(choice, self.key(request)[2]) for choice in request.controls],
             micro_batch=request.micro_batch,
             place=request.place,
         )

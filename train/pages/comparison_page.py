@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 
+from ...configs.words import counted
 from ..comparison import Comparison, Table, spelled
 from ..run_folder import Picture, RunFiles, read_pictures
 from . import chart
 from .chart import Markup, Series, join, key, line_chart, tag
 from .curves import Entries, curve, names_of
 from .page import backdrop, data_uri, enlarging, page
-from .words import counted
 
 Runs = Mapping[str, RunFiles]
 Shown = tuple[str, int | None, int]

@@ -6,13 +6,13 @@ from itertools import count
 
 from ...configs.data_sections import PriorSource, Source
 from ...configs.schema import RunConfig
+from ...configs.words import counted
 from ...images.decoding import Size
 from ..choice import Planned
 from ..outlook import BucketOutlook, Changed, Outlook, SourceOutlook
 from ..view import Encoded, View, box_of
 from .chart import Markup, join, tag
 from .page import backdrop, enlarging, page, picture_uri
-from .words import counted
 
 SHOWN_CAPTIONS = 6
 ALMOST_ALL = 0.95  # of the pixels, not looked at: nothing is left to learn

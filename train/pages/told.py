@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ...configs.words import counted
 from ..facts import at, final_loss, method_of, seconds_of, step_of, steps_of
 from ..run_folder import RunFiles
-from .words import counted, duration, in_words, number
+from .words import duration, in_words, number
 
 
 def adapter_of(run: RunFiles) -> str | None:

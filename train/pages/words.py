@@ -24,11 +24,6 @@ def in_words(value: Any) -> str:
     return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def counted(count: int, noun: str) -> str:
-    """'1 step', '1,200 steps'."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def duration(seconds: float) -> str:
     """'41.2 s', '12 min 5 s' or '3 h 20 min'."""
     if seconds < 60:

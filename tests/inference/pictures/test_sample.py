@@ -248,3 +248,35 @@ def test_the_request_of_a_picture_is_json_that_other_programs_read(sample, tmp_p
     with Image.open(tmp_path / "out/0000.png") as image:
         assert json.loads(image.info["loraloom"])["prompt"] == "a star"
         assert "torch" in image.info["software"]
+
+
+def test_prompts_are_tried_one_after_the_other_into_one_folder(tiny_base, tmp_path, monkeypatch, capsys):
+    """Without --out nothing is replaced and nothing refused; a batch that is there in part is taken up again."""
+    monkeypatch.chdir(tmp_path)
+    common = ["--base", str(tiny_base), "--steps", "1"]
+    star, moon = [*common, "--prompt", "a star", "--num-images", "2"], [*common, "--prompt", "a moon"]
+    assert main(star) == main([*moon, "--num-images", "2"]) == 0
+    folder = tmp_path / "runs/samples"
+    first = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert sorted(first) == ["0000.png", "0001.png", "0002.png", "0003.png", "grid-0002.png", "grid.png"]
+    (folder / "0003.png").unlink()
+    capsys.readouterr()
+    assert main([*moon, "--num-images", "2"]) == 0
+    assert "2 images in runs/samples (0002 to 0003.png)" in capsys.readouterr().out
+    assert main([*star, "--num-images", "3"]) == main(["--from", str(folder / "0003.png")]) == 0
+    assert main(["--from", str(folder / "0002.png")]) == main(["--from", str(folder / "0003.png")]) == 0
+    assert {name: (folder / name).read_bytes() for name in first} == first
+    assert [request_in(folder / f"000{k}.png")["seed"] for k in (4, 5, 6)] == [0, 1, 2]
+    again = pictures(tmp_path / "runs/again")
+    assert list(again) == ["0000.png", "0001.png"]
+    assert same(again["0001.png"], pictures(folder)["0002.png"])
+
+
+def test_what_was_chosen_stands_in_the_picture(tiny_base, tmp_path, capsys):
+    arguments = ["--base", str(tiny_base), "--prompt", "x", "--steps", "1", "--num-images", "1"]
+    assert main([*arguments, "--out", str(tmp_path), "--scheduler", "Euler a", "--device", "cpu"]) == 0
+    assert "on the CPU, weights in fp32" in capsys.readouterr().err
+    assert request_in(tmp_path / "0000.png")["dtype"] == "fp32"
+    other = tmp_path / "other"
+    assert main([*arguments, "--out", str(other), "--scheduler", "euler_ancestral", "--device", "cpu"]) == 0
+    assert same(pictures(tmp_path)["0000.png"], pictures(other)["0000.png"])
