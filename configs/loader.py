@@ -155,7 +155,7 @@ def _check_names(values: Any) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _is_import_path(path: KeyPath, name: str) -> bool:
-    return path == ("optimizer", "name") and "." in name
+    return path == ("optimizer", "name") and "." in name and all(word.isidentifier() for word in name.split("."))
 
 
 def _check_options(values: Any) -> Iterator[tuple[KeyPath, str]]:

@@ -24,6 +24,7 @@ from diffusers import DiffusionPipeline
 
 from ..configs.choices import did_you_mean, find, names
 from ..configs.errors import UserError
+from ..configs.faults import foreign
 
 SHIPPED, FILE = "inference.pipelines", "pipeline.py"
 MIRROR = "diffusers/community-pipelines-mirror"
@@ -118,6 +119,7 @@ def _shipped(name: str) -> type[DiffusionPipeline]:
 
 
 def _installed(module: str, name: str) -> type[DiffusionPipeline]:
+    foreign(module)
     try:
         found = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:

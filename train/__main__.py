@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..configs.arguments import add_config
 from ..configs.data_sections import FolderSource
 from ..configs.errors import STOPPED, OutOfMemory, TrainingError, UserError, run_command
+from ..configs.faults import is_out_of_memory
 from ..configs.files import reason
 from ..configs.imports import importing
 from ..configs.loader import load_config
@@ -28,9 +29,6 @@ FREE_ON_RESUME = (
     *("data.cache.dir", "data.cache.keep_vae", "data.workers"),
 )
 """What a resumed run may change: the rest decides which weights it ends with."""
-
-NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
-"""How torch, its CPU allocator and CUDA's libraries say it, in a RuntimeError."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -105,7 +103,7 @@ def _explain(error: Exception, run: "Run | None") -> UserError | None:
     where = f"step {run.step + 1}: " if run and not run.is_last_step else ""
     if isinstance(error, OSError):
         return TrainingError(f"{where}{reason(error)}")
-    if not isinstance(error, MemoryError) and not any(words in str(error) for words in NO_MEMORY):
+    if not is_out_of_memory(error):
         return None
     words = (str(error) or "in Python").splitlines()[0]
     return OutOfMemory(f"{where}out of memory ({words}); try {_take_less(run)}")

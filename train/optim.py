@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..adapters.adapter import AdapterSet
 from ..configs.choices import find
 from ..configs.errors import UserError
+from ..configs.faults import foreign
 from ..configs.schema import OptimizerSection, PartSection
 from .kernels.adamw import FlatAdamW
 
@@ -107,9 +108,10 @@ def _make(section: OptimizerSection, groups: list[Group]) -> torch.optim.Optimiz
 def _of_path(section: OptimizerSection, groups: list[Group]) -> torch.optim.Optimizer:
     """A class by its import path, such as `torch.optim.RAdam`, with the options as its arguments."""
     module, _, name = section.name.rpartition(".")
+    foreign(module)
     try:
         kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError, SyntaxError) as error:
         raise UserError(f"optimizer.name {section.name}: cannot be imported ({error}); install its package") from error
     try:
         return kind(groups, lr=section.learning_rate, **section.options)

@@ -13,7 +13,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 
-from loraloom.configs.errors import TrainingError, run_command
+from loraloom.configs.errors import OWN_CODE, UNEXPECTED, TrainingError, run_command
 from loraloom.configs.loader import load_config
 from loraloom.configs.schema import Tracker
 from loraloom.train import build
@@ -255,10 +255,38 @@ def test_a_run_that_was_out_of_memory_goes_on_with_less(write_config):
     assert main(["--resume", str(config.parent / "run"), *less]) == 0
 
 
-def test_an_error_of_ours_keeps_its_traceback(write_config, monkeypatch):
+@pytest.mark.slow
+def test_an_error_of_ours_keeps_its_traceback(write_config, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("LORALOOM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(Trainer, "forward", lambda self, batch: torch.zeros(2) @ torch.zeros(3))
-    with pytest.raises(RuntimeError):
-        run_command(main, [str(write_config())])
+    assert run_command(main, [str(write_config())]) == UNEXPECTED
+    (kept,) = (tmp_path / "cache" / "faults").iterdir()
+    assert str(kept) in capsys.readouterr().err and "torch.zeros(2)" in kept.read_text()
+
+
+OPTIMIZER = """
+import torch
+
+class Broken(torch.optim.SGD):
+    def __init__(self, params, lr):
+        super().__init__(params, lr=lr)
+        self.done = 0
+
+    def step(self, closure=None):
+        self.done += 1
+        if any(p.numel() > 4 for g in self.param_groups for p in g["params"]):
+            raise KeyError("mine")
+"""
+
+
+@pytest.mark.slow
+def test_an_error_of_the_users_optimizer_is_shown_as_theirs(write_config, monkeypatch, tmp_path, capsys):
+    (tmp_path / "mine_optim.py").write_text(OPTIMIZER)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = write_config(optimizer={"name": "mine_optim.Broken"})
+    assert run_command(main, [str(config)]) == OWN_CODE
+    said = capsys.readouterr().err
+    assert "code of yours, " + str(tmp_path / "mine_optim.py") in said and "trainer.py" not in said
 
 
 def test_bad_images_are_refused_without_importing_torch(write_config, tmp_path):
