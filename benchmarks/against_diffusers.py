@@ -164,7 +164,7 @@ def make_class_images(folder: Path) -> None:
 def ours(work: Path, settings: Settings) -> Contestant:
     """`loraloom train`, in this environment."""
     config = work / "ours.yaml"
-    config.write_text(yaml.safe_dump(our_config(work, settings)))
+    config.write_text(yaml.safe_dump(our_config(work, settings), sort_keys=False))
 
     def command(seed: int, run: Path) -> list[str]:
         module = [sys.executable, "-m", "loraloom.train", str(config), "--overwrite"]

@@ -157,7 +157,7 @@ def by_processes(folder: Path, stack: ExitStack) -> Iterator[Ready]:
     """Whole programs. The first process of a run takes the turns; the others wait where it does, for its gradients."""
     for world in PROCESSES:
         config = folder / f"{world}.yaml"
-        config.write_text(yaml.safe_dump(config_of(folder / f"run-{world}", loop={"batch_size": 4})))
+        config.write_text(yaml.safe_dump(config_of(folder / f"run-{world}", loop={"batch_size": 4}), sort_keys=False))
         command = [sys.executable, "-m", "loraloom.train", str(config)]
         first, *others = environments(world)
         for rank, environment in enumerate(others, start=1):

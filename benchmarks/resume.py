@@ -87,7 +87,7 @@ def write_config(folder: Path) -> Path:
         "output": {"dir": "replaced", "name": "sks"},
     }
     file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(config))
+    file.write_text(yaml.safe_dump(config, sort_keys=False))
     return file
 
 

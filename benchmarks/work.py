@@ -80,7 +80,7 @@ class Prepared:
     def write_config(self, name: str, **loop: Any) -> Path:
         """The same as a file."""
         file = self.run(name).with_suffix(".yaml")
-        file.write_text(yaml.safe_dump(self.config(name, **loop)))
+        file.write_text(yaml.safe_dump(self.config(name, **loop), sort_keys=False))
         return file
 
     @property

@@ -212,7 +212,9 @@ _InlineDumper.add_representer(str, _represent_text)
 
 def inline_yaml(value: Any) -> str:
     """A value on one line, as every YAML reader reads it back."""
-    text = yaml.dump([value], Dumper=_InlineDumper, default_flow_style=True, allow_unicode=True, width=math.inf)
+    # mappings keep their order: the first pattern that matches is the one that counts
+    settings = {"default_flow_style": True, "allow_unicode": True, "width": math.inf, "sort_keys": False}
+    text = yaml.dump([value], Dumper=_InlineDumper, **settings)
     return text.removeprefix("[").removesuffix("]\n")
 
 

@@ -177,7 +177,7 @@ def config_writer(tiny_base, photos):
         for section, values in sections.items():
             content[section] = values if isinstance(values, list) else content.get(section, {}) | values
         file = folder / f"{name}.yaml"
-        file.write_text(yaml.safe_dump(content))
+        file.write_text(yaml.safe_dump(content, sort_keys=False))
         return file
 
     return write

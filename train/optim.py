@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
@@ -44,7 +45,10 @@ def make_optimizer(adapters: AdapterSet, section: OptimizerSection) -> torch.opt
 
 
 def parameter_groups(adapters: AdapterSet, section: OptimizerSection) -> list[Group]:
-    """One for each part, named after it; with LoRA+ (Hayou et al. 2024) another for its B, at a higher rate."""
+    """One for each part, named after it; with LoRA+ (Hayou et al. 2024) another for its B, at a higher rate.
+
+    Each has the names of its weights, by which a checkpoint finds them again.
+    """
     groups: list[Group] = []
     for part, named in adapters.named_parameters().items():
         own = section.parts.get(part, PartSection())
@@ -52,11 +56,35 @@ def parameter_groups(adapters: AdapterSet, section: OptimizerSection) -> list[Gr
         decay = section.weight_decay if own.weight_decay is None else own.weight_decay
         common = {"weight_decay": decay, "stop_after": own.stop_after}
         faster = {name for name in named if "lora_B" in name} if section.lora_plus_ratio != 1 else set()
-        groups.append({"params": [p for n, p in named.items() if n not in faster], "lr": rate, "name": part, **common})
+        groups.append(_group(part, {n: p for n, p in named.items() if n not in faster}, lr=rate, **common))
         if faster:
-            own_rate = {"lr": rate * section.lora_plus_ratio, "name": f"{part}/B"}
-            groups.append({"params": [named[n] for n in named if n in faster], **own_rate, **common})
+            faster_rate = rate * section.lora_plus_ratio
+            groups.append(_group(f"{part}/B", {n: named[n] for n in named if n in faster}, lr=faster_rate, **common))
     return groups
+
+
+def _group(name: str, named: Mapping[str, torch.nn.Parameter], **settings: Any) -> Group:
+    return {"params": [*named.values()], "name": name, "weights": [*named], **settings}
+
+
+def arrange_as(optimizer: torch.optim.Optimizer, saved: Sequence[Group]) -> None:
+    """Brings the groups, and the weights in them, into the order of a saved optimiser, whose state goes by places.
+
+    The order decides in which turn gradients are summed, so a run goes on with that in which it began. UserError for
+    groups or weights of other names. Older checkpoints know the names of groups alone.
+    """
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    names = [group.get("name") for group in saved]
+    if sorted(map(str, names)) != sorted(groups):
+        raise UserError(f"its optimiser trains {', '.join(map(str, names))}, this run {', '.join(groups)}")
+    for then in saved:
+        group = groups[then["name"]]
+        own, wanted = group["weights"], then.get("weights", group["weights"])
+        if sorted(own) != sorted(wanted) or len(own) != len(then["params"]):
+            raise UserError(f"its optimiser has other weights of {then['name']} than this run")
+        place = {name: number for number, name in enumerate(own)}
+        group["params"], group["weights"] = [group["params"][place[name]] for name in wanted], list(wanted)
+    optimizer.param_groups[:] = [groups[name] for name in names]
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, section: OptimizerSection, steps: int) -> LambdaLR:

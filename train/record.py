@@ -39,6 +39,8 @@ PUBLIC = (
 """Places of texts that say how it was trained, and not on what or where; `*` stands for anything."""
 WORDS = ("*.caption", "*.captions.*", "*.prior", "adapter.tokens.*", "validation.prompts.*")
 """Places of texts that `output.metadata: full` tells."""
+ORDERED = ("adapter.parts", "adapter.rank_pattern", "adapter.alpha_pattern")
+"""Mappings whose order decides something: which pattern is the first, and in which order gradients are summed."""
 LEFT_OUT = (("output", "dir"), ("output", "push_to"), ("data", "cache", "dir"))
 """Where things go decides nothing: the same run in another folder has the same record."""
 HASH = re.compile(r"sha256:[0-9a-f]{16}")
@@ -66,7 +68,7 @@ def record_entries(run: "Run") -> dict[str, str]:
         "versions": installed(),
         "seed": config.loop.seed,
     }
-    return {f"{PREFIX}{name}": json.dumps(record[name], separators=(",", ":"), sort_keys=True) for name in ENTRIES}
+    return {f"{PREFIX}{name}": json.dumps(value, separators=(",", ":")) for name, value in in_order(record).items()}
 
 
 def read_record(file: Path) -> Record:
@@ -117,6 +119,16 @@ def hidden(config: "RunConfig") -> dict[str, Any]:
         return hashed(text)
 
     return changed_texts(values, hide)
+
+
+def in_order(values: Any, place: str = "") -> Any:
+    """The same values with mappings in the order of their keys, so that equal runs have equal records; but ORDERED."""
+    if isinstance(values, list):
+        return [in_order(value, place) for value in values]
+    if not isinstance(values, dict):
+        return values
+    keys = list(values) if place.removeprefix("config.") in ORDERED else sorted(values)
+    return {key: in_order(values[key], f"{place}.{key}".lstrip(".")) for key in keys}
 
 
 def changed_texts(values: Any, change: Callable[[str, str], Any], place: str = "") -> Any:

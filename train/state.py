@@ -22,6 +22,7 @@ from ..adapters.sharded import own, whole
 from ..configs.errors import TrainingError, UserError
 from ..configs.files import as_os_error, permit, reason, replace_file, sync
 from .journal import tolerated
+from .optim import arrange_as
 from .run import Best, Run
 from .run_folder import STATE, checkpoint_step, checkpoints
 from .sharding import check_optimizer, optimizer_by_name
@@ -54,10 +55,18 @@ def register_hooks(run: Run) -> None:
             run.adapters.load(part, load_file(Path(input_dir) / f"adapter_{part}.safetensors"))
             if run.ema is not None:
                 run.ema.load(part, load_file(Path(input_dir) / f"ema_{part}.safetensors"))
+        if not run.is_sharded:  # else everything of it goes by names
+            arrange_as(run.optimizer.optimizer, _saved_groups(Path(input_dir)))
         models.clear()
 
     run.accelerator.register_save_state_pre_hook(save)  # type: ignore[arg-type]
     run.accelerator.register_load_state_pre_hook(load)  # type: ignore[arg-type]
+
+
+def _saved_groups(checkpoint: Path) -> list[dict[str, Any]]:
+    """The groups of a saved optimiser; what it knows of each weight stays on the disk."""
+    state = torch.load(checkpoint / "optimizer.bin", map_location="cpu", weights_only=True, mmap=True)
+    return state["param_groups"]
 
 
 def _save(state: Mapping[str, Tensor], file: Path) -> None:

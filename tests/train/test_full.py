@@ -36,7 +36,7 @@ def config_of(write_config):
         file = write_config(name, **{"optimizer": {"learning_rate": 1e-3}, **sections})
         content = yaml.safe_load(file.read_text())
         content["adapter"] = {"method": "full", **(adapter or {})}
-        file.write_text(yaml.safe_dump(content))
+        file.write_text(yaml.safe_dump(content, sort_keys=False))
         return file
 
     return config_of

@@ -102,7 +102,7 @@ def header_for(config_for, tmp_path) -> Callable[..., dict[str, str]]:
         values = yaml.safe_load(file.read_text())
         for name, section in sections.items():
             values[name] = values.get(name, {}) | section
-        file.write_text(yaml.safe_dump(values))
+        file.write_text(yaml.safe_dump(values, sort_keys=False))
         return run_header(build_trainer(load_config(file)).run)
 
     return make

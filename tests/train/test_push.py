@@ -254,7 +254,7 @@ def test_a_pipeline_is_the_root_of_its_repository(write_config, hub, tiny_base, 
     index.write_text(json.dumps(json.loads(index.read_text()) | {"_name_or_path": str(tiny_base)}))
     config = write_config(loop={"steps": 1}, model={"base": str(base)})
     content = yaml.safe_load(config.read_text())
-    config.write_text(yaml.safe_dump(content | {"adapter": {"method": "full"}}))
+    config.write_text(yaml.safe_dump(content | {"adapter": {"method": "full"}}, sort_keys=False))
     assert train([str(config)]) == 0
     assert push([str(tmp_path / "run"), "--repo", "me/mine"]) == 0
     assert {"model_index.json", "unet/config.json", "README.md"} <= set(hub.files)

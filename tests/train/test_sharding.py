@@ -43,7 +43,7 @@ def config_of(write_config, name, adapter, photos):
     file = write_config(name, validation=images, **COMMON)
     content = yaml.safe_load(file.read_text())
     content["adapter"] = adapter
-    file.write_text(yaml.safe_dump(content))
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
     return file
 
 

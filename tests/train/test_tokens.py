@@ -33,7 +33,7 @@ def config_of(write_config, photos, name="run", adapter=None, **sections):
     file = write_config(name, data=data, **sections)
     content = yaml.safe_load(file.read_text())
     content["adapter"] = ALONE if adapter is None else adapter
-    file.write_text(yaml.safe_dump(content))
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
     return file
 
 

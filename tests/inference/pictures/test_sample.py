@@ -72,7 +72,7 @@ def test_another_adapter_file_under_the_same_name_is_refused(sample, adapter, ti
     other = make_adapter(tiny_base, seed=9)
     request["adapters"][0]["file"] = str(other)
     file = tmp_path / "r.yaml"
-    file.write_text(yaml.safe_dump({"requests": [request]}))
+    file.write_text(yaml.safe_dump({"requests": [request]}, sort_keys=False))
     with pytest.raises(UserError, match="another file"):
         sample(str(file), base=False)
 
@@ -132,7 +132,7 @@ def test_a_file_holds_many_requests(sample, adapter, tiny_base, tmp_path):
         ],
     }
     file = tmp_path / "requests.yaml"
-    file.write_text(yaml.safe_dump(content))
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
     made = sample(str(file), base=False)
     assert len(made) == 6
     assert len({picture.tobytes() for name, picture in made.items() if name != "0005.png"}) == 5
@@ -232,7 +232,7 @@ def test_weights_that_cannot_be_read_are_told_before_anything_is_loaded(
     monkeypatch.setattr(Engine, "load", load)
     file = tmp_path / "requests.yaml"
     requests = [{"prompt": "a star"}, {"prompt": "a moon", "weighted": True, place: prompt}]
-    file.write_text(yaml.safe_dump({"requests": requests}))
+    file.write_text(yaml.safe_dump({"requests": requests}, sort_keys=False))
     assert run_command(main, [str(file), "--out", str(tmp_path / "out")]) == 2
     assert words in capsys.readouterr().err
 

@@ -87,7 +87,7 @@ def run(tmp_path: Path) -> Callable[..., Path]:
                 Image.new("RGB", (8, 8)).save(samples / entry["file"])
             Image.new("RGB", (16, 16)).save(samples / "grid.png")
             (samples / "samples.json").write_text(json.dumps(listed))
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         (folder / "run.json").write_text(json.dumps(RECORD | (record or {})))
         return folder
 
@@ -210,7 +210,7 @@ def test_the_code_on_the_card_of_a_real_run_works(kind, base_of, config_writer, 
     )
     content = yaml.safe_load(file.read_text())
     content["output"] |= output
-    file.write_text(yaml.safe_dump(content | {"adapter": adapter}))
+    file.write_text(yaml.safe_dump(content | {"adapter": adapter}, sort_keys=False))
     assert main([str(file)]) == 0
     folder = tmp_path / "run"
     card = ModelCard.load(folder / "README.md")
