@@ -28,6 +28,8 @@ from .transforms import Geometry, crop, place
 
 CENTER = (0.5, 0.5)
 WIDER = 2**31  # than any image
+PROFILES = "profiles"
+"""In the fingerprint of a source: how many images a colour profile changes; not there where none does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +42,13 @@ class Images:
     sizes: np.ndarray  # (n, 2) width and height as shown
     digests: np.ndarray | None  # (n,) SHA-256 of the files in hex; None where nobody has read them yet
     mask_digests: np.ndarray | None = None  # (n,) of the mask files; b"" where there is none
+    converted: np.ndarray | None = None  # (n,) whether a colour profile changes the pixels
 
     @classmethod
     def scanned(cls, section: Source, source: ImageSource, scan: Scan, kept: np.ndarray) -> "Images":
         """What a scan has left."""
-        return cls(section, source, kept, scan.sizes[kept], scan.digests[kept], scan.mask_digests[kept])
+        columns = (scan.sizes, scan.digests, scan.mask_digests, scan.converted)
+        return cls(section, source, kept, *(column[kept] for column in columns))
 
     @classmethod
     def declared(cls, section: Source, source: ImageSource) -> "Images":
@@ -127,7 +131,9 @@ class Dataset:
         """
         sources = []
         for name, images in zip(self.names, self.images, strict=True):
-            sources.append({"name": name, "images": len(images.kept), "sha256": images.fingerprint()})
+            found = {"name": name, "images": len(images.kept), "sha256": images.fingerprint()}
+            converted = 0 if images.converted is None else int(images.converted.sum())
+            sources.append(found | ({PROFILES: converted} if converted else {}))
         return {"sources": sources, "micro_batch": group if len(self.buckets) > 1 else None}
 
     def order(self, steps: int, batch_size: int, group: int) -> Order:
@@ -242,7 +248,9 @@ class Dataset:
         assert images.digests is not None
         mask = images.mask_digests[row] if images.mask == "file" and images.mask_digests is not None else b""
         cut = (*geometry.original, *geometry.scaled, *geometry.corner, *geometry.target, int(geometry.flip))
-        return content_key(bytes(images.digests[row]), bytes(mask), images.mask, cut, self.data.background)
+        known = (bytes(images.digests[row]), bytes(mask), images.mask, cut, self.data.background)
+        converted = images.converted is not None and images.converted[row]
+        return content_key(*known, "sRGB") if converted else content_key(*known)
 
     # ------------------------------------------------------------------------ pixels
 

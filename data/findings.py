@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from .source import ImageSource
 
-VERSION = 2
+VERSION = 3
 """Of what is kept: another number, and every image is looked at anew."""
 
 _MASKS = 1024  # masks that are read and compared as one piece of work
@@ -39,6 +39,7 @@ _ROW = np.dtype(
         ("height", np.int32),
         ("mode", "S8"),
         ("orientation", np.uint8),
+        ("profile", np.uint8),
     ]
 )
 _FIELDS = _ROW.names or ()
@@ -53,12 +54,13 @@ class Finding:
     size: Size = (0, 0)  # as shown; as stored for an image that cannot be decoded
     mode: str = ""
     orientation: int = 1
+    profile: int = 0  # what its colour profile does: one of those of `images.colour`
     reason: str | None = None  # why it cannot be used
 
     @property
     def row(self) -> tuple:
         """Values in the order of `_ROW`."""
-        return (self.digest, self.mask, *self.size, self.mode.encode(), self.orientation)
+        return (self.digest, self.mask, *self.size, self.mode.encode(), self.orientation, self.profile)
 
 
 @dataclass

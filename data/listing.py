@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from ..images.endings import SUFFIXES
 from .metadata import NAMES
-from .source import MASKS, SUFFIXES, is_utf8, shown
+from .source import MASKS, is_utf8, shown
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported: a type checker sees none
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..configs.data_sections import DataSection
 from ..configs.machine import cores
+from ..images.colour import CONVERTED, UNUSABLE
 from ..images.decoding import BadImage, PixelRules, Size, decode, decode_mask, header
 from .buckets import why_too_long
 from .findings import Finding, Findings, remembered, sha256
@@ -45,6 +46,7 @@ class Scan:
     problems: dict[int, str]  # index -> "location: reason; what to do"
     warnings: list[str]
     mask_digests: np.ndarray  # (N,) "S64", as `digests`, of the mask files; b"" where there is none
+    converted: np.ndarray  # (N,) bool, whether a colour profile changes the pixels
 
 
 def scan(source: "ImageSource", data: DataSection, *, progress: bool = True, cache: Path | None = None) -> Scan:
@@ -97,7 +99,7 @@ def examine(source: "ImageSource", index: int, rules: PixelRules) -> Finding:
             reason = "is transparent everywhere, so there is nothing to see; take it out"
     except BadImage as error:
         reason = str(error)
-    return Finding(*digests, found.size, found.mode, found.orientation, reason)
+    return Finding(*digests, found.size, found.mode, found.orientation, found.profile, reason)
 
 
 def _problem_of_mask(mask: bytes, size: Size) -> str | None:
@@ -150,8 +152,9 @@ def _result(source: "ImageSource", data: DataSection, findings: Findings, notes:
         modes=modes,
         orientations=rows["orientation"].copy(),
         problems=problems,
-        warnings=[*notes, *_warnings(source, sizes, modes)],
+        warnings=[*notes, *_warnings(source, sizes, modes, rows["profile"])],
         mask_digests=rows["mask"].copy(),
+        converted=rows["profile"] == CONVERTED,
     )
 
 
@@ -165,15 +168,17 @@ def _too_long(rows: np.ndarray, max_aspect: float) -> dict[int, str]:
     return reasons
 
 
-def _warnings(source: "ImageSource", sizes: np.ndarray, modes: np.ndarray) -> list[str]:
+def _warnings(source: "ImageSource", sizes: np.ndarray, modes: np.ndarray, profiles: np.ndarray) -> list[str]:
     usable = sizes[:, 0] > 0
     cmyk = np.flatnonzero(usable & (modes == "CMYK"))
+    unusable = np.flatnonzero(usable & (profiles == UNUSABLE))
     large = np.flatnonzero(sizes.astype(np.int64).prod(axis=1) > VERY_LARGE)
     return [
         f"{source.name}: {len(found)} {'image' if len(found) == 1 else 'images'} {what} "
         f"({_first([source.location(int(index)) for index in found[: _NAMED + 1]])})"
         for found, what in [
             (cmyk, "in CMYK, converted to RGB without a colour profile"),
+            (unusable, "with a colour profile that cannot be used (damaged, or not of RGB), read as sRGB"),
             (large, f"of more than {VERY_LARGE // 10**6} million pixels, slow to read"),
         ]
         if len(found)

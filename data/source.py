@@ -15,8 +15,7 @@ from ..configs.data_sections import DatasetSource, FolderSource, ImageSection, P
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported: a type checker sees none
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".apng"})
-"""Endings of image files, in small letters."""
+
 MASKS = (".mask.png", "-masklabel.png")
 """What stands after the stem of an image in the name of its mask; the second is how other trainers write it."""
 CAPTION_LISTS = pa.list_(pa.string())

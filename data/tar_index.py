@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 
 from ..configs.errors import UserError
 from ..configs.files import replacing
+from ..images.endings import SUFFIXES
 from .keys import content_key, file_stamp
-from .source import CAPTION_LISTS, SUFFIXES, Problems, caption_list, decode_text, is_utf8, read_sidecars, shown
+from .source import CAPTION_LISTS, Problems, caption_list, decode_text, is_utf8, read_sidecars, shown
 
 MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # stem, ending
 MASK_ENDING = "mask.png"

@@ -28,6 +28,7 @@ from ..models.aligned import align
 from ..models.family import ModelFamily, Parts
 from ..models.original_names import TEXT_ENCODERS
 from ..models.single_file import PICKLES, SUFFIX, shipped_configs
+from .given_pictures import shown_picture
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -48,6 +49,9 @@ class Control:
     model: ControlNetModel
     image: Image.Image  # what the ControlNet was trained on: edges, depth, …
     scale: float = 1.0  # how strongly
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image", shown_picture(self.image))  # frozen
 
 
 def load_controlnets(sources: Sequence[str], dtype: str = "fp32") -> list[ControlNetModel]:

@@ -25,6 +25,7 @@ from ..models.family import ONE_WINDOW, ModelFamily, Parts, PromptOptions
 from ..models.quiet import quietly
 from .callback import Call, attached, begin, stopped
 from .controlnet import Control, with_controlnets
+from .given_pictures import shown_mask, shown_picture
 from .merged import MergedBase
 from .mixing import Mixing
 from .schedulers import DEFAULT_SCHEDULER, make_scheduler
@@ -56,6 +57,11 @@ class Request:
             raise UserError(f"{len(self.prompts)} prompts were given with {len(self.seeds)} seeds")
         if self.mask is not None and self.image is None:
             raise UserError("a mask says where an image may change, so it needs an image")
+        set_field = object.__setattr__  # frozen; what is shown stays as it is when a request is made from another
+        if self.image is not None:
+            set_field(self, "image", shown_picture(self.image))
+        if self.image is not None and self.mask is not None:
+            set_field(self, "mask", shown_mask(self.mask, self.image.size))
         if self.image is not None and not 0 < self.strength <= 1:
             raise UserError(f"strength {self.strength:g}: should be above 0 and at most 1")
         if self.micro_batch is not None and self.micro_batch < 1:
@@ -282,7 +288,7 @@ def _one_or_all(values: list[Any]) -> Any:
 
 def _fitted(image: Image.Image, mode: str, size: tuple[int, int]) -> Image.Image:
     """Cut around its middle to the proportions, and resized."""
-    return ImageOps.fit(ImageOps.exif_transpose(image).convert(mode), size, Image.Resampling.LANCZOS)
+    return ImageOps.fit(image.convert(mode), size, Image.Resampling.LANCZOS)
 
 
 def make_pipeline(kind: str | type, components: Parts, family: ModelFamily) -> Any:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..adapters import active
 from ..adapters.weighing import Weight
 from ..configs.errors import UserError
+from ..images.decoding import mask_as_shown
 from ..models.encode import pool_masks
 from ..models.family import Conditioning
 from .engine import Engine, MicroBatch
@@ -155,7 +156,7 @@ def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 def mask_tensor(mask: Image.Image | Tensor) -> Tensor:
     """(H, W) in [0, 1], fp32, of a picture or such a tensor; UserError for anything else."""
     if isinstance(mask, Image.Image):
-        return torch.from_numpy(np.array(mask.convert("L"), dtype=np.float32)) / 255
+        return torch.from_numpy(np.array(mask_as_shown(mask), dtype=np.float32)) / 255
     if mask.ndim != 2 or 0 in mask.shape:
         raise UserError(f"a mask has the shape {tuple(mask.shape)}; it needs two dimensions, (height, width)")
     found = mask.detach().float().cpu()

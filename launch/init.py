@@ -161,8 +161,8 @@ def default_trigger(class_prompt: str | None) -> str:
 
 def count_images(folder: Path) -> int:
     """Images in a folder and the folders in it, by their endings. UserError if there are none."""
-    from ..data.source import SUFFIXES
     from ..data.sources.folder import image_files
+    from ..images.endings import SUFFIXES
 
     if not folder.is_dir():
         raise UserError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}; --data is a folder")

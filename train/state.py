@@ -21,6 +21,7 @@ from torch import Tensor
 from ..adapters.sharded import own, whole
 from ..configs.errors import TrainingError, UserError
 from ..configs.files import as_os_error, permit, reason, replace_file, sync
+from ..data.dataset import PROFILES
 from .journal import tolerated
 from .optim import arrange_as
 from .run import Best, Run
@@ -251,7 +252,13 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     for part in sorted(part for part in before | now_there if before.get(part) != now_there.get(part)):
         yield f"model.base: the weights of its {part} were changed since the checkpoint was saved"
     for old, new in zip(then["sources"], now["sources"], strict=True):
-        if old != new:
+        profiles = new.get(PROFILES, 0)
+        if old != new and old == {key: value for key, value in new.items() if key != PROFILES}:
+            yield (
+                f"{new['name']}: {profiles} of its images have a colour profile, which was not looked at when the "
+                "checkpoint was saved and is converted to sRGB now: their colours are others"
+            )
+        elif old != new:
             counts = f"{old['images']} images then, {new['images']} now"
             yield f"{new['name']}: its images or captions were changed since the checkpoint was saved ({counts})"
 

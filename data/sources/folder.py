@@ -13,9 +13,10 @@ import pyarrow.compute
 
 from ...configs.data_sections import FolderSource
 from ...configs.errors import UserError
+from ...images.endings import SUFFIXES
 from ..listing import BESIDE, CAPTION_FILES, Listing, list_folder, mask_file, walk
 from ..metadata import Metadata, find_metadata, read_metadata
-from ..source import CAPTION_LISTS, MASKS, SUFFIXES, Captions, Problems, check_masks, read_sidecars
+from ..source import CAPTION_LISTS, MASKS, Captions, Problems, check_masks, read_sidecars
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported: a type checker sees none
 

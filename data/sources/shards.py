@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from ...configs.data_sections import ShardSource
 from ...configs.errors import UserError
-from ..source import SUFFIXES, Captions, Problems, check_masks
+from ...images.endings import SUFFIXES
+from ..source import Captions, Problems, check_masks
 from ..tar_index import load_index
 
 

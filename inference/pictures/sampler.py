@@ -21,6 +21,7 @@ from ..callbacks.dynamic_guidance import DynamicGuidance
 from ..compilation import compile_blocks
 from ..controlnet import Control, check_fits, load_controlnets
 from ..engine import Engine, Request
+from ..given_pictures import read_mask, read_picture
 from ..mixing import adapter_title
 from ..schedulers import make_scheduler
 from .request import AdapterChoice, ControlChoice, PictureRequest
@@ -165,8 +166,8 @@ class Sampler:
             negative_prompt=request.negative_prompt,
             resolution=_resolution(request),
             prompt_options=PromptOptions(request.token_windows, request.clip_skip, request.weighted),
-            image=_picture(request.image),
-            mask=_picture(request.mask),
+            image=read_picture(request.image) if request.image else None,
+            mask=read_mask(request.mask) if request.mask else None,
             strength=request.strength,
             controls=[self._control(choice, self.key(request)[2]) for choice in request.controls],
             micro_batch=request.micro_batch,
@@ -177,9 +178,7 @@ class Sampler:
         key = (choice.model, dtype)
         if key not in self._controlnets:
             (self._controlnets[key],) = load_controlnets([choice.model], dtype)
-        image = _picture(choice.image)
-        assert image is not None
-        return Control(self._controlnets[key], image, choice.scale)
+        return Control(self._controlnets[key], read_picture(choice.image), choice.scale)
 
     def _check_words(self, engine: Engine, request: PictureRequest) -> None:
         """What does not fit would be cut without a word. Weighted prompts are counted where they are parsed."""
@@ -209,14 +208,3 @@ def _resolution(request: PictureRequest) -> int | tuple[int, int] | None:
     if request.width is None or request.height is None:
         return request.width or request.height
     return request.width, request.height
-
-
-def _picture(name: str | None) -> Image.Image | None:
-    if name is None:
-        return None
-    try:
-        with Image.open(name) as image:
-            image.load()
-            return image
-    except OSError as error:
-        raise UserError(f"{name}: cannot be opened as a picture ({error})") from error

@@ -400,7 +400,7 @@ def test_a_million_images_do_not_pile_up(folder):
 def found_with(problems: dict[int, str], count: int = 10) -> Scan:
     sizes = np.full((count, 2), 64, np.int32)
     texts = np.zeros(count, "S64")
-    return Scan(sizes, texts, texts.astype("U8"), np.ones(count, np.uint8), problems, [], texts)
+    return Scan(sizes, texts, texts.astype("U8"), np.ones(count, np.uint8), problems, [], texts, np.zeros(count, bool))
 
 
 BAD = {7: "g.png: is text", 2: "b.png: the file is empty"}
