@@ -28,6 +28,8 @@ LARGE = Start(resolution=512, learning_rate=1e-4, steps=800, batch_size=2, class
 
 FROM = "TOML of kohya's sd-scripts, or a shell script with a command of sd-scripts or of diffusers' examples"
 
+ENV = "take this variable from the environment, where a script uses it and does not set it; again for more"
+
 TEMPLATE = """\
 # loraloom train {out}
 # Every key and its meaning: loraloom schema. What this file would do: loraloom plan {out}
@@ -89,9 +91,11 @@ def _translate(chosen: argparse.Namespace) -> int:
     """A config from another trainer's file, and what is not the same in it."""
     from .translation import translated
     from .translation.peer import Asked, translate
+    from .translation.variables import taken_from_environment
 
     file: Path = chosen.source
-    translation = translate(file, Asked(chosen.base, chosen.data, chosen.steps, chosen.name))
+    taken = taken_from_environment(chosen.env)
+    translation = translate(file, Asked(chosen.base, chosen.data, chosen.steps, chosen.name, taken))
     name = translation.named(_checked_name(chosen.name) if chosen.name else file_word(file.stem))
     if "model.base" not in translation.values:
         raise UserError(f"{file}: names no base model; give --base")
@@ -116,7 +120,7 @@ def _check_together(chosen: argparse.Namespace) -> None:
     if chosen.source is None and chosen.data is None:
         raise UserError("which images? --data FOLDER, or --from FILE of another trainer")
     theirs = {"--trigger": chosen.trigger, "--class": chosen.class_prompt}
-    ours = {"--steps": chosen.steps, "--strict": chosen.strict, "--verbose": chosen.verbose}
+    ours = {"--steps": chosen.steps, "--strict": chosen.strict, "--verbose": chosen.verbose, "--env": chosen.env}
     for name, value in (theirs if chosen.source else ours).items():
         if value:
             raise UserError(f"{name}: {'not with' if chosen.source else 'only with'} --from")
@@ -204,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("from another trainer")
     group.add_argument("--from", dest="source", type=Path, metavar="FILE", help=FROM)
     group.add_argument("--steps", type=positive, metavar="N", help="steps, where FILE counts epochs of absent images")
+    group.add_argument("--env", action="append", default=[], metavar="NAME", help=ENV)
     group.add_argument("--strict", action="store_true", help="write nothing if a setting has no counterpart here")
     group.add_argument("--verbose", action="store_true", help="also list what is carried over")
     return parser

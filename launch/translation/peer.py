@@ -239,6 +239,8 @@ class Asked(NamedTuple):
     data: Path | None = None
     steps: int | None = None
     name: str | None = None
+    taken: Mapping[str, str] = {}
+    """Variables of the environment that a script may use."""
 
 
 def asked_settings(asked: Asked, path: Path, script: str) -> Settings:

@@ -1,41 +1,34 @@
-"""Shell scripts as commands: words and their lines, variables filled in from the same file. Nothing is run.
+"""Scripts that start a trainer: which command of them does, with which flags. Nothing is run.
 
-Lines go on after `\\` (cmd's `^`, PowerShell's backtick), and before a line that begins with `--`, as commands in web
-pages are often written.
+The ending of a file says whose rules hold: `.bat` and `.cmd` those of Windows' batch files, `.ps1` those of PowerShell,
+every other one those of sh.
 """
 
-import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from ...configs.bounded import CONFIG, read_text
 from ...configs.errors import UserError
+from .batch_file import read_batch
 from .peer import Setting
+from .posix import read_posix
+from .powershell import read_powershell
+from .variables import SECRET_SETTING, Variables, Word
 
-PIECE = re.compile(
-    r"""(?P<space>(?:[ \t]|[\\^`][ \t]*\r?\n|\r?\n(?=\s*--))+)
-      | (?P<end>\r?\n|;|&+|\|+)
-      | (?P<comment>(?<!\S)\#[^\n]*)
-      | '(?P<single>[^']*)'
-      | "(?P<double>(?:\\.|[^"\\])*)"
-      | (?P<variable>\$\w+|\$\{\w+(?::?-[^}]*)?\})
-      | \\(?P<escaped>.)
-      | (?P<plain>[^\s\\^`'"$;&|]+|.)""",
-    re.VERBOSE | re.DOTALL,
-)
-IN_QUOTES = re.compile(r"""\\(?P<escaped>["\\$`])|(?P<joined>\\\r?\n)|(?P<variable>\$\w+|\$\{\w+(?::?-[^}]*)?\})""")
-VARIABLE = re.compile(r"\$\{?(?P<name>\w+)(?::?-(?P<otherwise>[^}]*))?\}?")
-ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<value>.*)", re.DOTALL)
-
-
-class Word(NamedTuple):
-    """A word as the shell would pass it on."""
-
-    text: str
-    line: int
-    unset: str = ""  # a variable in it that nothing sets
+Reader = Callable[[str, Variables], list[list[Word]]]
+READERS: dict[str, tuple[Reader, str]] = {
+    ".bat": (read_batch, "set {}="),
+    ".cmd": (read_batch, "set {}="),
+    ".ps1": (read_powershell, "${} = "),
+}
+"""By the ending of a file: its reader, and how a line sets a variable."""
+NOT_STARTING = {
+    *("echo", "printf", "print", "cat", "ls", "cp", "mv", "rm", "cd", "wget", "curl", "git", "chmod", "sed", "grep"),
+    *("test", "[", "[[", "vim", "nano", "code", "type", "del", "copy", "write-host", "write-output", "rem"),
+}
+"""Commands that may name a script and do not start it."""
 
 
 class Script(NamedTuple):
@@ -47,113 +40,46 @@ class Script(NamedTuple):
     place: str
 
 
-@dataclass(slots=True)
-class _Reading:
-    """One walk over the text; variables are those that were set above."""
-
-    variables: dict[str, str] = field(default_factory=dict)
-    commands: list[list[Word]] = field(default_factory=list)
-    words: list[Word] = field(default_factory=list)
-    word: str | None = None
-    begin: int = 1  # line of the word that is open
-    unset: str = ""
-
-    def add(self, text: str, line: int) -> None:
-        if self.word is None:
-            self.word, self.begin = "", line
-        self.word += text
-
-    def add_unquoted(self, text: str, line: int) -> None:
-        """A variable's value, whose spaces part words, but in an assignment."""
-        if self.word and ASSIGNMENT.match(self.word) and self.sets_variables():
-            self.add(text, line)
-            return
-        for number, part in enumerate(re.split(r"\s+", text)):
-            if number:
-                self.end_word()
-            if part:
-                self.add(part, line)
-
-    def sets_variables(self) -> bool:
-        """Whether the command has been nothing but assignments so far."""
-        return all(word.text in ("export", "set") or ASSIGNMENT.fullmatch(word.text) for word in self.words)
-
-    def end_word(self) -> None:
-        if self.word is not None:
-            self.words.append(Word(self.word, self.begin, self.unset))
-        self.word, self.unset = None, ""
-
-    def end_command(self) -> None:
-        self.end_word()
-        if self.sets_variables():
-            found = [ASSIGNMENT.fullmatch(word.text) for word in self.words]
-            self.variables |= {each["name"]: each["value"] for each in found if each}
-        else:
-            self.commands.append(self.words)
-        self.words = []
-
-    def filled(self, variable: str) -> str:
-        """Its value; what nothing sets stays as it is, and is remembered."""
-        found = VARIABLE.fullmatch(variable)
-        assert found
-        name, otherwise = found["name"], found["otherwise"]
-        value = self.variables.get(name, os.environ.get(name, otherwise))
-        if value is None:
-            self.unset = name
-        return variable if value is None else value
-
-    def quoted(self, text: str) -> str:
-        return IN_QUOTES.sub(
-            lambda found: self.filled(found["variable"]) if found["variable"] else found["escaped"] or "", text
-        )
+def read_commands(text: str, ending: str = "", taken: Mapping[str, str] | None = None) -> list[list[Word]]:
+    """The words of each command in a script with that ending; `taken` are variables of the environment."""
+    reader, spelled = READERS.get(ending.lower(), (read_posix, "{}="))
+    variables = Variables(dict(taken or {}), spelled, fold=reader is not read_posix)
+    return reader(text.replace("\r\n", "\n"), variables)
 
 
-def read_commands(text: str) -> list[list[Word]]:
-    """The words of each command, assignments left out."""
-    reading, line = _Reading(), 1
-    for piece in PIECE.finditer(text):
-        kind, content = piece.lastgroup, piece[piece.lastgroup or 0]
-        if kind == "space":
-            reading.end_word()
-        elif kind == "end":
-            reading.end_command()
-        elif kind == "variable":
-            reading.add_unquoted(reading.filled(content), line)
-        elif kind == "double":
-            reading.add(reading.quoted(content), line)
-        elif kind != "comment":
-            reading.add(content, line)
-        line += piece[0].count("\n")
-    reading.end_command()
-    return reading.commands
-
-
-def find_script(path: Path, known: Sequence[str]) -> Script | None:
+def find_script(path: Path, known: Sequence[str], taken: Mapping[str, str] | None = None) -> Script | None:
     """The command of a file that starts one of the `known` scripts, such as `train_network.py`; None for none.
 
     UserError for several of them, for a variable in it that nothing sets, and for a file that is no text.
     """
-    found = [(index, words) for words in read_commands(_read(path)) for index in _places(words, known)]
+    commands = read_commands(_read(path), path.suffix, taken)
+    found = [(index, words) for words in commands for index in _places(words, known)]
     if not found:
         return None
     if len(found) > 1:
         lines = " and ".join(str(words[index].line) for index, words in found)
         raise UserError(f"{path}: trains {len(found)} times, in the lines {lines}; keep one of them")
     index, words = found[0]
-    if unset := next((word for word in words if word.unset), None):
-        raise UserError(f"{path}:{unset.line}: ${unset.unset} is set nowhere in it; add a line {unset.unset}=…")
-    settings = list(_flags(_before_redirection(words[index + 1 :]), path))
+    own = _before_redirection(words[index + 1 :])
+    doubts = _doubts([*words[: index + 1], *own])
+    if problems := list(dict.fromkeys(f"{path}:{word.line}: {doubt}" for word, doubt in doubts)):
+        raise UserError(problems)
+    settings = list(_flags(own, path))
     launcher = list(_flags(words[:index], path, "launcher."))
     return Script(_name(words[index]), launcher, settings, f"{path}:{words[index].line}")
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text; save the file as UTF-8") from error
+    return read_text(path, CONFIG)
+
+
+def _doubts(words: Sequence[Word]) -> Iterator[tuple[Word, str]]:
+    """What cannot be known of them; values of secret flags are not looked at, as they are written nowhere."""
+    flag = ""
+    for word in words:
+        flag = word.text if word.text.startswith("--") else flag
+        if not SECRET_SETTING.search(flag.partition("=")[0]):
+            yield from ((word, doubt) for doubt in word.doubts)
 
 
 def _name(word: Word) -> str:
@@ -161,7 +87,12 @@ def _name(word: Word) -> str:
 
 
 def _places(words: Sequence[Word], known: Sequence[str]) -> list[int]:
-    return [index for index, word in enumerate(words) if _name(word) in known][:1]
+    """Where a script is started; of one that is named by a variable that cannot be known, where it may be."""
+    if _name(words[0]).lower() in NOT_STARTING:
+        return []
+    names = [{_name(word), *(_name(Word(guess, word.line)) for guess in word.guesses)} for word in words]
+    places = [index for index, own in enumerate(names) if own & set(known)][:1]
+    return [index for index in places if index == 0 or words[index - 1].text not in ("=", "+=")]
 
 
 def _before_redirection(words: Sequence[Word]) -> Sequence[Word]:

@@ -1,7 +1,6 @@
 """The config file of a translation, and what there is to say about it."""
 
 import json
-import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +10,9 @@ from ...configs.document import Document, KeyPath
 from ...configs.loader import inline_yaml
 from ...configs.problems import known_keys
 from .peer import Chosen, Line, Translation
+from .variables import SECRET_SETTING
 
 LONG = 60  # characters of a list from which on each entry has a line of its own
-SECRET = re.compile(r"api_key|password|secret|(huggingface|hub|hf|auth)_token")
 HEAD = """\
 # loraloom train {out}
 # From {file} ({tool}): loraloom init --from {file}
@@ -68,7 +67,7 @@ def summary(translation: Translation, verbose: bool) -> Iterator[str]:
 def said(line: Line) -> str:
     """`my.toml:12: network_dim = 16 -> adapter.rank: how it is not the same`."""
     setting = line.setting
-    value = "(a secret)" if SECRET.search(setting.name) else shown(setting.value)
+    value = "(a secret)" if SECRET_SETTING.search(setting.name) else shown(setting.value)
     keys = f" -> {', '.join(line.keys)}" if line.keys else ""
     return _safe(f"{setting.place}: {setting.name} = {value}{keys}{f': {line.words}' if line.words else ''}")
 

@@ -300,7 +300,7 @@ SDXL = """\
 set BASE=models/xl
 call venv\\Scripts\\activate.bat
 accelerate launch --num_cpu_threads_per_process 1 --num_processes=2 sd-scripts/sdxl_train_network.py ^
-  --pretrained_model_name_or_path="$BASE" --train_data_dir photos --resolution=1024,1024 --enable_bucket ^
+  --pretrained_model_name_or_path="%BASE%" --train_data_dir photos --resolution=1024,1024 --enable_bucket ^
   --network_module=networks.lora --network_args "conv_dim=4" "rank_dropout=0.1" --text_encoder_lr 1e-5 2e-5 ^
   --unet_lr=1e-4 --train_batch_size=2 --clip_skip=2 --max_train_steps=10 --config_file more --network_dim=32
 """

@@ -18,7 +18,7 @@ RULES: Mapping[str, Rule] = FLAGS
 
 def translate(path: Path, asked: Asked) -> Translation | None:
     """A text with one command of diffusers' examples."""
-    script = find_script(path, tuple(SCRIPTS))
+    script = find_script(path, tuple(SCRIPTS), asked.taken)
     if script is None:
         return None
     usual = [Setting(name, value, f"default of {script.name}") for name, value in _defaults(script.name).items()]

@@ -27,7 +27,7 @@ def translate(path: Path, asked: Asked) -> Translation | None:
         toml = read_toml(path)
         run = _run(list(_flat(toml)), path, asked)
         return _translated(run, toml if "datasets" in toml.values else _dataset_file(run))
-    script = find_script(path, SCRIPTS)
+    script = find_script(path, SCRIPTS, asked.taken)
     if script is None:
         return None
     named = [setting for setting in script.settings if setting.name == "config_file"]
