@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from .section import Section
+from .section import PathText, Revision, Section
 
 Side = Annotated[int, Field(ge=16)]
 Sides = Annotated[
@@ -84,7 +84,7 @@ class ImageSection(SourceSection):
 class FolderSource(ImageSection):
     """Images of a folder and the folders in it, with `.txt`/`.caption` files or `metadata.jsonl|csv|parquet`."""
 
-    path: str = Field(default=..., min_length=1)
+    path: PathText = Field(default=..., min_length=1)
     """Folder with images. A caption file may hold several captions, one on each line."""
     image_column: str = Field(default="file_name", min_length=1)
     """Column of the metadata with paths from the folder."""
@@ -95,13 +95,13 @@ class FolderSource(ImageSection):
 class DatasetSource(ImageSection):
     """Whatever `datasets` opens: a hub dataset, a folder that it has saved, or one of its file formats."""
 
-    dataset: str = Field(default=..., min_length=1)
+    dataset: PathText = Field(default=..., min_length=1)
     """Hub id, a folder of `save_to_disk`, or a folder that `load_dataset` reads."""
     subset: str | None = None
     """Configuration of a dataset that has several."""
     split: str = Field(default="train", min_length=1)
     """Split, also as a slice: `train[:500]`."""
-    revision: str | None = None
+    revision: Revision | None = None
     """Commit of a hub dataset."""
     image_column: str = Field(default="image", min_length=1)
     """Column with images."""
@@ -112,7 +112,7 @@ class DatasetSource(ImageSection):
 class ShardSource(ImageSection):
     """WebDataset shards on local disk; members with one stem make one sample (`0001.jpg`, `0001.txt`)."""
 
-    shards: str = Field(default=..., min_length=1)
+    shards: PathText = Field(default=..., min_length=1)
     """Tar files, as a path or pattern: `photos/*.tar`. Indexed once by offset and read at random."""
 
 
@@ -176,7 +176,7 @@ class CacheSection(Section):
     """Keep embeddings of captions; auto: where no text encoder trains and captions are fixed or have `variants`."""
     latent_draw: Literal["each", "once"] = "each"
     """A new draw from the VAE's posterior each time (mean and variance are kept), or one for each image."""
-    dir: str | None = None
+    dir: PathText | None = None
     """Folder; `$LORALOOM_CACHE` or `~/.cache/loraloom` when not given, where all runs share it."""
     keep_vae: bool = False
     """Keep the VAE in memory between validations instead of loading it each time."""

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from . import choices
 from .document import Document, KeyPath, add_core_scalars, dotted, overlay, parse_document, read_document, resolve
 from .errors import UserError
+from .paths import expanded
 from .problems import explain, keys_of, known_keys, sections_of, shown
 from .schema import AdapterSection, LoopSection, OptimizerSection, RunConfig
 
@@ -39,7 +40,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     UserError with one line for each problem, `file:line: dotted.key: what is wrong, what is allowed`.
     """
-    main = _locate(str(path), Path())
+    main = _locate(expanded(str(path)), Path())
     document = _override(_read_chain(main, ()), overrides)
     _spell_precision(document.values)
     return accepted(document, str(main))
@@ -76,7 +77,7 @@ def _read_chain(path: Path, readers: tuple[Path, ...]) -> Document:
     if not isinstance(name, str):
         raise UserError(f"{where}: extends: should be the name of one file, found {shown(name)}")
     try:
-        parent = _locate(name, path.parent)
+        parent = _locate(expanded(name), path.parent)
     except UserError as error:
         raise UserError(f"{where}: extends: {error}") from error
     if parent.resolve() in [reader.resolve() for reader in readers]:

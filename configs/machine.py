@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from .paths import expanded
+
 
 def cores() -> int:
     """How many it may use."""
@@ -12,5 +14,5 @@ def cores() -> int:
 def cache_folder(configured: str | None) -> Path:
     """Folder of all caches: the configured one, `$LORALOOM_CACHE`, or `loraloom` in the user's cache folder."""
     if chosen := configured or os.environ.get("LORALOOM_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loraloom"
+        return Path(expanded(chosen))
+    return Path(expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "loraloom"

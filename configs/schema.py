@@ -6,21 +6,21 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from .data_sections import DataSection, PriorSource, Source
 from .dtypes import DType
-from .section import Section
+from .section import PathText, Revision, Section
 
 
 class ModelSection(Section):
     """The base model that stays frozen."""
 
-    base: str = Field(default=..., min_length=1)
+    base: PathText = Field(default=..., min_length=1)
     """`pocket` (the embedded model), a diffusers pipeline folder, a `.safetensors` checkpoint, or a hub id."""
     family: str | None = None
     """Model family, such as `sd1`; found from the base's files when not given."""
-    revision: str | None = None
+    revision: Revision | None = None
     """Commit hash of a hub id; recorded in the run."""
     dtype: DType = "fp32"
     """Type of the frozen weights. Adapter weights always train in fp32."""
-    adapters: list[str] = []
+    adapters: list[PathText] = []
     """Adapter files that are merged into the base in memory and stay frozen, each as FILE or FILE:WEIGHT."""
     clip_skip: int = Field(default=0, ge=0, le=11)
     """Layers at the text encoder's end that are left out, counted as diffusers does; web UIs call 1 "clip skip 2"."""
@@ -52,7 +52,7 @@ class AdapterSection(Section):
     or all of it for `full`."""
     tokens: list[TokenSection] = []
     """New words that are learnt: alone by `method: textual_inversion`, or beside an adapter (pivotal tuning)."""
-    start_from: str | None = None
+    start_from: PathText | None = None
     """Adapter file of the same method, ranks and base, from whose weights training begins."""
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
     """Another rank for modules in whose name (`unet.mid_block…`) the first matching regular expression is found."""
@@ -291,7 +291,7 @@ class ValidationSection(Section):
 class OutputSection(Section):
     """Where results go."""
 
-    dir: str = Field(default=..., min_length=1)
+    dir: PathText = Field(default=..., min_length=1)
     """Run folder."""
     name: str = Field(default="adapter", pattern=r"^[\w.-]+$")
     """File name of the adapter, without ending."""

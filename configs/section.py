@@ -1,6 +1,14 @@
-"""What all sections of a config have in common."""
+"""What all sections of a config have in common, and the type of their paths."""
 
-from pydantic import BaseModel, ConfigDict
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
+
+from .paths import checked, expanded
+
+AS_IT_IS = "paths as they are"
+"""Context of a validation: in what a program wrote, or a stranger sent, nothing is replaced."""
 
 
 class Section(BaseModel):
@@ -9,3 +17,21 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, defer_build=True
     )
+
+
+def _path(text: str, info: ValidationInfo) -> str:
+    context: Any = info.context
+    return checked(text) if context == AS_IT_IS else expanded(text)
+
+
+def _revision(text: str) -> str:
+    if not _REVISION.fullmatch(text) or ".." in text:
+        raise ValueError(f"{text!r} is no revision: the hash of a commit, or the name of a branch or tag")
+    return text
+
+
+_REVISION = re.compile(r"[^-/\s\x00-\x20\x7f~^:?*\[\\][^\s\x00-\x20\x7f~^:?*\[\\]*")  # as git has it
+Revision = Annotated[str, AfterValidator(_revision)]
+"""A commit, branch or tag of a repository on the hub."""
+PathText = Annotated[str, AfterValidator(_path)]
+"""A file or folder, or what may be one beside other things; `~` and `$NAME` are replaced."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..configs.arguments import positive
+from ..configs.arguments import Parser, path_text, positive
 from ..configs.errors import UserError, run_command
 from ..configs.words import counted
 from .pictures.arguments import add_request, given, use_threads, writable
@@ -82,24 +82,26 @@ def _requests(options: argparse.Namespace) -> list[Any]:
         said["num_images"] = options.num_images or 1
         asked = request_in(Path(options.again))
         asked |= {"device": "cpu"} if "threads" in asked and asked.get("device") is None else {}  # the same bits again
-        return [validated(PictureRequest, asked | said, options.again)]
+        return [validated(PictureRequest, asked | said, options.again, literal=True)]
     said["num_images"] = options.num_images or 4
     return [validated(PictureRequest, said | {"prompt": prompt}, "command line") for prompt in options.prompt]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="loraloom sample",
         description="Sample images from a base model with adapters. Every PNG holds its whole request.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("requests", nargs="?", metavar="REQUESTS.yaml", help="many requests in a file")
-    parser.add_argument("--from", dest="again", metavar="PICTURE", help="make a picture of ours again, from its PNG")
+    parser.add_argument("requests", type=path_text, nargs="?", metavar="REQUESTS.yaml", help="many requests in a file")
+    parser.add_argument(
+        "--from", type=path_text, dest="again", metavar="PICTURE", help="make a picture of ours again, from its PNG"
+    )
     parser.add_argument("--prompt", action="append", default=[], help="may be given again: one row of the grid each")
     parser.add_argument("--num-images", type=positive, help="of each prompt (4)")
     add_request(parser)
-    parser.add_argument("--out", help=OUT)
+    parser.add_argument("--out", type=path_text, help=OUT)
     return parser
 
 

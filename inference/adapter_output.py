@@ -7,7 +7,7 @@ from pathlib import Path
 from ..adapters.algebra import Approximated, Progress, Rank, by_energy, by_norm, fixed
 from ..adapters.artifact import AdapterArtifact, Key
 from ..adapters.format import FormatNames, file_name, read, recognised, write
-from ..configs.arguments import positive
+from ..configs.arguments import path_text, positive
 from ..configs.choices import names as choices
 from ..configs.dtypes import DTYPES
 from ..configs.errors import AfterTrainingError, UserError
@@ -20,8 +20,10 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     formats = ", ".join(choices("adapters.formats"))
     parser.add_argument("--to", metavar="FORMAT", help=f"{formats} (as the file is)")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="type of the tensors (fp32)")
-    parser.add_argument("--out", metavar="PATH", help="where it is written (beside FILE, named after the format)")
-    parser.add_argument("--base", help="its base, where the file does not tell one that is known")
+    parser.add_argument(
+        "--out", type=path_text, metavar="PATH", help="where it is written (beside FILE, named after the format)"
+    )
+    parser.add_argument("--base", type=path_text, help="its base, where the file does not tell one that is known")
     parser.add_argument("--force", action="store_true", help="replace what is there")
 
 

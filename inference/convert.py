@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..configs.arguments import Parser, path_text
 from ..configs.dtypes import DTYPES, torch_dtype
 from ..configs.errors import UserError, run_command
 
@@ -126,14 +127,14 @@ def _is_file(source: str) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="loraloom convert",
         description="Turn a web UI's single file into a diffusers pipeline folder, or a folder into a single file.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="SOURCE", help="single file, pipeline folder or hub id")
-    parser.add_argument("--out", required=True, metavar="TARGET", help="folder, or .safetensors file")
+    parser.add_argument("source", type=path_text, metavar="SOURCE", help="single file, pipeline folder or hub id")
+    parser.add_argument("--out", type=path_text, required=True, metavar="TARGET", help="folder, or .safetensors file")
     parser.add_argument("--dtype", choices=DTYPES, help="type of the tensors (as they are)")
     parser.add_argument("--force", action="store_true", help="replace what is there")
     return parser

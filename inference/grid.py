@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..configs.arguments import Parser, path_text
 from ..configs.errors import UserError, run_command
 from ..configs.words import counted
 from .pictures.arguments import add_request, given, use_threads, writable
@@ -102,20 +103,22 @@ def _note(requests: Sequence[Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="loraloom grid",
         description="Compare pictures along axes: one labelled picture, and every cell as a PNG with its request.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     words = {"nargs": "+", "action": "append", "default": []}
-    parser.add_argument("file", nargs="?", metavar="GRID.yaml", help="axes x and y, and what all cells have in common")
+    parser.add_argument(
+        "file", type=path_text, nargs="?", metavar="GRID.yaml", help="axes x and y, and what all cells have in common"
+    )
     parser.add_argument("--x", metavar=("AXIS", "VALUE"), help="from left to right", **words)
     parser.add_argument("--y", metavar=("AXIS", "VALUE"), help="from top to bottom", **words)
     parser.add_argument("--prompt", help="of all cells, where no axis is the prompt")
     add_request(parser)
     parser.add_argument("--title", help="written above the picture")
-    parser.add_argument("--out", help=OUT)
+    parser.add_argument("--out", type=path_text, help=OUT)
     return parser
 
 

@@ -25,6 +25,7 @@ from diffusers import DiffusionPipeline
 from ..configs.choices import did_you_mean, find, names
 from ..configs.errors import UserError
 from ..configs.faults import foreign
+from ..configs.paths import expanded
 
 SHIPPED, FILE = "inference.pipelines", "pipeline.py"
 MIRROR = "diffusers/community-pipelines-mirror"
@@ -60,13 +61,14 @@ def source_of(custom: str, revision: str | None = None) -> Source:
 
     Nothing is executed, and nothing downloaded.
     """
+    custom = expanded(custom)
     if custom in names(SHIPPED):
         return Source(f"loraloom's {custom}", partial(_shipped, custom))
     if custom.startswith(COMMUNITY):
         name = _identifier(custom.removeprefix(COMMUNITY))
         runs = f"{name}.py of diffusers' community, whose authors are many"
         return Source(runs, partial(_community, name, revision or ""), foreign=True, remote=True)
-    if Path(custom).expanduser().exists() or custom.startswith((".", "/", "~")):
+    if Path(custom).exists() or custom.startswith((".", "/")):
         folder = _folder(custom)
         return Source(str(folder / FILE), partial(_class_in, folder, FILE), foreign=True)
     if ":" in custom:
@@ -100,7 +102,7 @@ def _check(custom: str, source: Source, trust_remote_code: bool, revision: str |
 
 
 def _folder(custom: str) -> Path:
-    folder = Path(custom).expanduser().resolve()
+    folder = Path(expanded(custom)).resolve()
     if not (folder / FILE).is_file():
         raise UserError(f"pipeline {custom!r}: there is no {FILE} in it; give the folder that holds one")
     return folder

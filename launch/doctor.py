@@ -1,6 +1,5 @@
 """`loraloom doctor`: versions, devices, and what is broken. Imports are tried in processes of their own."""
 
-import argparse
 import importlib.metadata
 import json
 import platform
@@ -12,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from ..configs.arguments import Parser
 from ..configs.errors import BAD_INPUT, DONE, UserError
 from ..configs.machine import cores
 from .attention_kernels import ASK, attention_lines
@@ -113,7 +113,7 @@ class Row:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the report. 0 if everything that is required works, else 2."""
-    parser = argparse.ArgumentParser("loraloom doctor", description="Versions, devices, and what is broken.")
+    parser = Parser("loraloom doctor", description="Versions, devices, and what is broken.")
     parser.add_argument("packages", nargs="*", metavar="PACKAGE", help="look at these only")
     parser.add_argument("--json", action="store_true", help="print the same as JSON")
     chosen = parser.parse_args(arguments)

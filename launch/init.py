@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..configs.arguments import positive
+from ..configs.arguments import Parser, a_path, path_text, positive
 from ..configs.errors import UserError
 from ..configs.loader import accepted, inline_yaml
 from .translation.values import file_word
@@ -197,16 +197,18 @@ def _write(out: Path, text: str, force: bool) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("loraloom init", description="Write a small, commented config.")
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder with images")
-    parser.add_argument("--base", help="`pocket`, a diffusers folder, or a hub id (default: pocket, or that of --from)")
+    parser = Parser("loraloom init", description="Write a small, commented config.")
+    parser.add_argument("--data", type=a_path, metavar="FOLDER", help="folder with images")
+    parser.add_argument(
+        "--base", type=path_text, help="`pocket`, a diffusers folder, or a hub id (default: pocket, or that of --from)"
+    )
     parser.add_argument("--trigger", metavar="TEXT", help='caption of every image, such as "a sks dog"')
     parser.add_argument("--class", dest="class_prompt", metavar="TEXT", help='add class images of, say, "a dog"')
     parser.add_argument("--name", help="name of the adapter (default: the folder's)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the config file (default: NAME.yaml)")
+    parser.add_argument("--out", type=a_path, metavar="FILE", help="the config file (default: NAME.yaml)")
     parser.add_argument("--force", action="store_true", help="write over the file if it exists")
     group = parser.add_argument_group("from another trainer")
-    group.add_argument("--from", dest="source", type=Path, metavar="FILE", help=FROM)
+    group.add_argument("--from", dest="source", type=a_path, metavar="FILE", help=FROM)
     group.add_argument("--steps", type=positive, metavar="N", help="steps, where FILE counts epochs of absent images")
     group.add_argument("--env", action="append", default=[], metavar="NAME", help=ENV)
     group.add_argument("--strict", action="store_true", help="write nothing if a setting has no counterpart here")

@@ -1,10 +1,10 @@
 """`loraloom schema`: the JSON schema of a config, which editors use to complete and check YAML files."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..configs.arguments import Parser, a_path
 from ..configs.errors import UserError
 from ..configs.loader import json_schema
 
@@ -16,8 +16,8 @@ def schema_text() -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the schema, or write it to a file."""
-    parser = argparse.ArgumentParser("loraloom schema", description="Print the JSON schema of a config.")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write it to this file")
+    parser = Parser("loraloom schema", description="Print the JSON schema of a config.")
+    parser.add_argument("--out", type=a_path, metavar="FILE", help="write it to this file")
     out: Path | None = parser.parse_args(arguments).out
     if out is None:
         print(schema_text(), end="")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..configs.arguments import add_config, positive
+from ..configs.arguments import Parser, add_config, path_text, positive
 from ..configs.errors import UserError, run_command
 from ..configs.loader import load_config
 
@@ -101,7 +101,7 @@ def _launch(nodes: int, gpus: int) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="loraloom slurm", description=HELP)
+    parser = Parser(prog="loraloom slurm", description=HELP)
     add_config(parser)
     parser.add_argument("--nodes", type=positive, default=1, help="machines (1)")
     parser.add_argument("--gpus", type=int, default=1, help="GPUs of each; 0 for the CPU (1)")
@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         "--time", default="08:00:00", help="limit of one job, after which it is queued again (08:00:00)"
     )
     parser.add_argument("--warning", type=positive, default=300, help="seconds before the limit to save and stop (300)")
-    parser.add_argument("--out", help="the script (<output.dir>.sbatch)")
+    parser.add_argument("--out", type=path_text, help="the script (<output.dir>.sbatch)")
     return parser
 
 

@@ -2,18 +2,22 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from ..configs.arguments import file_and_weight
 from ..configs.choices import find, names
 from ..configs.errors import UserError
+from ..configs.paths import looked_in
 from ..configs.schema import ModelSection
 from . import pocket
 from .single_file import is_single_file, problems_of_file, unpacked
 
 EMBEDDED = {"pocket": pocket.FOLDER}
 INDEX = "model_index.json"
+_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?<!\.git)(?<![.-])", re.ASCII)
+LONGEST_ID = 96  # characters, as the hub counts them
 
 
 def check_base(base: str) -> list[str]:
@@ -27,9 +31,10 @@ def check_base(base: str) -> list[str]:
     if Path(base).is_dir():
         return [f"base {base!r}: the folder holds no {INDEX}, so it is no diffusers pipeline"]
     if not _is_hub_id(base):
+        commit = "; the commit of a hub id is given apart, as its revision" if "@" in base else ""
         return [
-            f"base {base!r}: there is no such folder; give {', '.join(EMBEDDED)}, a pipeline folder, "
-            "a .safetensors checkpoint, or a hub id"
+            f"base {base!r}: there is no such folder{looked_in(base)}; give {', '.join(EMBEDDED)}, a pipeline folder, "
+            f"a .safetensors checkpoint, or a hub id (OWNER/NAME){commit}"
         ]
     return []
 
@@ -47,6 +52,8 @@ def locate_base(base: str, revision: str | None = None) -> Path:
 
 def find_base(base: str, revision: str | None = None) -> Path | None:
     """The pipeline folder of a base if it is on this machine; None for a hub id that is still to be downloaded."""
+    if problems := check_base(base):
+        raise UserError(problems)
     if _is_here(base):
         return locate_base(base)
     from huggingface_hub import try_to_load_from_cache
@@ -116,8 +123,7 @@ def _is_here(base: str) -> bool:
 
 
 def _is_hub_id(base: str) -> bool:
-    owner, slash, name = base.partition("/")
-    return bool(slash and owner and name) and "/" not in name and not base.startswith((".", "/", "~"))
+    return bool(_HUB_ID.fullmatch(base)) and not any(odd in base for odd in ("--", "..")) and len(base) <= LONGEST_ID
 
 
 def _download(base: str, revision: str | None) -> Path:

@@ -18,6 +18,7 @@ import yaml
 from ..configs.errors import UserError
 from ..configs.files import permit
 from ..configs.machine import cache_folder
+from ..configs.paths import looked_in
 from .original_names import UNET, Original, Shape, by_standard_name, standard_name
 from .part_tensors import cast, differences, pixels_of_a_latent, tensors_of, weights_name
 
@@ -51,7 +52,7 @@ def problems_of_file(base: str) -> list[str]:
     if file.suffix.lower() in PICKLES:
         return [f"base {base!r}: a pickle can run code when it is opened, so it never is; give a .safetensors file"]
     if not file.is_file():
-        return [f"base {base!r}: there is no such file"]
+        return [f"base {base!r}: there is no such file{looked_in(base)}"]
     try:
         shapes, header = read_header(file)
         kind = kind_of(shapes)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..configs.arguments import add_config
+from ..configs.arguments import Parser, add_config
 from ..configs.data_sections import FolderSource
 from ..configs.errors import STOPPED, OutOfMemory, TrainingError, UserError, run_command
 from ..configs.faults import is_out_of_memory
@@ -183,7 +183,7 @@ def _flat(values: object, path: str = "") -> dict[str, object]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="loraloom train",
         description="Train an adapter as a config file says.",
         epilog="exit codes: 0 done, 2 bad input, 3 training went wrong, 4 out of memory, 5 stopped by a signal with a "

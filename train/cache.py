@@ -1,10 +1,9 @@
 """loraloom cache CONFIG [key=value …]: latents and prompt embeddings computed, and nothing trained."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from ..configs.arguments import add_config
+from ..configs.arguments import Parser, add_config
 from ..configs.errors import run_command
 from ..configs.imports import importing
 from ..configs.loader import load_config
@@ -12,7 +11,7 @@ from ..configs.loader import load_config
 
 def main(arguments: Sequence[str]) -> int:
     """Fills the caches of a config."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="loraloom cache", description="Compute latents and prompt embeddings of a config ahead of its training."
     )
     add_config(parser, example="data.variants=8")

@@ -1,6 +1,5 @@
 """loraloom plan CONFIG: everything that a run would do, and nothing trained."""
 
-import argparse
 import json
 import sys
 from collections import Counter
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.targets import layer_parts, words_of
-from ..configs.arguments import add_config, positive
+from ..configs.arguments import Parser, add_config, positive
 from ..configs.errors import UserError, run_command
 from ..configs.imports import importing
 from ..configs.loader import load_config, marked_yaml
@@ -55,7 +54,7 @@ class Plan:
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the plan; exit code 2 with all problems if the run could not start."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="loraloom plan",
         description="Show what a run would do, train nothing.",
         epilog="Images whose sizes stand in the metadata (columns width and height) are not opened; training does.",

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..configs.arguments import file_and_weight
 from ..configs.data_sections import FolderSource
 from ..configs.errors import UserError
+from ..configs.paths import looked_in
 from ..configs.schema import RunConfig
 from ..data.dataset import Images
 from ..models.base import check_base
@@ -61,10 +62,13 @@ def check_output(folder: Path, config: RunConfig, setting: str = "output.dir") -
 
 def check_adapter_files(config: RunConfig) -> list[str]:
     """Adapter files that are not there."""
-    named = [("model.adapters", file_and_weight(text)[0]) for text in config.model.adapters]
+    try:
+        named = [("model.adapters", file_and_weight(text)[0]) for text in config.model.adapters]
+    except UserError as error:
+        return [f"model.adapters: {error}"]
     if config.adapter.start_from is not None:
         named.append(("adapter.start_from", config.adapter.start_from))
-    return [f"{key}: {file}: there is no such file" for key, file in named if not Path(file).is_file()]
+    return [f"{key}: {file}: there is no such file{looked_in(file)}" for key, file in named if not Path(file).is_file()]
 
 
 def check_push(config: RunConfig, say: Say) -> None:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..configs.arguments import add_config, positive
+from ..configs.arguments import Parser, add_config, path_text, positive
 from ..configs.errors import run_command
 from ..configs.imports import importing
 from ..configs.loader import load_config
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="loraloom preview",
         description=HELP,
         epilog=EXAMPLES,
@@ -55,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_config(parser, example="data.crop=random")
     parser.add_argument("--num-images", metavar="N", type=positive, default=48, help="on the page, evenly taken (48)")
-    parser.add_argument("--out", metavar="FOLDER", help="where to write (beside the run folder: <output.dir>-preview)")
+    parser.add_argument(
+        "--out", type=path_text, metavar="FOLDER", help="where to write (beside the run folder: <output.dir>-preview)"
+    )
     return parser
 
 

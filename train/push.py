@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..configs.arguments import Parser, path_text
 from ..configs.errors import AFTER_TRAINING, AfterTrainingError, UserError, run_command
 from .facts import at
 from .pages.usage import REPOSITORY
@@ -210,8 +211,8 @@ def _first_line(said: object) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="loraloom push", description=HELP)
-    parser.add_argument("run", help="run folder")
+    parser = Parser(prog="loraloom push", description=HELP)
+    parser.add_argument("run", type=path_text, help="run folder")
     parser.add_argument("--repo", metavar="OWNER/NAME", help="repository; output.push_to of the run when not given")
     parser.add_argument("--private", action="store_true", help="make it private, and refuse one that is public")
     parser.add_argument("--revision", dest="branch", metavar="BRANCH", help="branch; made if there is none")

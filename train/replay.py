@@ -1,6 +1,5 @@
 """loraloom replay RUN --step N: one step of a run again, with its images, captions, timesteps and losses."""
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from ..configs.arguments import positive
+from ..configs.arguments import Parser, path_text, positive
 from ..configs.errors import UserError, run_command
 from ..configs.imports import importing
 from ..configs.loader import load_config
@@ -42,8 +41,8 @@ class Replayed:
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the samples of the step, and whether its loss is that of the history."""
-    parser = argparse.ArgumentParser(prog="loraloom replay", description=HELP)
-    parser.add_argument("run", help="run folder")
+    parser = Parser(prog="loraloom replay", description=HELP)
+    parser.add_argument("run", type=path_text, help="run folder")
     parser.add_argument("--step", type=positive, required=True, help="step, counted from 1 as in the history")
     options = parser.parse_args(list(arguments))
     folder = Path(options.run)

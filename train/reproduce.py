@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..configs.arguments import Parser, path_text
 from ..configs.data_sections import SOURCE_KINDS
 from ..configs.document import Document
 from ..configs.errors import UserError, run_command
@@ -254,24 +255,38 @@ def differing_versions(record: Record) -> Iterator[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="loraloom reproduce",
         description=HELP,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     texts = {"action": "append", "default": [], "metavar": "TEXT"}
-    parser.add_argument("file", metavar="FILE", help="adapter file in any format, or a folder of PEFT's")
     parser.add_argument(
-        "--data", action="append", default=[], metavar="DIR", help="images of a source (or dataset, or shards)"
+        "file", type=path_text, metavar="FILE", help="adapter file in any format, or a folder of PEFT's"
     )
-    parser.add_argument("--base", help="the base, where it was not one of the hub or `pocket`")
+    parser.add_argument(
+        "--data",
+        type=path_text,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="images of a source (or dataset, or shards)",
+    )
+    parser.add_argument("--base", type=path_text, help="the base, where it was not one of the hub or `pocket`")
     parser.add_argument("--caption", **texts, help="a caption, trigger word, class prompt or prompt of the config")
     parser.add_argument("--token", **texts, help="a new word of the config, or the words that it begins with")
     parser.add_argument(
-        "--adapter", action="append", default=[], metavar="FILE", help="an adapter that the run began with"
+        "--adapter",
+        type=path_text,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="an adapter that the run began with",
     )
-    parser.add_argument("--out", metavar="FILE", help="the config (NAME.yaml, by the name of the adapter)")
+    parser.add_argument(
+        "--out", type=path_text, metavar="FILE", help="the config (NAME.yaml, by the name of the adapter)"
+    )
     parser.add_argument("--force", action="store_true", help="write it also where the data or the base differs")
     return parser
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
+from ..configs.arguments import Parser, path_text
 from ..configs.errors import UserError, run_command
 from .facts import (
     Measured,
@@ -195,15 +196,17 @@ def _cells(listed: Listed) -> Sequence[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="loraloom runs",
         description=HELP,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="run folders, or folders that hold some (runs)")
+    parser.add_argument(
+        "folders", type=path_text, nargs="*", metavar="FOLDER", help="run folders, or folders that hold some (runs)"
+    )
     parser.add_argument("--compare", action="store_true", help="show what is different between these runs, two or more")
-    parser.add_argument("--out", metavar="FILE", help="the page of the comparison (compare.html)")
+    parser.add_argument("--out", type=path_text, metavar="FILE", help="the page of the comparison (compare.html)")
     parser.add_argument("--json", action="store_true", help="for programs")
     return parser
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from ...configs.choices import did_you_mean
 from ...configs.data_sections import DatasetSource
 from ...configs.errors import UserError
+from ...configs.paths import looked_in
 from ..source import Captions, Problems, first_line, lacks_captions, missing_column, text_column
 
 if TYPE_CHECKING:
@@ -120,7 +121,8 @@ def _open(section: DatasetSource) -> "Dataset":
     if any((Path(section.dataset) / name).is_file() for name in SAVED):
         return _open_saved(section)
     if not Path(section.dataset).exists() and "/" not in section.dataset:
-        raise UserError(f"{section.dataset}: there is no such folder here, and ids of the hub have the form owner/name")
+        where = looked_in(section.dataset)
+        raise UserError(f"{section.dataset}: there is no such folder{where}; ids of the hub have the form owner/name")
     try:
         return load_dataset(section.dataset, section.subset, split=section.split, revision=section.revision)
     # what it raises for an unknown id, subset, split or file format, for bad files, and for the network

@@ -13,6 +13,7 @@ import pyarrow.compute
 
 from ...configs.data_sections import FolderSource
 from ...configs.errors import UserError
+from ...configs.paths import looked_in
 from ...images.endings import SUFFIXES
 from ..listing import BESIDE, CAPTION_FILES, Listing, list_folder, mask_file, walk
 from ..metadata import Metadata, find_metadata, read_metadata
@@ -81,7 +82,7 @@ def open_source(section: FolderSource, cache: Path | None = None) -> FolderImage
     """The images of a folder; everything in it is listed, and with sidecars every caption is read."""
     root = Path(section.path)
     if not root.is_dir():
-        raise UserError(f"{root}: there is no such folder of images")
+        raise UserError(f"{root}: there is no such folder of images{looked_in(root)}")
     problems = Problems(str(root))
     file = find_metadata(root)
     listing = list_folder(root)

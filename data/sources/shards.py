@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from ...configs.data_sections import ShardSource
 from ...configs.errors import UserError
+from ...configs.paths import looked_in
 from ...images.endings import SUFFIXES
 from ..source import Captions, Problems, check_masks
 from ..tar_index import load_index
@@ -87,7 +88,7 @@ def open_source(section: ShardSource, cache: Path | None = None) -> ShardImages:
 def _find_shards(pattern: str) -> list[str]:
     found = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
     if not found:
-        reason = "there is no such tar file"
+        reason = f"there is no such tar file{looked_in(pattern)}"
         if os.path.isdir(pattern):
             reason = f"is a folder; write {pattern.rstrip('/')}/*.tar"
         elif "{" in pattern:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from ...configs.arguments import Parser
 from ...configs.choices import find
 from ...configs.errors import UserError, run_command
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser(verb: str, module: ModuleType) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"loraloom adapter {verb}",
         description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".",
         epilog="examples:\n" + "\n".join(f"  {line}" for line in module.EXAMPLES),

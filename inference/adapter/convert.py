@@ -7,7 +7,7 @@ from ...adapters import algebra
 from ...adapters.algebra import fixed
 from ...adapters.artifact import AdapterArtifact
 from ...adapters.format import read
-from ...configs.arguments import positive
+from ...configs.arguments import path_text, positive
 from ...configs.errors import UserError
 from ..adapter_output import add_output, lost, save, shown
 from ..layers import Layers, names_for
@@ -21,7 +21,7 @@ EXAMPLES = [
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="adapter file, or folder of PEFT's")
+    parser.add_argument("file", type=path_text, metavar="FILE", help="adapter file, or folder of PEFT's")
     parser.add_argument("--bake-dora", action="store_true", help="make plain LoRAs of DoRAs; tells what is lost")
     parser.add_argument("--rank", type=positive, default=32, help="of baked modules (32)")
     parser.add_argument("--scale", type=float, help="multiply the change with this")

@@ -9,6 +9,7 @@ from pathlib import Path
 from ...adapters import algebra
 from ...adapters.artifact import AdapterArtifact, block_of
 from ...adapters.format import read
+from ...configs.arguments import path_text
 from ..adapter_output import shown
 from ..layers import Layers, names_for
 
@@ -31,9 +32,9 @@ class Row:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("one", metavar="FILE")
-    parser.add_argument("other", metavar="FILE")
-    parser.add_argument("--base", help="their base, where the files do not tell one that is known")
+    parser.add_argument("one", type=path_text, metavar="FILE")
+    parser.add_argument("other", type=path_text, metavar="FILE")
+    parser.add_argument("--base", type=path_text, help="their base, where the files do not tell one that is known")
     parser.add_argument("--json", action="store_true", help="for programs")
 
 

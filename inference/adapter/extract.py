@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from ...adapters import algebra
+from ...configs.arguments import path_text
 from ...configs.errors import UserError
 from ..adapter_output import add_output, add_rank, lost, rank_of, save, shown
 from ..layers import Layers
@@ -15,8 +16,10 @@ EXAMPLES = [
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("tuned", metavar="TUNED", help="pipeline folder, .safetensors checkpoint or hub id")
-    parser.add_argument("original", metavar="ORIGINAL", help="the same of what it was trained from")
+    parser.add_argument(
+        "tuned", type=path_text, metavar="TUNED", help="pipeline folder, .safetensors checkpoint or hub id"
+    )
+    parser.add_argument("original", type=path_text, metavar="ORIGINAL", help="the same of what it was trained from")
     parser.add_argument(
         "--min-change", type=float, default=0.0, help="leave layers whose numbers changed by no more (0)"
     )

@@ -12,6 +12,7 @@ from ...adapters import algebra, stored
 from ...adapters.artifact import AdapterArtifact, Weights, block_of
 from ...adapters.format import read, recognised
 from ...adapters.origin import architecture_of
+from ...configs.arguments import path_text
 from ...configs.errors import BAD_INPUT, DONE, UserError
 from ..layers import Layers, names_for
 
@@ -55,8 +56,8 @@ class Inspection:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE", help="adapter file, or folder of PEFT's")
-    parser.add_argument("--base", help="its base, where the file does not tell one that is known")
+    parser.add_argument("files", type=path_text, nargs="+", metavar="FILE", help="adapter file, or folder of PEFT's")
+    parser.add_argument("--base", type=path_text, help="its base, where the file does not tell one that is known")
     parser.add_argument("--json", action="store_true", help="for programs")
 
 

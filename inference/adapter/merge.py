@@ -7,7 +7,7 @@ from ...adapters import algebra
 from ...adapters.algebra import Approximated, fixed
 from ...adapters.artifact import AdapterArtifact
 from ...adapters.format import FormatNames, read
-from ...configs.arguments import positive
+from ...configs.arguments import path_text, positive
 from ...configs.errors import UserError
 from ..adapter_file import AdapterFile
 from ..adapter_output import add_output, lost, save, share, shown
@@ -29,7 +29,7 @@ HOW = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE[:WEIGHT]", help="adapter files")
+    parser.add_argument("files", type=path_text, nargs="+", metavar="FILE[:WEIGHT]", help="adapter files")
     parser.add_argument("--into-base", action="store_true", help="write the base with the adapters in its weights")
     how = "; ".join(f"{name}: {words}" for name, words in HOW.items())
     parser.add_argument("--how", choices=tuple(HOW), default="concat", help=f"{how} (concat)")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ...adapters import algebra
 from ...adapters.format import read
+from ...configs.arguments import path_text
 from ..adapter_output import add_output, add_rank, lost, rank_of, save, shown
 from ..layers import Layers, names_for
 
@@ -16,7 +17,7 @@ EXAMPLES = [
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="adapter file, or folder of PEFT's")
+    parser.add_argument("file", type=path_text, metavar="FILE", help="adapter file, or folder of PEFT's")
     add_rank(parser)
     add_output(parser)
 

@@ -8,9 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ...configs.arguments import positive
+from ...configs.arguments import path_text, positive
 from ...configs.dtypes import AUTO, DTYPES
 from ...configs.errors import UserError
+from ...configs.paths import expanded
 
 ASKED_ELSEWHERE = ("prompt", "num_images")
 """Keys of a request that a command asks for with an argument of its own."""
@@ -20,9 +21,19 @@ DTYPE = "type of the weights (auto: bf16 on a GPU, fp16 on one that has no bf16,
 def add_request(parser: argparse.ArgumentParser) -> None:
     """Everything but the prompts. An option that is called as a key of a request is that key."""
     add = parser.add_argument
-    add("--base", help="pocket, a diffusers pipeline folder, a .safetensors checkpoint, or a hub id (pocket)")
+    add(
+        "--base",
+        type=path_text,
+        help="pocket, a diffusers pipeline folder, a .safetensors checkpoint, or a hub id (pocket)",
+    )
     add("--revision", help="commit hash of a hub id")
-    add("--adapter", action="append", metavar="FILE[:WEIGHT]", help="file, folder or checkpoint; may be given again")
+    add(
+        "--adapter",
+        type=path_text,
+        action="append",
+        metavar="FILE[:WEIGHT]",
+        help="file, folder or checkpoint; may be given again",
+    )
     add("--fuse", action="store_true", default=None, help="add the adapters to the base's weights: faster, other bits")
     add("--negative-prompt", help="what the pictures should not show")
     add("--seed", type=_seed, help="picture k of a prompt has the seed SEED + k (0)")
@@ -37,8 +48,8 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     add("--token-windows", type=positive, help="of 75 tokens that a prompt may fill (1)")
     add("--weighted", action="store_true", default=None, help="words may have weights: 'a (red)1.4 star', 'red++'")
     add("--clip-skip", type=int, help="layers left out at the text encoder's end, as model.clip_skip (0)")
-    add("--image", help="picture to begin with (image-to-image)")
-    add("--mask", help="where that picture may change, white (inpainting)")
+    add("--image", type=path_text, help="picture to begin with (image-to-image)")
+    add("--mask", type=path_text, help="where that picture may change, white (inpainting)")
     add("--strength", type=float, help="how much of the denoising that picture goes through (0.8)")
     add("--control", action="append", metavar="MODEL=IMAGE[:SCALE]", help="ControlNet and its picture; again for more")
     add("--micro-batch", type=positive, help="pictures of one forward pass; other numbers give other bits")
@@ -86,10 +97,13 @@ def _control(text: str) -> dict[str, Any]:
     model, equals, rest = text.partition("=")
     if not equals or not model or not rest:
         raise UserError(f"--control {text}: should be MODEL=IMAGE or MODEL=IMAGE:SCALE")
+    model, rest = expanded(model), expanded(rest)
     image, colon, scale = rest.rpartition(":")
     try:
         return {"model": model, "image": image, "scale": float(scale)} if colon else {"model": model, "image": rest}
     except ValueError:
+        if os.path.exists(image) and not os.path.lexists(rest):
+            raise UserError(f"--control {text}: scale {scale!r} is no number") from None
         return {"model": model, "image": rest}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...configs.choices import did_you_mean
 from ...configs.errors import UserError
+from ...configs.paths import expanded
 from ..checkpoint import checkpoints_of
 
 Values = Mapping[str, Any]
@@ -77,6 +78,7 @@ def axes_in(values: Any, where: str) -> list[Axis]:
 
 
 def _checkpoints(value: str) -> list[str]:
+    value = expanded(value)
     found = checkpoints_of(Path(value))
     if Path(value).is_dir() and not found and (Path(value) / "checkpoints").is_dir():
         raise UserError(f"checkpoint {value}: the run has no checkpoints")

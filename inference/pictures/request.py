@@ -11,8 +11,9 @@ from pydantic import Field, ValidationError
 from ...configs.document import Document, dotted, merge, read_document
 from ...configs.dtypes import ChosenDType
 from ...configs.errors import UserError
+from ...configs.paths import looked_in
 from ...configs.problems import explain, keys_of
-from ...configs.section import Section
+from ...configs.section import AS_IT_IS, PathText, Revision, Section
 from ...models.base import EMBEDDED
 from ..adapter_file import AdapterFile
 
@@ -23,7 +24,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class AdapterChoice(Section):
     """An adapter, and how strongly it counts."""
 
-    file: str
+    file: PathText
     weight: float | dict[str, Any] = 1.0
     """A number, or numbers by component and block: `{unet: {down: 0.5, mid: 1.0}, text_encoder: 0.7}`."""
     start: Fraction = 0.0
@@ -43,9 +44,9 @@ class AdapterChoice(Section):
 class ControlChoice(Section):
     """A ControlNet, and the picture that it follows."""
 
-    model: str
+    model: PathText
     """A folder, a `.safetensors` file, or a hub id with its commit, `owner/name@1f2e…`."""
-    image: str
+    image: PathText
     scale: float = 1.0
 
 
@@ -65,8 +66,8 @@ class PictureRequest(Section):
     """Pixels; the base's own, or the image's, when it is not given."""
     height: Annotated[int, Field(ge=8)] | None = None
     scheduler: str = "dpmsolver++"
-    base: str = "pocket"
-    revision: str | None = None
+    base: PathText = "pocket"
+    revision: Revision | None = None
     dtype: ChosenDType = "auto"
     """Type of the weights; `auto` is bf16 or fp16 on a GPU, and fp32 elsewhere."""
     device: str | None = None
@@ -83,9 +84,9 @@ class PictureRequest(Section):
     """Windows of 75 tokens that a prompt may fill."""
     weighted: bool = False
     """Whether the prompt has weights in compel's syntax: `a (red)1.4 star`."""
-    image: str | None = None
+    image: PathText | None = None
     """Image-to-image: the picture that it begins with."""
-    mask: str | None = None
+    mask: PathText | None = None
     """Where that picture may change, white."""
     strength: Annotated[float, Field(gt=0, le=1)] = 0.8
     """How much of the denoising that picture goes through."""
@@ -183,10 +184,13 @@ def _checked(
         return None, problems
 
 
-def validated(kind: Any, values: Mapping[str, Any], name: str) -> Any:
-    """A section from values that came from `name`. UserError with one line for each problem."""
+def validated(kind: Any, values: Mapping[str, Any], name: str, *, literal: bool = False) -> Any:
+    """A section from values that came from `name`; `literal`: its paths are as they are, since a program wrote them.
+
+    UserError with one line for each problem.
+    """
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(values, context=AS_IT_IS if literal else None)
     except ValidationError as error:
         found = [explain(details, dict(keys_of(kind, ()))) for details in error.errors(include_url=False)]
         raise UserError([f"{name}: {dotted(path)}: {words}" for path, words in found]) from error
@@ -219,4 +223,4 @@ def file_hash(name: str) -> str:
 def missing_files(requests: Sequence[PictureRequest]) -> list[str]:
     """One line for each file that is not there."""
     names = dict.fromkeys(name for request in requests for name in request.files())
-    return [f"{name}: no such file" for name in names if not Path(name).exists()]
+    return [f"{name}: no such file{looked_in(name)}" for name in names if not Path(name).exists()]

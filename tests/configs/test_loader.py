@@ -15,6 +15,7 @@ from loraloom.configs import loader
 from loraloom.configs.data_sections import FolderSource, PriorSource
 from loraloom.configs.errors import UserError
 from loraloom.configs.loader import dump_yaml, load_config, marked_yaml
+from loraloom.configs.paths import expanded
 from loraloom.configs.schema import RunConfig
 
 GOOD = """\
@@ -264,6 +265,17 @@ TRICKY = [
 TEXT = st.one_of(
     st.sampled_from([*TRICKY, "a\nb\n", "\ufeff", "\x85", "'", '"', " a ", "{a}", ","]), st.text(min_size=1)
 )
+
+
+def is_path(text: str) -> bool:
+    try:
+        return bool(expanded(text))
+    except UserError:
+        return False
+
+
+PATH = TEXT.filter(is_path)
+REVISION = st.sampled_from(["no", "007", "1e5", "a=b", "null", "refs/pr/1", "0x10", "#a"])
 POSITIVE = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
 
 
@@ -273,10 +285,10 @@ def configs(draw: st.DrawFn) -> RunConfig:
     micro_batch = draw(st.integers(1, 8))
     shares = draw(st.sampled_from([(None, None), (0.5, 0.5), (0.1, 0.9)]))
     tree: dict[str, Any] = {
-        "model": {"base": draw(TEXT), "revision": draw(st.none() | TEXT), "dtype": "bf16"},
+        "model": {"base": draw(PATH), "revision": draw(st.none() | REVISION), "dtype": "bf16"},
         "data": {
             "sources": [
-                {"path": draw(TEXT), "caption": draw(TEXT), "share": shares[0], "loss_weight": draw(POSITIVE)},
+                {"path": draw(PATH), "caption": draw(TEXT), "share": shares[0], "loss_weight": draw(POSITIVE)},
                 {"prior": draw(TEXT), "count": draw(st.integers(1, 10**20)), "share": shares[1]},
             ]
         },
@@ -285,7 +297,7 @@ def configs(draw: st.DrawFn) -> RunConfig:
         "loop": {"steps": 1, "batch_size": micro_batch * draw(st.integers(1, 4)), "micro_batch": micro_batch},
         "validation": {"prompts": draw(st.lists(TEXT | st.just(""), max_size=3))},
         "trackers": draw(st.sampled_from([[], ["tensorboard"], ["wandb", "tensorboard"]])),
-        "output": {"dir": draw(TEXT), "name": draw(st.sampled_from(["no", "1e5", "007", "a-b.c", "_"]))},
+        "output": {"dir": draw(PATH), "name": draw(st.sampled_from(["no", "1e5", "007", "a-b.c", "_"]))},
     }
     return RunConfig.model_validate(tree)
 
