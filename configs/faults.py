@@ -113,8 +113,9 @@ def _keep(error: Exception, place: str) -> str:
     text = "".join(traceback.format_exception(error))
     name = f"fault-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:12]}.txt"
     content = f"{place}\n\n{text}".encode("utf-8", "backslashreplace")
-    for folder in (cache_folder(None) / "faults", Path(tempfile.gettempdir())):
-        with suppress(OSError, RuntimeError):  # no home, no room
+    for choose in (lambda: cache_folder(None) / "faults", lambda: Path(tempfile.gettempdir())):
+        with suppress(OSError, RuntimeError, ValueError):  # no home, no room, no name
+            folder = choose()
             folder.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError), (folder / name).open("xb") as file:
                 file.write(content)
