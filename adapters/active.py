@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .artifact import Key, canonical_path
-from .peft_adapters import carried, tuner_layers
+from .artifact import Key, Weights, canonical_path
+from .peft_adapters import carried, read_layer, tuner_layers
+from .weighed_dora import strength, weigh
 
 
 class Switch(NamedTuple):
@@ -68,6 +69,7 @@ def set_scale(layer: Any, name: str, weight: float) -> None:
     """In place where the scale is a tensor, as it is where adapters are swapped without compiling again."""
     if layer.scaling.get(name) is None or is_rotation(layer):
         return
+    weigh(layer, name)  # a DoRA that the pipeline has loaded itself
     held = layer.scaling[name]
     layer.set_scale(name, weight)
     if isinstance(held, torch.Tensor):
@@ -77,6 +79,14 @@ def set_scale(layer: Any, name: str, weight: float) -> None:
 def is_rotation(layer: Any) -> bool:
     """Whether its adapters have no weight: a rotation (OFT) is there or not."""
     return type(layer).__module__.startswith("peft.tuners.oft")
+
+
+def changes(part: str, model: nn.Module, name: str) -> dict[Key, tuple[Weights, float]]:
+    """What an adapter changes, and the weight that is not in its scale: that of DoRA."""
+    layers = [(path, layer) for path, layer in tuner_layers(model) if name in carried(layer)]
+    return {
+        (part, canonical_path(part, path)): (read_layer(layer, name), strength(layer, name)) for path, layer in layers
+    }
 
 
 def set_enabled(model: nn.Module, enabled: bool) -> None:

@@ -45,7 +45,7 @@ def scaled(artifact: AdapterArtifact, factor: float, only: str = "") -> AdapterA
     UserError where the change is not proportional to anything: DoRA and OFT.
     """
     chosen = _matching(artifact, only)
-    if odd := [key for key in chosen if artifact.modules[key].kind in ("dora", "oft")]:
+    if odd := [key for key in chosen if artifact.modules[key].depends_on_base]:
         raise UserError(f"{artifact.modules[odd[0]].kind} has no scale ({listed(odd)}); bake it into a LoRA first")
     modules = {k: replace(w, scale=w.scale * factor) if k in chosen else w for k, w in artifact.modules.items()}
     return replace(artifact, modules=modules)
@@ -115,7 +115,7 @@ def baked(artifact: AdapterArtifact, base: Base, rank: Rank, progress: Progress 
 
     Modules without a magnitude stay as they are.
     """
-    dora = {key: weights for key, weights in artifact.modules.items() if weights.kind == "dora"}
+    dora = {key: weights for key, weights in artifact.modules.items() if weights.is_dora}
     found = approximated(artifact, dora, lambda key: _change(key, dora[key], base), rank, progress)
     return replace(found, artifact=replace(artifact, modules=artifact.modules | found.artifact.modules))
 

@@ -28,6 +28,11 @@ Base = Callable[[Key], Tensor]
 FOLDED = ("up", "hada_w1_a", "lokr_w1", "lokr_w1_a")
 """Tensors that a change is linear in, one for each method."""
 
+MAGNITUDES = ("magnitude", "input_magnitude")
+"""Of DoRA: a length for each output of the weight, or for each input."""
+DORA_OVER_INPUTS = "dora over inputs"
+"""The kind of the second."""
+
 _INSIDE = frozenset({"base_layer", "lora_A", "lora_B", "oft_R"})
 _BLOCK = re.compile(r"(?:text_model\.)?(?:encoder\.)?((?:down_blocks|up_blocks|layers)\.\d+|\w+)")
 _CLIP_CHILDREN = ("embeddings.", "encoder.layers.", "final_layer_norm")
@@ -35,7 +40,10 @@ _CLIP_CHILDREN = ("embeddings.", "encoder.layers.", "final_layer_norm")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weights:
-    """What was trained for one module. A plain LoRA has `down` (r, in) or (r, in, k, k) and `up` (out, r[, 1, 1])."""
+    """What was trained for one module. A plain LoRA has `down` (r, in) or (r, in, k, k) and `up` (out, r[, 1, 1]).
+
+    DoRA also has `magnitude` (out,), or `input_magnitude` (in,).
+    """
 
     method: str  # a file name in `methods/`
     tensors: Tensors  # under the method's own names
@@ -44,7 +52,19 @@ class Weights:
     @property
     def kind(self) -> str:
         """The method, or "dora" for a LoRA with a magnitude: what a file format holds or does not."""
+        if "input_magnitude" in self.tensors:
+            return DORA_OVER_INPUTS
         return "dora" if "magnitude" in self.tensors else self.method
+
+    @property
+    def is_dora(self) -> bool:
+        """Over its outputs or its inputs."""
+        return self.kind in ("dora", DORA_OVER_INPUTS)
+
+    @property
+    def depends_on_base(self) -> bool:
+        """Whether its change depends on the weight that it changes."""
+        return self.is_dora or self.method == "oft"
 
     @property
     def rank(self) -> int:

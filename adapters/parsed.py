@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from ..configs.errors import UserError
-from .artifact import AdapterArtifact, Key, Tensors, Weights, listed
+from .artifact import MAGNITUDES, AdapterArtifact, Key, Tensors, Weights, listed
 from .format import FormatNames, carried
 from .stored import Header
 
-Scale = Callable[[Key, int], float]
-"""What a module of some rank is multiplied with where the file has no alpha for it."""
+Scale = Callable[[Key, int | None], float]
+"""What a module of some rank is multiplied with where the file has no alpha for it. Two whole factors tell no rank."""
 
 
 _METHODS = {"loha": "hada_", "lokr": "lokr_"}
@@ -52,16 +52,17 @@ def _weights(key: Key, parts: Tensors, scale_of: Scale) -> Weights:
         if group & found.keys() and not group <= found.keys():
             missing = ", ".join(sorted(group - found.keys()))
             raise UserError(f"{missing} is missing from {listed([key])}")
+    found = _with_magnitude(key, found)
     if method == "lora" and "down" not in found:
         raise UserError(f"down or up is missing from {listed([key])}")
-    if method != "lora" and "magnitude" in found:
+    if method != "lora" and found.keys() & {*MAGNITUDES}:
         raise UserError(f"{listed([key])} is a DoRA of {method}, which is not read here")
     if empty := [name for name, tensor in found.items() if not tensor.numel() or not tensor.ndim]:
         raise UserError(f"{empty[0]} of {listed([key])} is empty")
     if odd := [name for name, tensor in found.items() if not tensor.is_floating_point()]:
         raise UserError(f"{odd[0]} of {listed([key])} is {found[odd[0]].dtype}, which is not read here")
     scale = _scale(key, parts, scale_of)
-    return Weights(method, _checked(key, _without_core(key, found)), scale)
+    return Weights(method, _without_core(key, found), scale)
 
 
 def computable(tensor: Tensor) -> Tensor:
@@ -70,15 +71,13 @@ def computable(tensor: Tensor) -> Tensor:
 
 
 def _scale(key: Key, parts: Tensors, scale_of: Scale) -> float:
-    """LyCORIS pays no regard to the alpha of a LoKr whose factors are both whole."""
-    rank = file_rank(parts)
-    if "lokr_w1" in parts and "lokr_w2" in parts:
-        return 1.0
+    """LyCORIS pays no regard to the alpha of a LoKr whose factors are both whole; PEFT, whose files have none, does."""
+    whole = "lokr_w1" in parts and "lokr_w2" in parts
     if "alpha" not in parts:
-        return scale_of(key, rank)
+        return scale_of(key, None if whole else file_rank(parts))
     if parts["alpha"].numel() != 1:
         raise UserError(f"alpha of {' '.join(key)} has {parts['alpha'].numel()} values instead of one")
-    return float(parts["alpha"]) / rank
+    return 1.0 if whole else float(parts["alpha"]) / file_rank(parts)
 
 
 def _without_core(key: Key, tensors: Tensors) -> Tensors:
@@ -94,16 +93,33 @@ def _without_core(key: Key, tensors: Tensors) -> Tensors:
     return {name: tensor for name, tensor in tensors.items() if name != "mid"} | {"down": down, "up": up}
 
 
-def _checked(key: Key, tensors: Tensors) -> Tensors:
-    """UserError for a magnitude of the inputs, which another DoRA has (`wd_on_out=False` of LyCORIS)."""
-    magnitude, up = tensors.get("magnitude"), tensors.get("up")
-    if magnitude is not None and up is not None:
-        outputs = up.shape[0]
-        if magnitude.numel() != outputs or (magnitude.ndim > 1 and outputs not in magnitude.shape[:2]):
-            raise UserError(f"the magnitude of {listed([key])} is not one number for each of its {outputs} outputs")
-        if magnitude.ndim > 1 and magnitude.shape[0] == 1 and magnitude.ndim == up.ndim == 2:
-            raise UserError(f"the magnitude of {listed([key])} is of its inputs (wd_on_out=False), not of its outputs")
-    return tensors
+def _with_magnitude(key: Key, tensors: Tensors) -> Tensors:
+    """The lengths of a DoRA told apart: of the outputs, or of the inputs (`wd_on_out=False` of LyCORIS, OneTrainer's
+    default). LyCORIS' `dora_scale` is (out, 1[, 1, 1]) or (1, in[, 1, 1]), PEFT's vectors are of outputs in any shape.
+
+    UserError for numbers that are neither.
+    """
+    spelled = tensors.keys() & {"dora_scale", "magnitude"}
+    if not spelled:
+        return tensors
+    if len(spelled) > 1:
+        raise UserError(f"{listed([key])} has its magnitude twice, under two names")
+    (name,) = spelled
+    rest, magnitude = {each: tensor for each, tensor in tensors.items() if each != name}, tensors[name]
+    if not {"down", "up"} <= tensors.keys():
+        return rest | {"magnitude": magnitude}  # what is missing is said elsewhere
+    count, outputs, inputs = magnitude.numel(), tensors["up"].shape[0], tensors["down"].shape[1]
+    along = max(magnitude.shape, default=0) == count  # all its numbers along one side
+    of_rows = along and count == outputs and magnitude.shape[0] == count
+    of_columns = along and magnitude.ndim > 1 and magnitude.shape[0] == 1 and magnitude.shape[1] == count
+    if of_rows or (of_columns and count == outputs and (name == "magnitude" or count != inputs)):
+        return rest | {"magnitude": magnitude}
+    if of_columns and count == inputs and name == "dora_scale":
+        return rest | {"input_magnitude": magnitude}
+    raise UserError(
+        f"the magnitude of {listed([key])} is {tuple(magnitude.shape)}: neither one number for each of its {outputs} "
+        f"outputs nor one for each of its {inputs} inputs"
+    )
 
 
 def _by_module(tensors: Tensors, names: FormatNames) -> dict[Key, dict[str, Tensor]]:

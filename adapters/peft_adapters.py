@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from ..configs.choices import find
 from ..configs.errors import UserError
 from ..configs.schema import AdapterSection
 from .adapter import Targets, check_state, seeded
-from .artifact import AdapterArtifact, Key, Weights, canonical_path, copied, listed, module_path
+from .artifact import DORA_OVER_INPUTS, AdapterArtifact, Key, Weights, canonical_path, copied, listed, module_path
 from .sharded import spread_as
 from .targets import by_pattern
 
@@ -159,24 +158,36 @@ def install(artifact: AdapterArtifact, parts: Mapping[str, Any], name: str, *, e
     """Puts a trained adapter into the parts of a base under a name of PEFT's.
 
     Its weights get the type of the layers around them, or stay in float32, as they trained, where they are to be
-    `exact`.
+    `exact`, and where they are DoRA: a length in half precision is off by more than it has moved.
     """
     from peft import inject_adapter_in_model
+
+    from .weighed_dora import weigh
 
     for part in sorted({part for part, _ in artifact.modules}):
         model = parts[part]
         has = {path for path, _ in model.named_modules()}
         own = {module_path(part, path, has): w for (owner, path), w in artifact.modules.items() if owner == part}
-        method = _method_of(own)
-        with warnings.catch_warnings():  # of several adapters in one model, which is what they are for
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")
-            inject_adapter_in_model(method.config_of(own), model, adapter_name=name)
+        own = {path: w.folded() if w.is_dora and not w.scale else w for path, w in own.items()}
+        for (method, _), several in _by_config(own).items():
+            _tell_groups(model)
+            with warnings.catch_warnings():  # of several adapters in one model, which is what they are for
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")
+                inject_adapter_in_model(find("adapters.methods", method).config_of(several), model, adapter_name=name)
         for path, layer in tuner_layers(model):
             if path in own and name in carried(layer):
-                if exact:
+                if exact or own[path].is_dora:
                     _widen(layer, name)
-                method.write(layer, name, own[path])
+                weigh(layer, name, over_inputs=own[path].kind == DORA_OVER_INPUTS)
+                find("adapters.methods", own[path].method).write(layer, name, own[path])
         model._hf_peft_config_loaded = True  # diffusers and transformers ask for it before they switch adapters
+
+
+def _tell_groups(model: nn.Module) -> None:
+    """LoRA around a convolution asks what is there for it; PEFT's LoHa and LoKr around one do not answer."""
+    for _, layer in tuner_layers(model):
+        if isinstance(base := layer.get_base_layer(), nn.Conv2d) and not hasattr(layer, "groups"):
+            layer.groups = base.groups
 
 
 def _widen(layer: Any, name: str) -> None:
@@ -196,10 +207,15 @@ def read_peft(part: str, model: nn.Module, name: str) -> dict[Key, Weights]:
     found = {}
     for path, layer in tuner_layers(model):
         if name in carried(layer):
-            found[part, canonical_path(part, path)] = find("adapters.methods", _kind(layer)).read(layer, name)
+            found[part, canonical_path(part, path)] = read_layer(layer, name)
     if not found:
         raise UserError(f"{part} carries no adapter named {name!r}")
     return found
+
+
+def read_layer(layer: Any, name: str) -> Weights:
+    """The same of one layer, whatever its method."""
+    return find("adapters.methods", _kind(layer)).read(layer, name)
 
 
 def tuner_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -235,13 +251,12 @@ def _kind(layer: Any) -> str:
     return own.__module__.split(".")[2]
 
 
-def _method_of(weights: Mapping[str, Weights]) -> ModuleType:
-    methods = {each.method for each in weights.values()}
-    if len(methods) > 1:
-        raise UserError(
-            f"one part of an adapter mixes {' and '.join(sorted(methods))}, which cannot be loaded together"
-        )
-    return find("adapters.methods", methods.pop())
+def _by_config(weights: Mapping[str, Weights]) -> dict[tuple[str, bool], dict[str, Weights]]:
+    """The modules that one config of PEFT is for: of one method, with DoRA or without."""
+    found: dict[tuple[str, bool], dict[str, Weights]] = {}
+    for path, each in weights.items():
+        found.setdefault((each.method, each.is_dora), {})[path] = each
+    return found
 
 
 def read_parameters(method: str, layer: Any, name: str) -> Weights:

@@ -28,11 +28,13 @@ ENDINGS: dict[str, str] = {
     "_lora.up.weight": "up",
     ".lora_mid.weight": "mid",
     ".alpha": "alpha",
-    ".dora_scale": "magnitude",
+    ".dora_scale": "dora_scale",
     **dict.fromkeys((f".lora_magnitude_vector{rest}" for rest in ("", ".weight", ".default.weight")), "magnitude"),
+    ".magnitude": "magnitude",
     **{f".{name}": name for name in _SAME},
 }
-"""End of a tensor's name -> its name in `Weights`, or "alpha", or "mid" (the core of a Tucker decomposition)."""
+"""End of a tensor's name -> its name in `Weights`, or "alpha", "mid" (the core of a Tucker decomposition), or
+"dora_scale" (lengths of outputs or of inputs)."""
 
 UNDERSCORED = ("lora_unet_", "lora_te", "lora_transformer_", "lycoris_")
 """Beginnings of kohya's names."""

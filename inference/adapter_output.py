@@ -60,7 +60,7 @@ def save(
         raise UserError(f"{out} is there already: give another --out, or --force")
     write(artifact, out, form, names, options.dtype)
     base = layers.weight if layers else None
-    if base is None and any(weights.kind in ("dora", "oft") for weights in artifact.modules.values()):
+    if base is None and any(weights.depends_on_base for weights in artifact.modules.values()):
         print(f"wrote {out} ({form}); the change of DoRA and OFT depends on the base: give --base to compare it")
         return out
     apart, worst = furthest(artifact, read(out, names, as_stored=True), base)

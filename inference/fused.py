@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..adapters import active
 from ..adapters.algebra import merged
 from ..adapters.artifact import Base, Key, Weights, canonical_path
-from ..adapters.peft_adapters import read_peft, tuner_layers
+from ..adapters.peft_adapters import tuner_layers
 from ..configs.errors import UserError
 
 
@@ -59,8 +59,8 @@ def _changes(part: str, model: nn.Module) -> dict[Key, list[tuple[Weights, float
     """Module -> the changes of all active adapters. UserError for a rotation that does not stand alone."""
     changes: dict[Key, list[tuple[Weights, float]]] = defaultdict(list)
     for name in active.active_names(model):
-        for key, weights in read_peft(part, model, name).items():
-            changes[key].append((weights, 1.0))  # their scale has the weight in it
+        for key, change in active.changes(part, model, name).items():
+            changes[key].append(change)
     for key, several in changes.items():
         if len(several) > 1 and any(weights.method == "oft" for weights, _ in several):
             raise UserError(

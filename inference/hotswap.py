@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from ..adapters.active import set_scale
-from ..adapters.artifact import AdapterArtifact, Weights, module_path
-from ..adapters.peft_adapters import carried, tuner_layers
+from ..adapters.artifact import MAGNITUDES, AdapterArtifact, Weights, module_path
+from ..adapters.peft_adapters import carried, read_layer, tuner_layers
+from ..adapters.weighed_dora import base_magnitude, is_weighed
 from ..configs.errors import UserError
 
 
@@ -43,8 +44,8 @@ def swap(part: str, denoiser: nn.Module, artifact: AdapterArtifact, file: Path, 
 def _misfit(layer: Any, weights: Weights, name: str) -> str:
     if layer is None or name not in getattr(layer, "lora_A", {}):
         return "is no module of the LoRA that is there"
-    if ("magnitude" in weights.tensors) != (name in layer.lora_magnitude_vector):
-        return "is DoRA in one of the two (use_dora) and not in the other"
+    if (kind := read_layer(layer, name).kind) != weights.kind:
+        return f"is {weights.kind} in the file, and {kind} in the adapter that is there"
     if weights.rank > (room := layer.lora_A[name].weight.shape[0]):
         return f"has rank {weights.rank}, and there is room for {room}: say enable_hotswap before the first adapter"
     return ""
@@ -56,14 +57,24 @@ def _write(layer: Any, name: str, weights: Weights | None) -> None:
     factor = float(layer.scaling[name]) * layer.r[name] / layer.lora_alpha[name]
     down.zero_()
     up.zero_()
+    if is_weighed(layer, name):
+        _write_magnitude(layer, name, weights)
     if weights is not None:
         down[: weights.rank].copy_(weights.tensors["down"])
         up[:, : weights.rank].copy_(weights.tensors["up"])
-        if "magnitude" in weights.tensors:
-            vector = layer.lora_magnitude_vector[name].weight
-            vector.copy_(weights.tensors["magnitude"].reshape(vector.shape))
     layer.r[name] = layer.lora_alpha[name] = 1  # the scale is in the weights
     set_scale(layer, name, factor)
+
+
+def _write_magnitude(layer: Any, name: str, weights: Weights | None) -> None:
+    """Of a DoRA; where there is none any more, the lengths that the base's own weight has."""
+    vector = layer.lora_magnitude_vector[name].weight
+    if weights is None:
+        vector.copy_(base_magnitude(layer, name).reshape(vector.shape))
+    else:
+        (magnitude,) = (weights.tensors[kind] for kind in MAGNITUDES if kind in weights.tensors)
+        vector.copy_(magnitude.reshape(vector.shape))
+    layer.lora_variant[name].scale = 1.0  # it is in the weights
 
 
 def _check(part: str, artifact: AdapterArtifact, file: Path) -> None:

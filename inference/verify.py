@@ -115,7 +115,7 @@ def furthest(one: AdapterArtifact, other: AdapterArtifact, base: Base | None = N
     floor = 1e-3 * max([each.norms[0] for each in distances.values()], default=0.0)
     found = {(0.0, "")}
     for key, each in distances.items():
-        weight = base(key).norm().item() if base and one.modules[key].kind in ("dora", "oft") else 0.0
+        weight = base(key).norm().item() if base and one.modules[key].depends_on_base else 0.0
         apart = each.apart / max(each.norms[0], floor, 1e-2 * weight, 1e-12)
         found.add((math.inf if math.isnan(apart) else apart, " ".join(key)))
     for part in one.embeddings.keys() | other.embeddings.keys():

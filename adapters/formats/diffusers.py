@@ -88,33 +88,45 @@ def _peft_configs(header: Header) -> dict[str, Any]:
     return configs
 
 
-def _scale(configs: Mapping[str, Any], key: Key, rank: int) -> float:
+def _scale(configs: Mapping[str, Any], key: Key, rank: int | None) -> float:
     """alpha / r, or alpha / sqrt(r) for rsLoRA; 1 when the header says nothing, as diffusers has it."""
     component, path = key
     own = {name.removeprefix(f"{component}."): v for name, v in configs.items() if name.startswith(f"{component}.")}
     return peft_scale(own, path, rank)
 
 
-def peft_scale(config: Mapping[str, Any], path: str, rank: int) -> float:
+def peft_scale(config: Mapping[str, Any], path: str, rank: int | None) -> float:
     """The scale that PEFT gives a module by its config; 1 where that is empty.
 
-    A pattern is a regular expression for the end of a module's name (`peft.tuners.tuners_utils.get_pattern_key`).
+    The rank is that of the config where the tensors do not tell it.
     """
     try:
-        alpha = config.get("lora_alpha", config.get("alpha", config.get("r")))
-        for pattern, value in (config.get("alpha_pattern") or {}).items():
-            if not _is_quick(pattern):
-                raise UserError(f"the pattern {pattern!r} in the PEFT config repeats what repeats, and is not tried")
-            if any(re.match(rf"(.*\.)?({pattern})$", each) for each in (path, path.removeprefix("text_model."))):
-                alpha = value
-                break
+        alpha = _by_pattern(config.get("alpha_pattern"), path)
+        if alpha is None:
+            alpha = config.get("lora_alpha", config.get("alpha", config.get("r")))
         if alpha is None:
             return 1.0
+        if rank is None:
+            own = _by_pattern(config.get("rank_pattern"), path)
+            rank = int(config.get("r", 8) if own is None else own)  # 8 is PEFT's own
         return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
     except UserError:
         raise
     except (TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, re.error) as error:
         raise UserError(f"the PEFT config of the adapter is damaged ({error})") from None
+
+
+def _by_pattern(patterns: Mapping[str, Any] | None, path: str) -> Any:
+    """The value of the first pattern that matches, or None.
+
+    A pattern is a regular expression for the end of a module's name (`peft.tuners.tuners_utils.get_pattern_key`).
+    """
+    for pattern, value in (patterns or {}).items():
+        if not _is_quick(pattern):
+            raise UserError(f"the pattern {pattern!r} in the PEFT config repeats what repeats, and is not tried")
+        if any(re.match(rf"(.*\.)?({pattern})$", each) for each in (path, path.removeprefix("text_model."))):
+            return value
+    return None
 
 
 def _is_quick(pattern: str) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...configs.errors import UserError
-from ..artifact import AdapterArtifact, Key, Tensors, Weights
+from ..artifact import DORA_OVER_INPUTS, MAGNITUDES, AdapterArtifact, Key, Tensors, Weights
 from ..format import FormatNames, header_of
 from ..parsed import artifact_of, file_rank
 from ..spellings import ENDINGS, UNDERSCORED, underscored
@@ -25,9 +25,9 @@ from ..stored import Header, Payload, header_bytes
 
 SUFFIX = ".kohya"
 FOLDS = True
-HOLDS = frozenset({"lora", "dora", "loha", "lokr"})
+HOLDS = frozenset({"lora", "dora", DORA_OVER_INPUTS, "loha", "lokr"})
 
-_LORA = {"down": "lora_down.weight", "up": "lora_up.weight", "magnitude": "dora_scale"}
+_LORA = {"down": "lora_down.weight", "up": "lora_up.weight", **dict.fromkeys(MAGNITUDES, "dora_scale")}
 
 
 def matches(keys: Iterable[str]) -> bool:
@@ -42,7 +42,9 @@ def to_tensors(artifact: AdapterArtifact, names: FormatNames) -> tuple[Tensors, 
         name = _kohya_name(key, names)
         held = weights.padded(rank) if weights.method == "lora" else weights
         for kind, tensor in held.tensors.items():
-            tensors[f"{name}.{_LORA.get(kind, kind)}"] = _magnitude(tensor, held) if kind == "magnitude" else tensor
+            tensors[f"{name}.{_LORA.get(kind, kind)}"] = (
+                _magnitude(tensor, kind, held) if kind in MAGNITUDES else tensor
+            )
         tensors[f"{name}.alpha"] = torch.tensor(float(file_rank(held.tensors)))
     header = {**header_of(artifact, names), **_training_entries(artifact, rank, names)}
     return tensors, header
@@ -53,9 +55,10 @@ def from_tensors(tensors: Tensors, header: Header, names: FormatNames) -> Adapte
     return artifact_of(tensors, header, names, lambda key, rank: 1.0)
 
 
-def _magnitude(tensor: Tensor, weights: Weights) -> Tensor:
-    """(out, 1) or (out, 1, 1, 1), as LyCORIS has `dora_scale`."""
-    return tensor.reshape(-1, *[1] * (weights.tensors["down"].ndim - 1))
+def _magnitude(tensor: Tensor, kind: str, weights: Weights) -> Tensor:
+    """(out, 1[, 1, 1]) or (1, in[, 1, 1]), as LyCORIS has `dora_scale`."""
+    sides = (-1, 1) if kind == "magnitude" else (1, -1)
+    return tensor.reshape(*sides, *[1] * (weights.tensors["down"].ndim - 2))
 
 
 def _kohya_name(key: Key, names: FormatNames) -> str:

@@ -65,7 +65,7 @@ def from_folder(contents: Folder, names: FormatNames) -> AdapterArtifact:
             tensors |= {f"{component}.{name}".removeprefix("."): tensor for name, tensor in content[0].items()}
             header = header or content[1]
 
-    def scale_of(key: Key, rank: int) -> float:
+    def scale_of(key: Key, rank: int | None) -> float:
         return peft_scale(configs.get(key[0], configs.get("", {})), key[1], rank)
 
     return artifact_of(tensors, header, names, scale_of)

@@ -62,26 +62,30 @@ def inject(parts: Mapping[str, Any], section: AdapterSection, targets: "Targets"
 
 
 def delta(tensors: "Tensors", scale: float, base: "Tensor | None") -> "Tensor":
-    """scale * up @ down; with a magnitude m, m * V / |V| - W for V = W + scale * up @ down, |V| of each output."""
+    """scale * up @ down; with a magnitude m, m * V / |V| - W for V = W + scale * up @ down, by outputs or by inputs."""
     down, up = tensors["down"], tensors["up"]
     change = (scale * (up.double().flatten(1) @ down.double().flatten(1))).reshape(-1, *down.shape[1:])
-    if "magnitude" not in tensors:
+    over_inputs = "input_magnitude" in tensors
+    if not over_inputs and "magnitude" not in tensors:
         return change.float()
     assert base is not None, "the change of DoRA depends on the base"
     moved = base.double() + change
-    lengths = moved.flatten(1).norm(dim=1)
-    factors = (tensors["magnitude"].double().flatten() / lengths).reshape(-1, *[1] * (moved.ndim - 1))
+    lengths = (moved.transpose(0, 1) if over_inputs else moved).flatten(1).norm(dim=1)
+    magnitude = tensors["input_magnitude" if over_inputs else "magnitude"].double().flatten()
+    factors = (magnitude / lengths).reshape(*((1, -1) if over_inputs else (-1, 1)), *[1] * (moved.ndim - 2))
     return (factors * moved - base.double()).float()
 
 
 def size(tensors: "Tensors") -> tuple[int | None, int] | None:
     """See `AdapterMethod`."""
-    if not {"down", "up"} <= tensors.keys() <= {"down", "up", "magnitude"}:
+    beside = tensors.keys() - {"down", "up"}
+    if len(beside) != len(tensors) - 2 or beside not in (set(), {"magnitude"}, {"input_magnitude"}):
         return None
-    down, up, magnitude = tensors["down"], tensors["up"], tensors.get("magnitude")
+    down, up = tensors["down"], tensors["up"]
     if (down.ndim, up.ndim) not in ((2, 2), (4, 4)) or not up.shape[1] == down.shape[0] > 0:
         return None
-    if up.shape[2:].numel() != 1 or (magnitude is not None and magnitude.numel() != up.shape[0]):
+    sides = {"magnitude": up.shape[0], "input_magnitude": down.shape[1]}
+    if up.shape[2:].numel() != 1 or any(tensors[name].numel() != sides[name] for name in beside):
         return None
     return up.shape[0], down.shape[1:].numel()
 
@@ -101,13 +105,15 @@ def without(trained: "Weights", initial: "Weights") -> "Weights":
 def read(layer: Any, name: str) -> "Weights":
     """From a layer of PEFT."""
     from ..artifact import Weights, copied
+    from ..weighed_dora import is_over_inputs, own_scale
 
     if layer.lora_B[name].bias is not None:
         raise UserError("a LoRA with a bias of its own cannot be exported: no file format holds it")
     tensors = {"down": copied(layer.lora_A[name].weight), "up": copied(layer.lora_B[name].weight)}
     if name in layer.lora_magnitude_vector:
-        tensors["magnitude"] = copied(layer.lora_magnitude_vector[name].weight).flatten()
-    return Weights("lora", tensors, float(layer.scaling[name]))
+        kind = "input_magnitude" if is_over_inputs(layer, name) else "magnitude"
+        tensors[kind] = copied(layer.lora_magnitude_vector[name].weight).flatten()
+    return Weights("lora", tensors, own_scale(layer, name))
 
 
 def write(layer: Any, name: str, weights: "Weights") -> None:
@@ -117,6 +123,9 @@ def write(layer: Any, name: str, weights: "Weights") -> None:
     if "magnitude" in weights.tensors:
         vector = layer.lora_magnitude_vector[name].weight
         vector.data.copy_(weights.tensors["magnitude"].reshape(vector.shape))
+    elif "input_magnitude" in weights.tensors:
+        vector = layer.lora_magnitude_vector[name].weight
+        vector.data = weights.tensors["input_magnitude"].to(vector)
 
 
 def config_of(weights: "Mapping[str, Weights]") -> "LoraConfig":
@@ -125,8 +134,8 @@ def config_of(weights: "Mapping[str, Weights]") -> "LoraConfig":
 
     from ..artifact import rank_and_alpha
 
-    dora = {"magnitude" in each.tensors for each in weights.values()}
-    assert len(dora) == 1, "all modules of a part have a magnitude, or none"
+    dora = {each.is_dora for each in weights.values()}
+    assert len(dora) == 1, "a config of PEFT is for modules that all have a magnitude, or none"
     common = rank_and_alpha(weights)
     alpha = common.pop("alpha")
     return LoraConfig(lora_alpha=alpha, use_dora=dora.pop(), init_lora_weights=False, **common)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...adapters import algebra, stored
-from ...adapters.artifact import AdapterArtifact, Weights, block_of
+from ...adapters.artifact import MAGNITUDES, AdapterArtifact, Weights, block_of
 from ...adapters.format import read, recognised
 from ...adapters.origin import architecture_of
 from ...configs.arguments import path_text
@@ -102,7 +102,7 @@ def _content(artifact: AdapterArtifact) -> dict[str, Any]:
         blocks[key[0], block_of(key)].append(_norm(each))
     words = {word: len(rows) for own in artifact.embeddings.values() for word, rows in own.items()}
     return {
-        "method": "dora" if any(each.kind == "dora" for each in weights) else artifact.method,
+        "method": next((each.kind for each in weights if each.is_dora), artifact.method),
         "modules": dict(Counter(component for component, _ in artifact.modules)),
         "ranks": _counted(str(each.rank) for each in weights if each.method == "lora"),
         "scales": _counted(f"{each.scale:g}" for each in weights),
@@ -118,7 +118,7 @@ def _counted(values: Iterator[str]) -> dict[str, int]:
 def _norm(weights: Weights) -> float:
     if weights.method == "oft":
         return 0.0
-    plain = {name: tensor for name, tensor in weights.tensors.items() if name != "magnitude"}
+    plain = {name: tensor for name, tensor in weights.tensors.items() if name not in MAGNITUDES}
     return algebra.norm(Weights(weights.method, plain, weights.scale))
 
 

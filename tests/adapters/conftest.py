@@ -180,7 +180,7 @@ def artifact(double: Trained) -> AdapterArtifact:
     return double.artifact
 
 
-KINDS = ("lora", "dora", "loha", "loha, core", "lokr", "lokr, both", "lokr, whole", "lokr, core")
+KINDS = ("lora", "dora", "dora, inputs", "loha", "loha, core", "lokr", "lokr, both", "lokr, whole", "lokr, core")
 """Of random weights: a method, and which of its factors are there. Only convolutions of several pixels have cores."""
 
 
@@ -200,7 +200,7 @@ def random_weights(kind: str, shape: tuple[int, ...], rank: int, scale: float, g
     if method in ("lora", "dora"):
         tensors = {"down": draw(rank, into, *kernel), "up": draw(out, rank, *(1 for _ in kernel))}
         if method == "dora":
-            tensors["magnitude"] = draw(out).abs() + 0.5
+            tensors["input_magnitude" if variant else "magnitude"] = draw(into if variant else out).abs() + 0.5
         return Weights("lora", tensors, scale)
     if method == "loha":
         sizes = {"a": (rank, out), "b": (rank, into)} if core else {"a": (out, rank), "b": (rank, into * area)}

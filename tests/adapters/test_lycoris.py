@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from lycoris.kohya import LycorisNetworkKohya, create_network_from_weights
+from lycoris.modules.locon import LoConModule
 from lycoris.modules.lokr import LokrModule
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from loraloom.adapters import format
@@ -151,6 +152,26 @@ def test_every_kind(sd1: Base, random_weights: Draw, kind: str, tmp_path: Path):
     artifact = drawn(random_weights, [kind], sd1.layers, 7)
     assert sum(MARKS[kind] in weights.tensors for weights in artifact.modules.values()) > 1
     assert_lycoris_agrees(sd1, artifact, tmp_path)
+
+
+@pytest.mark.parametrize("over_outputs", [True, False])
+def test_dora_that_lycoris_trains_is_read(sd1: Base, over_outputs: bool, tmp_path: Path):
+    """Over the inputs too, which its own reader of files takes for outputs."""
+    torch.manual_seed(0)
+    square = [key for key, layer in sd1.layers.items() if len({*layer.weight.shape[:2]}) == 1][::9]
+    chosen = [*square, *[key for key in sd1.layers if key not in square][::40]]
+    modules, tensors = {}, {}
+    for key in chosen:
+        start = f"{'lora_unet' if key[0] == 'unet' else 'lora_te'}_{key[1].replace('.', '_')}"
+        module = LoConModule(start, sd1.layers[key], 1.0, 4, 2.0, weight_decompose=True, wd_on_out=over_outputs)
+        for parameter in (module.lora_up.weight, module.dora_scale):
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        modules[key] = module
+        tensors |= {f"{start}.{name}": tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    found = format.read(tmp_path / "x.safetensors", sd1.names)
+    assert {weights.kind for weights in found.modules.values()} == {"dora" if over_outputs else "dora over inputs"}
+    assert_same_changes(modules, found, sd1.layers)
 
 
 def test_lokr_with_cores(sd1: Base, random_weights: Draw, tmp_path: Path):

@@ -1,5 +1,6 @@
 """Files as other tools write them: whatever the spelling, the same adapter comes out; other bases are said."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -135,15 +136,47 @@ def test_a_tucker_decomposition_is_a_plain_one(tmp_path: Path):
     torch.testing.assert_close(torch.conv2d(pictures, weights.delta(), padding=1), through, atol=1e-4, rtol=1e-5)
 
 
-def test_a_magnitude_of_inputs_is_refused(tmp_path: Path):
-    start = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
-    down, up = factors(0, 640, 640)
-    tensors = {f"{start}.lora_down.weight": down, f"{start}.lora_up.weight": up}
-    assert read(tensors | {f"{start}.dora_scale": torch.ones(640, 1)}, tmp_path)
-    with pytest.raises(UserError, match="is of its inputs"):
-        read(tensors | {f"{start}.dora_scale": torch.ones(1, 640)}, tmp_path)
-    with pytest.raises(UserError, match="not one number for each of its 640 outputs"):
-        read(tensors | {f"{start}.dora_scale": torch.ones(3, 1)}, tmp_path)
+MAGNITUDES = [
+    (".dora_scale", 640, (640,), "magnitude"),
+    (".dora_scale", 640, (640, 1), "magnitude"),
+    (".dora_scale", 640, (1, 640), "input_magnitude"),  # as many outputs as inputs: the spelling tells
+    (".lora_magnitude_vector", 640, (640,), "magnitude"),
+    (".lora_magnitude_vector", 640, (1, 640), "magnitude"),
+    (".magnitude", 640, (640,), "magnitude"),  # of ai-toolkit
+    (".dora_scale", 2048, (1, 640), "magnitude"),
+    (".dora_scale", 2048, (640, 1), "magnitude"),
+    (".dora_scale", 2048, (1, 2048), "input_magnitude"),
+    (".lora_magnitude_vector.weight", 2048, (640, 1), "magnitude"),
+    (".dora_scale", 640, (3, 1), None),
+    (".dora_scale", 640, (32, 20), None),
+    (".dora_scale", 2048, (2048, 1), None),
+    (".lora_magnitude_vector", 2048, (1, 2048), None),
+    (".magnitude", 2048, (2048,), None),
+]
+
+
+@pytest.mark.parametrize("kernel", [(), (1, 1)], ids=["linear", "convolution"])
+@pytest.mark.parametrize(("ending", "inputs", "shape", "kind"), MAGNITUDES)
+def test_the_lengths_of_a_dora_are_of_outputs_or_of_inputs(
+    ending: str, inputs: int, shape: tuple[int, ...], kind: str | None, kernel: tuple[int, ...], tmp_path: Path
+):
+    """By the spelling: LyCORIS has both, PEFT and ai-toolkit have those of outputs."""
+    where = "attn2_to_k" if inputs == 2048 else "attn1_to_q"
+    start = f"lora_unet_input_blocks_4_1_transformer_blocks_0_{where}"
+    down, up = (each.reshape(*each.shape, *kernel) for each in factors(0, 640, inputs))
+    magnitude = torch.arange(1.0, 1 + math.prod(shape)).reshape(*shape, *(kernel if len(shape) > 1 else ()))
+    tensors = {f"{start}.lora_down.weight": down, f"{start}.lora_up.weight": up, f"{start}{ending}": magnitude}
+    if kind is None:
+        with pytest.raises(UserError, match="neither one number for each of its 640 outputs"):
+            read(tensors, tmp_path)
+        return
+    artifact = read(tensors, tmp_path)
+    (weights,) = artifact.modules.values()
+    assert torch.equal(weights.tensors[kind].flatten(), magnitude.flatten())
+    for form in ("kohya", "loraloom"):
+        format.write(artifact, tmp_path / form, form, SDXL)
+        (again,) = format.read(tmp_path / form, SDXL).modules.values()
+        assert again.kind == weights.kind
 
 
 @pytest.mark.parametrize("ending", OTHERS)
