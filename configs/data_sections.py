@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from .section import PathText, Revision, Section
+from .section import Denoising, Guidance, PathText, Revision, Section
 
-Side = Annotated[int, Field(ge=16)]
+Side = Annotated[int, Field(ge=16, le=16_384)]
 Sides = Annotated[
     Annotated[Side, Tag("<one>")] | Annotated[list[Side], Field(min_length=1), Tag("<several>")],
     Discriminator(lambda value: "<several>" if isinstance(value, list | tuple) else "<one>"),
@@ -48,7 +48,7 @@ class SourceSection(Section):
     """What curves and messages call it; the name of its folder or dataset when not given, "prior" for class images."""
     share: float | None = Field(default=None, gt=0, le=1)
     """Fraction of all training samples; give it to every source or to none (then each image counts the same)."""
-    repeats: int = Field(default=1, ge=1)
+    repeats: int = Field(default=1, ge=1, le=10**6)
     """How often each image counts in an epoch; for sources without `share`."""
     loss_weight: float = Field(default=1.0, ge=0)
     """Factor on the loss of these samples."""
@@ -122,13 +122,13 @@ class PriorSource(SourceSection):
     prior: str = Field(default=..., min_length=1)
     """Prompt and caption of the class images, such as "a dog". A share of 0.5 and a `loss_weight` of the paper's
     lambda is what the paper does."""
-    count: int = Field(default=100, ge=1)
+    count: int = Field(default=100, ge=1, le=100_000)
     """How many class images."""
     generate: bool = True
     """Make those that are missing; otherwise too few of them are an error."""
-    steps: int = Field(default=20, ge=1)
+    steps: Denoising = 20
     """Denoising steps of each class image."""
-    guidance: float = Field(default=4.0, ge=0)
+    guidance: Guidance = 4.0
     """Classifier-free guidance scale of the class images."""
 
 
@@ -156,11 +156,11 @@ class BucketSection(Section):
 
     enabled: bool = True
     """Without buckets every image is cropped to a square."""
-    step: int | None = Field(default=None, ge=1)
+    step: int | None = Field(default=None, ge=1, le=16_384)
     """Sides of buckets are multiples of this many pixels; an eighth of the resolution when not given."""
-    max_aspect: float = Field(default=4.0, ge=1)
+    max_aspect: float = Field(default=4.0, ge=1, le=1000)
     """Longer images, as long side to short side, are refused."""
-    max_upscale: float = Field(default=2.0, ge=1)
+    max_upscale: float = Field(default=2.0, ge=1, le=1000)
     """Small images are enlarged by at most this factor; beyond it they get a smaller bucket."""
 
 
@@ -201,7 +201,7 @@ class DataSection(Section):
     """Where an image is cut to its bucket."""
     flip: float = Field(default=0.0, ge=0, le=1)
     """Chance of an image to be mirrored left to right."""
-    variants: int | None = Field(default=None, ge=1)
+    variants: int | None = Field(default=None, ge=1, le=1000)
     """Random crops and captions are drawn from this many of each image instead of anew, so that they can be cached."""
     background: tuple[Shade, Shade, Shade] = (255, 255, 255)
     """Colour (red, green, blue) behind transparent pixels."""
@@ -213,7 +213,7 @@ class DataSection(Section):
     """Largest fraction of a source's images that `on_bad_image: skip` may drop."""
     cache: CacheSection = CacheSection()
     """Latents and prompt embeddings on disk."""
-    workers: int = Field(default=0, ge=0)
+    workers: int = Field(default=0, ge=0, le=256)
     """Processes that read and crop images beside the training, where latents are not cached."""
 
     @property

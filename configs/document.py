@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
-from .bounded import CONFIG, LIBYAML, compose_yaml, read_text
+from .bounded import CONFIG, LARGEST, LIBYAML, compose_yaml, read_text, why_no_text
 from .errors import UserError
+from .plain import plain
 
 KeyPath = tuple[str | int, ...]
 """Where a value is: section names, keys, and indexes of lists."""
@@ -212,6 +213,9 @@ class _Reading:
                 self.problem(key_node, path, "a list or a mapping as a key; a key is a word")
                 continue
             key, line = key_node.value, key_node.start_mark.line + 1
+            if reason := why_no_text(key):
+                self.problem(key_node, path, f"a key that {reason}")
+                continue
             here = (*path, key)
             if key in first_lines:
                 self.problem(key_node, here, f"given twice, in line {first_lines[key]} and in line {line}")
@@ -226,10 +230,17 @@ class _Reading:
             self.problem(node, path, f"the tag {node.tag!r}; a config has plain values only")
             return None
         try:
-            return construct(node.value)
-        except ValueError:  # an explicit tag, such as `!!int many`
-            self.problem(node, path, f"{node.value!r} is not what its tag {node.tag!r} says")
+            value = construct(node.value)
+        except ValueError:  # an explicit tag, such as `!!int many`, or 5,000 digits
+            self.problem(node, path, f"{node.value[:40]!r} is not what its tag {node.tag!r} says")
             return None
+        if isinstance(value, int) and abs(value) > LARGEST:
+            self.problem(node, path, f"the number {node.value[:24]}{'…' * (len(node.value) > 24)} is too large")
+            return None
+        if isinstance(value, str) and (reason := why_no_text(value)):
+            self.problem(node, path, f"the text {reason}")
+            return plain(value)
+        return value
 
     def line(self, node: yaml.Node) -> str:
         return self.place(node.start_mark.line + 1)

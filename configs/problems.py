@@ -16,7 +16,7 @@ from .schema import RunConfig
 from .section import Section
 
 _TYPE = re.compile(r"<|[A-Z]|(?:float|int|str|bool|constrained-\w+|function-.*|(?:dict|list|tuple)\[.*)$")
-"""What pydantic calls the types of a union; keys are lower case words."""
+"""What pydantic calls the types of a union, where the schema has no such key."""
 
 
 @functools.cache
@@ -43,7 +43,7 @@ def sections_of(annotation: Any) -> list[type[Section]]:
 
 def explain(details: ErrorDetails, known: Mapping[KeyPath, FieldInfo], prefix: KeyPath = ()) -> tuple[KeyPath, str]:
     """Path and words for one of pydantic's errors; `known` are the keys of the tree, whose root is at `prefix`."""
-    path = _path(details["loc"], known)
+    path = _path(details["loc"], known, names_a_key=details["type"] in ("extra_forbidden", "missing"))
     match details["type"]:
         case "extra_forbidden":
             words = f"unknown key{_suggestion(_pattern(path, known), known)}"
@@ -54,20 +54,25 @@ def explain(details: ErrorDetails, known: Mapping[KeyPath, FieldInfo], prefix: K
     return (*prefix, *path), words
 
 
-def _path(loc: tuple[int | str, ...], known: Mapping[KeyPath, FieldInfo]) -> KeyPath:
+def _path(loc: tuple[int | str, ...], known: Mapping[KeyPath, FieldInfo], *, names_a_key: bool) -> KeyPath:
     """Where an error is. Of a value of several types pydantic names the type too, which is no key."""
     path: KeyPath = ()
-    for before, step in zip(("", *loc), loc, strict=False):
-        kind = isinstance(before, int) and len(_kinds(path[:-1], known)) > 1
-        if isinstance(step, int) or not (kind or _TYPE.match(step)):
-            path = (*path, step)
+    for place, step in enumerate(loc):
+        if isinstance(step, str):
+            here = _pattern((*path, step), known)
+            is_kind = path and isinstance(path[-1], int) and loc[place - 1] == path[-1] and _has_kinds(path[:-1], known)
+            is_known = any(key[: len(here)] == here for key in known)
+            is_named = names_a_key and place == len(loc) - 1
+            if is_kind or not (is_known or is_named or not _TYPE.match(step)):
+                continue
+        path = (*path, step)
     return path
 
 
-def _kinds(path: KeyPath, known: Mapping[KeyPath, FieldInfo]) -> list[type[Section]]:
-    """The sections that an entry of the list at `path` may be."""
+def _has_kinds(path: KeyPath, known: Mapping[KeyPath, FieldInfo]) -> bool:
+    """Whether an entry of the list at `path` may be one of several sections."""
     field = known.get(_pattern(path, known))
-    return [] if field is None else sections_of(field.annotation)
+    return field is not None and len(sections_of(field.annotation)) > 1
 
 
 def _pattern(path: KeyPath, known: Mapping[KeyPath, FieldInfo]) -> KeyPath:

@@ -6,7 +6,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from .data_sections import DataSection, PriorSource, Source
 from .dtypes import DType
-from .section import PathText, Revision, Section
+from .section import Batch, Denoising, Guidance, PathText, Rank, Revision, Section, Seed, Threads
 
 
 class ModelSection(Section):
@@ -42,7 +42,7 @@ class AdapterSection(Section):
 
     method: str = "lora"
     """Adapter method: a file name in `adapters/methods/`."""
-    rank: int = Field(default=8, ge=1)
+    rank: Rank = 8
     """Rank of each adapted module."""
     alpha: float = Field(default=8.0, gt=0)
     """Scale numerator: the update of a weight is alpha / rank * B A."""
@@ -54,7 +54,7 @@ class AdapterSection(Section):
     """New words that are learnt: alone by `method: textual_inversion`, or beside an adapter (pivotal tuning)."""
     start_from: PathText | None = None
     """Adapter file of the same method, ranks and base, from whose weights training begins."""
-    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
+    rank_pattern: dict[str, Rank] = {}
     """Another rank for modules in whose name (`unet.mid_block…`) the first matching regular expression is found."""
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Another alpha for modules, in the same way."""
@@ -147,11 +147,13 @@ class OptimizerSection(Section):
         "constant"
     )
     """Learning rate over the steps, after the warm-up."""
-    schedule_cycles: int = Field(default=1, ge=1)
+    schedule_cycles: int = Field(default=1, ge=1, le=10**6)
     """Times that `cosine_with_restarts` falls."""
     schedule_power: float = Field(default=1.0, gt=0)
     """Exponent of `polynomial`."""
-    schedule_rules: str = Field(default="1", pattern=r"^(\d*\.?\d+:\d+,)*\d*\.?\d+$")
+    schedule_rules: str = Field(
+        default="1", max_length=10_000, pattern=r"^(\d{0,9}\.?\d{1,18}:\d{1,18},)*\d{0,9}\.?\d{1,18}$"
+    )
     """Factors of `piecewise_constant` with the steps at which they end: `1:500,0.1:800,0.01`."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up from 0."""
@@ -164,17 +166,17 @@ class OptimizerSection(Section):
 class LoopSection(Section):
     """The training loop."""
 
-    steps: int = Field(default=..., ge=1)
+    steps: int = Field(default=..., ge=1, le=10**9)
     """Optimiser steps."""
-    batch_size: int = Field(default=1, ge=1)
+    batch_size: Batch = 1
     """Samples of one optimiser step in the whole run (all processes together)."""
-    micro_batch: int | None = Field(default=None, ge=1)
+    micro_batch: Batch | None = None
     """Samples of one forward pass of one process; all of its share at once when not given."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of the forward pass."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of every random number in the run."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: Threads | None = None
     """CPU threads; cores / local processes when not given. Other numbers of threads give other bits."""
     gradient_checkpointing: bool | list[str] = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time. A list of
@@ -221,11 +223,11 @@ class PromptSection(Section):
     """Prompt."""
     negative_prompt: str = ""
     """What the images should not show."""
-    steps: int | None = Field(default=None, ge=1)
+    steps: Denoising | None = None
     """Denoising steps; those of `validation` when not given."""
-    guidance: float | None = Field(default=None, ge=0)
+    guidance: Guidance | None = None
     """Classifier-free guidance scale; that of `validation` when not given."""
-    seed: int | None = Field(default=None, ge=0)
+    seed: Seed | None = None
     """Seed of the first image; that of `validation` when not given."""
 
 
@@ -244,17 +246,17 @@ class ValidationSection(Section):
     """Also before the first step, by the base without the adapter, to compare with."""
     prompts: list[Prompt] = []
     """Prompts, or sections with `prompt` and settings of its own; none means no validation images."""
-    num_images: int = Field(default=4, ge=1)
+    num_images: int = Field(default=4, ge=1, le=10_000)
     """Images of each prompt."""
-    steps: int = Field(default=20, ge=1)
+    steps: Denoising = 20
     """Denoising steps."""
-    guidance: float = Field(default=4.0, ge=0)
+    guidance: Guidance = 4.0
     """Classifier-free guidance scale."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Image k of a prompt has the seed `seed + k`."""
     sources: list[Source] = []
     """Images that are not trained on, as in `data.sources`: their loss, with fixed noise, is logged each time."""
-    timesteps: int = Field(default=8, ge=1)
+    timesteps: int = Field(default=8, ge=1, le=1000)
     """Timesteps at which each of them is looked at."""
     patience: int | None = Field(default=None, ge=1)
     """Validations without a better held-out loss after which the run ends."""

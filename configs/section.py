@@ -3,12 +3,24 @@
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
 from .paths import checked, expanded
 
 AS_IT_IS = "paths as they are"
 """Context of a validation: in what a program wrote, or a stranger sent, nothing is replaced."""
+Seed = Annotated[int, Field(ge=0, lt=2**62)]
+"""Room for the numbers of pictures that are added to it; torch takes 64 bits."""
+Denoising = Annotated[int, Field(ge=1, le=1000)]
+"""Steps of a sampler; bases have 1,000 timesteps."""
+Guidance = Annotated[float, Field(ge=0, le=1000)]
+"""Scale of classifier-free guidance; far less is usual."""
+Threads = Annotated[int, Field(ge=1, le=1024)]
+"""Of a CPU."""
+Batch = Annotated[int, Field(ge=1, le=65_536)]
+"""Samples or pictures."""
+Rank = Annotated[int, Field(ge=1, le=16_384)]
+"""Of an adapted module; the widest layers of these families have 10,240 inputs."""
 
 
 class Section(BaseModel):

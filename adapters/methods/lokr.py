@@ -25,7 +25,7 @@ CHANGES_BASE = False
 class Options(Section):
     """Options of LoKr."""
 
-    factor: int = Field(default=-1, ge=-1)
+    factor: int = Field(default=-1, ge=-1, le=16_384)
     """Sides of W1 (as far as it divides the layer's); -1 for a W1 about as large as W2."""
     decompose_both: bool = False
     """Whether W1 is a product of two factors of the rank too, not W2 alone."""

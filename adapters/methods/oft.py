@@ -26,7 +26,7 @@ CHANGES_BASE = False
 class Options(Section):
     """Options of OFT, which has neither rank nor alpha."""
 
-    block_size: int = Field(default=32, ge=2)
+    block_size: int = Field(default=32, ge=2, le=16_384)
     """Inputs that are rotated together; it must divide those of every adapted layer."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Part of the blocks that are left as they are in a step of training."""

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraloom.configs import loader
 from loraloom.configs.data_sections import FolderSource, PriorSource
+from loraloom.configs.document import dotted
 from loraloom.configs.errors import UserError
 from loraloom.configs.loader import dump_yaml, load_config, marked_yaml
 from loraloom.configs.paths import expanded
+from loraloom.configs.problems import known_keys
 from loraloom.configs.schema import RunConfig
 
 GOOD = """\
@@ -263,7 +266,8 @@ TRICKY = [
     "*a",
 ]
 TEXT = st.one_of(
-    st.sampled_from([*TRICKY, "a\nb\n", "\ufeff", "\x85", "'", '"', " a ", "{a}", ","]), st.text(min_size=1)
+    st.sampled_from([*TRICKY, "a\nb\n", "\ufeff", "\x85", "'", '"', " a ", "{a}", ","]),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1),
 )
 
 
@@ -289,7 +293,7 @@ def configs(draw: st.DrawFn) -> RunConfig:
         "data": {
             "sources": [
                 {"path": draw(PATH), "caption": draw(TEXT), "share": shares[0], "loss_weight": draw(POSITIVE)},
-                {"prior": draw(TEXT), "count": draw(st.integers(1, 10**20)), "share": shares[1]},
+                {"prior": draw(TEXT), "count": draw(st.integers(1, 100_000)), "share": shares[1]},
             ]
         },
         "adapter": {"alpha": draw(POSITIVE), "parts": parts, "options": {"dropout": draw(st.floats(0, 0.99))}},
@@ -300,6 +304,90 @@ def configs(draw: st.DrawFn) -> RunConfig:
         "output": {"dir": draw(PATH), "name": draw(st.sampled_from(["no", "1e5", "007", "a-b.c", "_"]))},
     }
     return RunConfig.model_validate(tree)
+
+
+BASE = """
+model: {base: pocket}
+data: {sources: [{path: photos}]}
+loop: {steps: 1}
+output: {dir: run}
+"""
+WORDS = [
+    "Author",
+    "Loop",
+    "int",
+    "str",
+    "folder",
+    "FolderSource",
+    "<<",
+    "Rank",
+    "list[int]",
+    "constrained-int",
+    "",
+    "A b",
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    section=st.sampled_from(
+        [(), ("loop",), ("data",), ("data", "sources", 0), ("adapter", "tokens", 0), ("validation",)]
+    ),
+    key=st.sampled_from(WORDS) | st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5),
+    value=st.sampled_from([1, "x", [], {}, [1], {"a": 1}, None]),
+)
+def test_an_unknown_key_is_named_whatever_it_is_called(tmp_path_factory, section, key, value):
+    values = yaml.safe_load(BASE) | {"adapter": {"tokens": [{"token": "<a>"}]}, "validation": {}}
+    inner = values
+    for step in section:
+        inner = inner[step]
+    if key in inner or (*section, key) in known_keys() or key == "extends":
+        return
+    inner[key] = value
+    file = tmp_path_factory.getbasetemp() / "unknown.yaml"
+    file.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load_config(file)
+    said = [problem for problem in caught.value.problems if "unknown key" in problem]
+    assert len(said) == 1 and f"{dotted((*section, key))}: unknown key" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("adapter.rank=1000000", "adapter.rank"),
+        (f"adapter.rank={10**18}", "adapter.rank"),
+        (f"adapter.rank={'9' * 5000}", "is not what its tag"),
+        ("data.variants=1000000000", "data.variants"),
+        ("data.sources=[{prior: a, count: 1000000000}]", "data.sources.0.count"),
+        ("loop.threads=1000000", "loop.threads"),
+        ("loop.seed=18446744073709551616", "is too large"),
+        (f"validation.seed={2**62}", "validation.seed"),
+        ("validation.steps=1000000000", "validation.steps"),
+        ("loop.steps=1e999", "loop.steps"),
+        ('data.sources.0.caption="\\ud800"', "half of a character"),
+        ('data.sources.0.caption="a\\0"', "NUL"),
+        ('output.dir="a\\0b"', "NUL"),
+        ("optimizer.name=..", "optimizer.name"),
+        ("model=" + "[" * 5000, "not a YAML value"),
+        ("a" * 5000 + "=1", "unknown key"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_what_no_run_can_have_is_refused(tmp_path, override, said):
+    (tmp_path / "a.yaml").write_text(BASE)
+    with pytest.raises(UserError) as caught:
+        load_config(tmp_path / "a.yaml", [override])
+    assert any(said in problem for problem in caught.value.problems)
+    assert max(map(len, caught.value.problems)) < 6000
+
+
+def test_a_file_that_is_no_config_is_not_told(tmp_path):
+    (tmp_path / "secret").write_text("root:x:0:0\nmore:x:1\n")
+    (tmp_path / "a.yaml").write_text(f"extends: {tmp_path}/secret\n{BASE}")
+    with pytest.raises(UserError) as caught:
+        load_config(tmp_path / "a.yaml")
+    assert "root:" not in str(caught.value)
 
 
 @settings(max_examples=30, deadline=None)
