@@ -16,6 +16,8 @@ from .values import flag, plain
 
 T = TypeVar("T")
 PEERS = "launch.translation.peers"
+NO_TEXT = (".ipynb", ".safetensors", ".ckpt", ".pt", ".yaml", ".yml")
+"""Endings of files that hold no settings of a tool that is read."""
 UNSET = ("", None)
 """Values with which a file says that it says nothing."""
 
@@ -264,12 +266,14 @@ class Peer(Protocol):
 
 def translate(path: Path, asked: Asked) -> Translation:
     """The translation of a file by the first tool that knows it."""
+    from .others import refuse
+
     if not path.is_file():
         raise UserError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; --from is a file")
     peers: list[Peer] = [find(PEERS, name) for name in names(PEERS)]  # type: ignore[misc]
-    for peer in peers:
+    for peer in peers if path.suffix.lower() not in NO_TEXT else ():
         if (translation := peer.translate(path, asked)) is not None:
             if translation.problems:
                 raise UserError(list(dict.fromkeys(translation.problems)))
             return translation
-    raise UserError(f"{path}: holds nothing that can be read; there is: {'; '.join(peer.READS for peer in peers)}")
+    raise refuse(path, [peer.READS for peer in peers])

@@ -64,8 +64,8 @@ def find_script(path: Path, known: Sequence[str], taken: Mapping[str, str] | Non
     doubts = _doubts([*words[: index + 1], *own])
     if problems := list(dict.fromkeys(f"{path}:{word.line}: {doubt}" for word, doubt in doubts)):
         raise UserError(problems)
-    settings = list(_flags(own, path))
-    launcher = list(_flags(words[:index], path, "launcher."))
+    settings = list(flags_of(own, lambda word: f"{path}:{word.line}"))
+    launcher = list(flags_of(words[:index], lambda word: f"{path}:{word.line}", "launcher."))
     return Script(_name(words[index]), launcher, settings, f"{path}:{words[index].line}")
 
 
@@ -95,12 +95,19 @@ def _places(words: Sequence[Word], known: Sequence[str]) -> list[int]:
     return [index for index in places if index == 0 or words[index - 1].text not in ("=", "+=")]
 
 
+def scripts_of(words: Sequence[Word], pattern: re.Pattern[str]) -> list[str]:
+    """The names of scripts in a command that a pattern matches."""
+    if _name(words[0]).lower() in NOT_STARTING:
+        return []
+    return [_name(word) for word in words if not word.text.startswith("-") and pattern.fullmatch(_name(word))]
+
+
 def _before_redirection(words: Sequence[Word]) -> Sequence[Word]:
     end = next((index for index, word in enumerate(words) if re.match(r"\d*[<>]", word.text)), len(words))
     return words[:end]
 
 
-def _flags(words: Sequence[Word], path: Path, prefix: str = "") -> Iterator[Setting]:
+def flags_of(words: Sequence[Word], place_of: Callable[[Word], str], prefix: str = "") -> Iterator[Setting]:
     """`--name value`, `--name=value`, `--name one two`, and `--name` alone, whose value is true.
 
     Words before the first flag are the launcher itself. What follows `--name=value` belongs to no flag: it is given
@@ -114,10 +121,10 @@ def _flags(words: Sequence[Word], path: Path, prefix: str = "") -> Iterator[Sett
             groups[-1].append(word)
     for first, *rest in groups:
         name, equals, value = first.text.removeprefix("--").partition("=")
-        name, place = prefix + name.replace("-", "_"), f"{path}:{first.line}"
+        name, place = prefix + name.replace("-", "_"), place_of(first)
         if equals:
             yield Setting(name, value, place)
-            yield from (Setting(word.text, True, f"{path}:{word.line}") for word in rest)
+            yield from (Setting(word.text, True, place_of(word)) for word in rest)
         else:
             values = [word.text for word in rest]
             yield Setting(name, (values if len(values) > 1 else values[0]) if values else True, place)

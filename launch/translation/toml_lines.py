@@ -1,12 +1,11 @@
 """A TOML file and the line of each of its keys, which `tomllib` does not tell."""
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...configs.bounded import CONFIG, parse_toml, read_text
 from ...configs.document import KeyPath
-from ...configs.errors import UserError
 
 HEADER = re.compile(r"\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(#.*)?$")
 KEY = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
@@ -26,18 +25,14 @@ class Toml(NamedTuple):
 
 def read_toml(path: Path) -> Toml:
     """UserError with the line where it is no TOML."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        values = tomllib.loads(text)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text; save the file as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        words = re.sub(r" \(at line (\d+), column \d+\)$", "", str(error))
-        line = re.search(r"\(at line (\d+)", str(error))
-        raise UserError(f"{path}{f':{line[1]}' if line else ''}: not valid TOML: {words}") from error
+    text = read_text(path, CONFIG)
+    values = parse_toml(text, str(path), lambda error: _place(path, error))
     return Toml(values, path, _lines(text, values))
+
+
+def _place(path: Path, error: Exception) -> str:
+    line = re.search(r"\(at line (\d+)", str(error))
+    return f"{path}:{line[1]}" if line else str(path)
 
 
 def _lines(text: str, values: dict[str, Any]) -> dict[KeyPath, int]:

@@ -15,6 +15,14 @@ def whole(value: Any) -> int:
     return int(exact)
 
 
+def positive(value: Any) -> int:
+    """A whole number from 1 on."""
+    found = whole(value)
+    if found < 1:
+        raise ValueError("a whole number from 1 on")
+    return found
+
+
 def number(value: Any) -> float:
     """0.1 or "1e-4"."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):

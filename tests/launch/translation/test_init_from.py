@@ -1,5 +1,6 @@
 """`loraloom init --from`: settings of other trainers become a config that loads, and none of them is lost."""
 
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -193,7 +194,7 @@ def test_the_summary_and_the_file_say_what_is_not_the_same(capsys: pytest.Captur
     assert lost == [
         "  in.toml:41: color_aug = true: colours are not changed",
         '  in.toml:42: colour_aug = true: sd-scripts is not known to have it (did you mean "color_aug"?)',
-        "  in.toml:43: huggingface_token = (a secret): nothing is uploaded",
+        "  in.toml:43: huggingface_token = (a secret): nothing is uploaded unless `output.push_to` names a repository",
         '  prompts.txt:2: width = "512": pictures are squares with the side `data.resolution`',
         '  prompts.txt:2: height = "768": pictures are squares with the side `data.resolution`',
     ]
@@ -726,6 +727,7 @@ def test_what_cannot_be_used_is_said() -> None:
     write("accelerate launch flux_train_network.py --x", "flux.sh")
     write('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "a"\n[[datasets.subsets]]\nimage_dir = "b"', "two.toml")
     write("lowram = true", "none.toml")
+    write("hello", "odd.txt")
     write("train_dreambooth_lora.py --pretrained_model_name_or_path=x --max_train_steps=1", "short.sh")
     for arguments, answer in [
         ([], "which images? --data FOLDER, or --from FILE"),
@@ -733,7 +735,10 @@ def test_what_cannot_be_used_is_said() -> None:
         (["--from", "in.toml", "--trigger", "sks"], "--trigger: not with --from"),
         (["--from", "gone.toml"], "gone.toml: no such file; --from is a file"),
         (["--from", "."], "a folder; --from is a file"),
-        (["--from", "flux.sh"], "flux.sh: holds nothing that can be read; there is: command lines with diffusers'"),
+        (["--from", "flux.sh"], "flux.sh: flux_train_network.py trains FLUX, which is not here"),
+        (["--from", "odd.txt"], "odd.txt: holds nothing that can be read; there is: command lines with diffusers'"),
+        (["--from", "in.toml", "--env", "NO_SUCH"], "--env NO_SUCH: is not set"),
+        (["--data", "photos", "--env", "HOME"], "--env: only with --from"),
         (["--from", "none.toml"], "none.toml: names no images"),
         (["--from", "two.toml"], "names no base model; give --base"),
         (["--from", "two.toml", "--data", "photos"], "in place of which folder? there are: a, b"),
@@ -745,9 +750,148 @@ def test_what_cannot_be_used_is_said() -> None:
         assert answer in str(error.value)
 
 
+WINDOW = {
+    "LoRA_type": "LyCORIS/LoKr",
+    "LyCORIS_preset": "attn-mlp",
+    "additional_parameters": '--noise_offset=0.1 --lr_scheduler_type "CosineAnnealingLR"',
+    "clip_skip": "2",
+    "conv_dim": 8,
+    "epoch": 3,
+    "factor": 6,
+    "keep_tokens": "0",
+    "learning_rate": 0.0001,
+    "lr_scheduler": "cosine",
+    "lr_warmup": 10,
+    "max_resolution": "768,768",
+    "max_train_epochs": "",
+    "mixed_precision": "bf16",
+    "multires_noise_iterations": 6,
+    "network_alpha": 1,
+    "network_dim": 16,
+    "noise_offset_type": "Original",
+    "optimizer": "Prodigy",
+    "optimizer_args": '"d_coef=2" "weight_decay=0.4"',
+    "pretrained_model_name_or_path": "org/xl",
+    "sample_prompts": "a dog --s 20 --d -1\na cat --d 7",
+    "sample_every_n_steps": 200,
+    "sdxl": True,
+    "sdxl_no_half_vae": True,
+    "text_encoder_lr": 0,
+    "train_batch_size": 2,
+    "train_data_dir": "photos",
+    "train_on_input": True,
+    "unet_lr": 1.0,
+    "wandb_api_key": "hidden",
+    "xformers": "sdpa",
+}
+"""As the window of sd-scripts saves it, empty fields and all."""
+
+
+def test_the_json_of_kohyas_window(capsys: pytest.CaptureFixture[str]) -> None:
+    make_images("photos/2_sks dog", 5)
+    config = loaded(write(json.dumps(WINDOW, indent=2), "w.json"))
+    given = given_of(config)
+    assert given["model"] == {"base": "org/xl", "dtype": "bf16"}
+    assert given["data"]["sources"] == [{"path": "photos/2_sks dog", "caption": "sks dog", "repeats": 2}]
+    assert given["data"]["resolution"] == 768
+    assert given["adapter"]["method"] == "lokr"
+    assert (given["adapter"]["rank"], given["adapter"]["alpha"]) == (16, 1.0)
+    assert given["adapter"]["parts"] == {"unet": "attention+ff"}  # a rate of 0 freezes the text encoders
+    assert given["adapter"]["options"] == {"factor": 6}
+    assert given["noise"] == {"offset": 0.1}  # the other kind of offset is off
+    assert given["optimizer"]["name"] == "prodigy"
+    assert given["optimizer"]["weight_decay"] == 0.4
+    assert (given["optimizer"]["schedule"], given["optimizer"]["warmup_steps"]) == ("cosine", 1)
+    assert given["loop"] == {"steps": 15, "batch_size": 2, "precision": "bf16"}
+    assert given["validation"]["prompts"] == [{"prompt": "a dog", "steps": 20}, {"prompt": "a cat", "seed": 7}]
+    said = capsys.readouterr().out
+    assert "w.json:4: lr_scheduler_type" in said  # the line of the field
+    assert "hidden" not in said + Path("out.yaml").read_text()
+
+
+@pytest.mark.slow
+@given(st.data())
+def test_no_setting_of_kohyas_window_is_lost(data: st.DataObject) -> None:
+    """Each that is on is known, or is of the window alone; nothing that is off is said."""
+    from loraloom.launch.translation.peers.kohya import gui
+
+    chosen = data.draw(st.dictionaries(st.sampled_from(sorted(WINDOW)), st.just(None)))
+    values = {name: WINDOW[name] for name in chosen} | {"LoRA_type": data.draw(st.sampled_from(TYPES))}
+    write(json.dumps(values), "w.json")
+    found = gui.read_gui(Path("w.json"))
+    assert found is not None
+    names = {each.name for each in found.settings}
+    known = {name for name in names if kohya.rule_of(name) or name.startswith("network_args.")}
+    assert names == known
+    assert not {each.name for each in found.settings if each.value in ("", None, False)}
+
+
+TYPES = ["Standard", "Kohya LoCon", "LoRA-FA", "LyCORIS/LoHa", "LyCORIS/LoKr", "LyCORIS/Diag-OFT", "LyCORIS/iA3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.yaml", "job: extension\nconfig:\n  process:\n  - {type: sd_trainer}\n", "a config of ai-toolkit"),
+        ("a.yml", "job: x\nconfig: {process: [{model: {is_flux: true}}]}", "a config of ai-toolkit for FLUX"),
+        ("a.json", '{"training_method": "LORA", "model_type": "STABLE_DIFFUSION_15"}', "a config of OneTrainer"),
+        ("a.json", '{"training_method": "LORA", "model_type": "FLUX_DEV_1"}', "OneTrainer for FLUX, which is not here"),
+        ("a.json", '{"--model_family": "sdxl", "--data_backend_config": "x"}', "a config of SimpleTuner"),
+        ("a.env", "export MODEL_FAMILY=sdxl", "a config of SimpleTuner"),
+        ("a.json", '{"LoRA_type": "Flux1"}', "trains FLUX, which is not here"),
+        ("a.json", '{"max_resolution": "1,1"}', "settings of kohya_ss for all weights of a model"),
+        ("a.ipynb", "{}", "is a notebook, which is not read: copy its training command"),
+        ("a.safetensors", "x", "`loraloom reproduce a.safetensors`"),
+        ("a.yaml", "model: {base: pocket}\ndata: {}\nloop: {}", "is a config of ours already"),
+        (
+            "a.sh",
+            "accelerate launch train_db.py --x",
+            "train_db.py trains all weights, which is",
+        ),
+        ("a.ps1", '$t = "x/sd3_train_network.py"\npython $t', "trains Stable Diffusion 3, which is not here"),
+        ("a.toml", "a = " + "[" * 5000, "nested too deeply"),
+        ("a.json", "[" * 5000, "nested more than"),
+        ("a.toml", "a = " + "9" * 5000, "not valid TOML"),
+    ],
+)
+def test_files_of_others_are_named_and_answered(name: str, text: str, said: str) -> None:
+    with pytest.raises(UserError) as told:
+        translate(write(text, name), Asked())
+    (line,) = told.value.problems
+    assert said in line and "\n" not in line and len(line) < 250
+
+
+@pytest.mark.slow
+@given(st.lists(st.sampled_from([1024, 768, 512, 256]), min_size=1, max_size=4, unique=True), st.integers(1, 3))
+def test_one_folder_at_several_resolutions(sides: list[int], folders: int) -> None:
+    subsets = "".join(f"[[datasets.subsets]]\nimage_dir = 'f{number}'\n" for number in range(folders))
+    text = "".join(f"[[datasets]]\nresolution = {side}\n{subsets}" for side in sides)
+    found = translate(write(text, "d.toml"), Asked(base="org/sd15", steps=1))
+    assert [source["path"].value for source in found.sources] == [f"f{number}" for number in range(folders)]
+    assert found.values["data.resolution"].value == (sides if len(sides) > 1 else sides[0])
+    assert not [line for line in found.differs if line.setting.name == "resolution"]
+
+
+def test_different_folders_at_different_resolutions_are_said() -> None:
+    text = "[[datasets]]\nresolution = {}\n[[datasets.subsets]]\nimage_dir = '{}'\n"
+    found = translate(write(text.format(512, "a") + text.format(768, "b"), "d.toml"), Asked(base="org/sd15", steps=1))
+    assert len(found.sources) == 2
+    assert [line.words for line in found.differs if line.setting.name == "resolution"] == [
+        "data.resolution has one value for all data here"
+    ]
+
+
+def test_what_is_wrong_in_a_prompt_has_its_line() -> None:
+    make_images("photos", 1)
+    write("a dog --s 5\na cat --s 0\n", "prompts.txt")
+    with pytest.raises(UserError, match=r"prompts\.txt:2: sample_steps: should be a whole number from 1 on"):
+        main(["--from", str(write("sample_prompts = 'prompts.txt'\n" + NETWORK)), "--steps", "1"])
+
+
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=8)
 VALUES: dict[Any, st.SearchStrategy[Any]] = {
     values.whole: st.integers(1, 40),
+    values.positive: st.integers(1, 40),
     values.number: st.floats(0, 2),
     values.flag: st.booleans(),
     values.text: st.sampled_from(["x", "photos", "constant", "huber", "bf16", "snr", "all", ".txt"]),

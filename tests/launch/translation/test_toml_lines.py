@@ -34,5 +34,5 @@ def test_what_is_no_toml_is_said_with_its_line(tmp_path: Path) -> None:
     file.write_text("a = 1\nb = no\n")
     with pytest.raises(UserError, match=r"x\.toml:2: not valid TOML: Invalid value"):
         read_toml(file)
-    with pytest.raises(UserError, match=r"none\.toml: cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"none\.toml: there is no such file"):
         read_toml(tmp_path / "none.toml")

@@ -12,7 +12,7 @@ from .flags import RULES as FLAGS
 from .run import SCRIPTS, USUAL, Run
 
 NAME = "diffusers"
-READS = f"command lines with diffusers' {', '.join(SCRIPTS)}"
+READS = "command lines with diffusers' scripts for DreamBooth, text-to-image (LoRA or all weights) and new words"
 RULES: Mapping[str, Rule] = FLAGS
 
 

@@ -1,4 +1,4 @@
-"""sd-scripts by kohya-ss: its TOML files of settings and of data sets, and its command lines."""
+"""sd-scripts by kohya-ss: its TOML files of settings and of data sets, its command lines, and its window's JSON."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,23 +10,27 @@ from ...peer import Asked, Rule, Setting, Settings, Translation, asked_settings,
 from ...shell import find_script
 from ...toml_lines import Toml, read_toml
 from ...values import text, texts
-from . import data, files, flags, optimizer, prompts
+from . import data, files, flags, gui, optimizer, prompts
 from .run import Run, folders_of, is_class, with_folder
 
 NAME = "sd-scripts"
 SCRIPTS = ("train_network.py", "sdxl_train_network.py")
-READS = f"TOML files of sd-scripts, and command lines with {' or '.join(SCRIPTS)}"
+READS = f"TOML files of sd-scripts, JSON files of kohya_ss, and command lines with {' or '.join(SCRIPTS)}"
 RULES: Mapping[str, Rule] = flags.RULES
 LISTED = ("network_args", "optimizer_args", "lr_scheduler_args")
 """Settings that are lists of `name=value`."""
 
 
 def translate(path: Path, asked: Asked) -> Translation | None:
-    """A TOML file, or a script with a command of sd-scripts."""
+    """A TOML file, the JSON file of kohya_ss, or a script with a command of sd-scripts."""
     if path.suffix.lower() == ".toml":
         toml = read_toml(path)
         run = _run(list(_flat(toml)), path, asked)
         return _translated(run, toml if "datasets" in toml.values else _dataset_file(run))
+    if path.suffix.lower() == ".json":
+        window = gui.read_gui(path)
+        run = None if window is None else _run(window.settings, path, asked, window.script)
+        return None if run is None else _translated(run, _dataset_file(run))
     script = find_script(path, SCRIPTS, asked.taken)
     if script is None:
         return None

@@ -29,7 +29,16 @@ SOURCE, CAPTIONS = "data.sources.*.", "data.captions."
 def add_sources(translation: Translation, run: Run) -> None:
     """The sources, and what their subsets say of all data."""
     chosen = [dict(_chosen(subset)) for subset in run.subsets]
+    several = _resolutions(chosen)
+    if several:
+        firsts = _first_of_each(chosen)
+        kept = [subset for index, subset in enumerate(run.subsets) if index in firsts]
+        run.data = [own for subsets in run.data if (own := [each for each in subsets if each in kept])]
+        chosen = [chosen[index] for index in firsts]
     _set_common(translation, chosen)
+    if several:
+        sides = [found.value for found in several]
+        translation.values["data.resolution"] = Chosen(sides, several[0].setting)
     captions = [_part(values, CAPTIONS) for values in chosen]
     alike = len({repr({key: each.value for key, each in rules.items()}) for rules in captions}) == 1
     if alike:
@@ -40,6 +49,28 @@ def add_sources(translation: Translation, run: Run) -> None:
         if share is not None:
             source.pop("repeats", None)
         translation.sources.append(source)
+
+
+def _identity(values: dict[str, Chosen]) -> str:
+    """What two subsets have in common that hold the same images with the same captions."""
+    return repr({key: found.value for key, found in values.items() if key.startswith((SOURCE, CAPTIONS))})
+
+
+def _first_of_each(chosen: list[dict[str, Chosen]]) -> list[int]:
+    """The places of subsets, without those that repeat another one at another resolution."""
+    return list({_identity(values): index for index, values in reversed([*enumerate(chosen)])}.values())[::-1]
+
+
+def _resolutions(chosen: list[dict[str, Chosen]]) -> list[Chosen]:
+    """Those at which each subset is there, where that is more than one and the same ones for all."""
+    by_images: dict[str, dict[int, Chosen]] = {}
+    for values in chosen:
+        if (found := values.get("data.resolution")) is not None:
+            by_images.setdefault(_identity(values), {})[found.value] = found
+    alike = len({frozenset(found) for found in by_images.values()}) == 1
+    first = next(iter(by_images.values()), {})
+    whole = len(chosen) == len(by_images) * len(first)
+    return [*first.values()] if alike and whole and len(first) > 1 else []
 
 
 def _chosen(subset: Settings) -> Iterator[tuple[str, Chosen]]:
@@ -170,6 +201,7 @@ LONGER = "longer images are refused here, there cut to the longest bucket"
 AFFIX = "put on after tags are shuffled and dropped, there before it: then `keep_tokens` counts it"
 EXTENSION = "both .txt and .caption are read here, and each line of one is a caption; there only its first"
 MASK = "the loss is the mean over what is opaque here, there over the whole image"
+MASKS = "masks are `mask: alpha`, or files beside the images by `mask: file`"
 TAGS = "captions have no such part here"
 
 RULES: dict[str, Rule] = {
@@ -180,6 +212,7 @@ RULES: dict[str, Rule] = {
     "class_tokens": same(SOURCE + "caption", text),
     "is_reg": with_others(SOURCE + "share", flag),
     "prior_loss_weight": with_others(SOURCE + "loss_weight", number),
+    "conditioning_data_dir": lost(MASKS),
     "alpha_mask": own(flag, mask, SOURCE + "mask", MASK),
     "metadata_file": lost("captions of sd-scripts' JSON: write them as metadata.jsonl with `file_name` and `text`"),
     "caption_extension": own(text, extension, "data.sources", EXTENSION),

@@ -2,7 +2,19 @@
 
 from pathlib import Path
 
-from ...peer import NOTHING, Apply, Outcome, Rule, Settings, alike, lost, needless, own, with_others
+from ...peer import (
+    NOTHING,
+    Apply,
+    Outcome,
+    Rule,
+    Settings,
+    alike,
+    converted,
+    lost,
+    needless,
+    own,
+    with_others,
+)
 from ...values import file_word, flag, text, whole
 from . import prompts
 from .run import Run
@@ -12,7 +24,7 @@ CHECKPOINTS = "a checkpoint holds the state of the run, to resume from; only the
 OWN_FOLDER = "a run has a folder of its own in it"
 RESUME = "`loraloom resume` goes on with a run of ours, to the same bytes"
 STATE = "each checkpoint holds the state"
-HUB = "nothing is uploaded"
+HUB = "nothing is uploaded unless `output.push_to` names a repository"
 HEADER = "headers of files are written from the run itself"
 HELD_OUT = "the loss on held-out images, `validation.sources`, is taken at `validation.every`"
 
@@ -78,7 +90,7 @@ def adapter_name(value: str, run: Run) -> Outcome:
 
 def samples(value: str, run: Run) -> Outcome:
     """The prompts, and what sd-scripts does where it is told nothing."""
-    if not beside(run, value).is_file():
+    if not prompt_levels(run):
         return Outcome(lost="no such file here")
     usual = {"num_images": 1, "steps": 30, "guidance": 7.5, "at_start": run.asked("sample_at_first")}
     values = {"validation.prompts": [prompts.section(level) for level in prompt_levels(run)]}
@@ -87,6 +99,8 @@ def samples(value: str, run: Run) -> Outcome:
 
 def prompt_levels(run: Run) -> list[Settings]:
     """The settings of each sample prompt."""
+    if (words := run.find("sample_prompts.text")) is not None:
+        return prompts.read_lines(converted(words, text), words.place, run)
     path = beside(run, run.value("sample_prompts", text, ""))
     return prompts.read_prompts(path, run) if path.is_file() else []
 
@@ -127,6 +141,7 @@ RULES: dict[str, Rule] = {
     **alike(lost(HEADER), *(f"metadata_{name}" for name in TITLES)),
     # pictures and curves
     "sample_prompts": own(text, samples, "validation.prompts"),
+    "sample_prompts.text": own(text, samples, "validation.prompts"),  # of the window, which writes the file itself
     "sample_every_n_steps": own(whole, sample_steps, "validation.every"),
     "sample_every_n_epochs": own(whole, sample_epochs, "validation.every"),
     "sample_at_first": with_others("validation.at_start", flag),

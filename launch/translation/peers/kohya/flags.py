@@ -6,7 +6,7 @@ from typing import Any
 from ...peer import NOTHING, Outcome, Rule, alike, lost, needless, own, same, switch, with_others
 from ...values import flag, numbers, text, texts, whole
 from . import data, files, network, noise, optimizer
-from .data import SOURCE
+from .data import MASKS, SOURCE
 from .run import Run, numbered
 
 PICKLES = (".ckpt", ".pt")
@@ -14,7 +14,6 @@ PICKLE = "a pickle is never opened here, as it can run code: save it as .safeten
 FOLDER = "not here: words and repeats in the names of its folders, `10_sks dog`, could not be read"
 NO_FOLDERS = "has no folders such as `10_sks dog`: its own images are taken"
 JSON = "captions of sd-scripts' JSON: write them as metadata.jsonl with `file_name` and `text`"
-MASKS = "masks are `mask: alpha`, or files beside the images by `mask: file`"
 SEED = "random numbers have keys here: other ones with the same seed"
 ONE_BY_ONE = "images and captions are encoded one by one"
 CACHED = "what is cached is kept on disk, under a name of what it holds"
@@ -106,7 +105,7 @@ RULES: dict[str, Rule] = {
     "dataset_class": lost("sources are folders, datasets and shards"),
     "max_token_length": own(whole, windows, "data.token_windows"),
     "weighted_captions": lost("words in captions have no weights"),
-    **alike(lost(MASKS), "masked_loss", "conditioning_data_dir"),
+    "masked_loss": lost(MASKS),
     "cache_latents": switch({"data.cache.latents": True, "data.cache.latent_draw": "once"}),
     "cache_text_encoder_outputs": switch({"data.cache.prompts": True}),
     **alike(needless(CACHED), "cache_latents_to_disk", "cache_text_encoder_outputs_to_disk", "skip_cache_check"),
@@ -123,13 +122,15 @@ RULES: dict[str, Rule] = {
     "seed": own(whole, lambda value, run: Outcome({"loop.seed": value}, SEED), "loop.seed", SEED),
     **alike(lost("adapter weights train in fp32"), "full_fp16", "full_bf16"),
     **alike(lost("the base is kept in fp32, bf16 or fp16: `model.dtype`"), "fp8_base", "fp8_base_unet"),
-    **alike(lost("models are not compiled", "inductor"), "torch_compile", "dynamo_backend"),
+    "torch_compile": switch({"loop.compile": True}),
+    "dynamo_backend": lost("torch's inductor compiles: `loop.compile`", "inductor", "no", "NO"),
     "cpu_offload_checkpointing": lost("activations are computed again, not moved: `loop.gradient_checkpointing`"),
     "blocks_to_swap": lost("the whole denoiser stays on the device"),
     **alike(needless("torch's own fused attention is used anyway"), "xformers", "sdpa", "mem_eff_attn"),
     **alike(needless(MEMORY), "lowram", "highvram", "disable_mmap_load_safetensors"),
     **alike(lost("accelerate's own is used"), "ddp_timeout", "ddp_gradient_as_bucket_view", "ddp_static_graph"),
     "config_file": needless("its settings are read too"),
+    "stop_text_encoder_training": lost("`optimizer.parts.text_encoder.stop_after` counts the steps"),
     # what is not here
     **alike(
         lost(DEEPSPEED, 2),

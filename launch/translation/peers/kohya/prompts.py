@@ -8,7 +8,7 @@ from typing import Any
 from .....configs.errors import UserError
 from ...peer import NOTHING, Outcome, Rule, Setting, Settings, lost, own, same
 from ...toml_lines import read_toml
-from ...values import number, numbers, text, whole
+from ...values import number, numbers, positive, text, whole
 
 LETTERS = {
     "w": "width",
@@ -36,6 +36,12 @@ def read_prompts(path: Path, run: Settings) -> list[Settings]:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
     readers = {".toml": _toml, ".json": _json}
     return [Settings(given, run) for given in readers.get(path.suffix.lower(), _text)(raw, path)]
+
+
+def read_lines(raw: str, place: str, run: Settings) -> list[Settings]:
+    """Of prompts that stand in one setting."""
+    lines = [words.strip() for words in raw.splitlines()]
+    return [Settings(_line(words, place), run) for words in lines if words and not words.startswith("#")]
 
 
 def _text(raw: str, path: Path) -> Iterator[list[Setting]]:
@@ -75,11 +81,18 @@ def side(value: int, settings: Settings) -> Outcome:
     return NOTHING if set(sides) == {value} else Outcome(lost="pictures are squares with the side `data.resolution`")
 
 
+def seed(value: int, settings: Settings) -> Outcome:
+    """Below 0 it is drawn there."""
+    return Outcome(differs=RANDOM) if value < 0 else Outcome({PROMPT + "seed": value})
+
+
+RANDOM = "below 0 it is drawn there; here it is then `validation.seed`"
+
 RULES: dict[str, Rule] = {
     "prompt": same(PROMPT + "prompt", text),
     "negative_prompt": same(PROMPT + "negative_prompt", text),
-    "seed": same(PROMPT + "seed", whole),
-    "sample_steps": same(PROMPT + "steps", whole),
+    "seed": own(whole, seed, PROMPT + "seed", RANDOM),
+    "sample_steps": same(PROMPT + "steps", positive),
     "scale": same(PROMPT + "guidance", number),
     "width": own(whole, side, "data.resolution", "pictures are squares with the side `data.resolution`"),
     "height": own(whole, side, "data.resolution", "pictures are squares with the side `data.resolution`"),
