@@ -27,6 +27,8 @@ class CaptionRules(Section):
     """Put before every caption, as it is."""
     suffix: str = ""
     """Put after every caption, as it is."""
+    lines: Literal["one_of", "whole", "first"] = "one_of"
+    """What the lines of a caption file are: captions of which one is drawn, one text, or a caption and notes on it."""
     separator: str = Field(default=",", min_length=1)
     """What stands between the tags of a caption."""
     shuffle: bool = False

@@ -6,6 +6,7 @@ Files of a million rows are read in chunks: the values of a row are Python objec
 import csv
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -76,15 +77,21 @@ class Row(NamedTuple):
 
 def find_metadata(folder: Path) -> Path | None:
     """The metadata file of a folder, if it has one; UserError if it has several."""
-    found = [name for name in NAMES if (folder / name).is_file()]
+    with os.scandir(folder) as entries:
+        there = [entry.name for entry in entries if entry.name.lower() in NAMES and entry.is_file()]
+    found = sorted(there, key=lambda name: (NAMES.index(name.lower()), name))
     if len(found) > 1:
         raise UserError(f"{folder}: holds {' and '.join(found)}; keep the one that is the list of its images")
     return folder / found[0] if found else None
 
 
+def _kind(file: Path) -> str:
+    return file.suffix.lower()
+
+
 def read_metadata(file: Path, section: FolderSource, problems: Problems) -> Metadata:
     """The columns that the section names. Bad lines go to `problems`; UserError where the whole file cannot be used."""
-    read = _read_parquet if file.suffix == ".parquet" else _read_text
+    read = _read_parquet if _kind(file) == ".parquet" else _read_text
     try:
         metadata = read(file, section, problems)
     except OSError as error:
@@ -176,7 +183,7 @@ def _read_text(file: Path, section: FolderSource, problems: Problems) -> Metadat
     table = _read_simple(file, section)
     if table is None:
         return _read_lines(file, section, problems)
-    header = int(file.suffix == ".csv")
+    header = int(_kind(file) == ".csv")
     lines = np.arange(1 + header, 1 + header + len(table))
     metadata = Metadata(file, table[section.image_column], table[section.caption_column], None, lines)
     return _with_sizes(metadata, table, problems)
@@ -190,7 +197,7 @@ def _read_simple(file: Path, section: FolderSource) -> pa.Table | None:
     paths = {section.image_column: pa.string(), section.caption_column: pa.string()}
     types = paths | dict.fromkeys(SIDES, pa.float64())
     try:
-        if file.suffix == ".csv":
+        if _kind(file) == ".csv":
             parsing = pyarrow.csv.ParseOptions(newlines_in_values=True)
             names = pyarrow.csv.open_csv(file, parse_options=parsing).schema.names
             if len(set(names)) < len(names):
@@ -205,24 +212,31 @@ def _read_simple(file: Path, section: FolderSource) -> pa.Table | None:
         table.validate(full=True)  # of JSON it takes any bytes for UTF-8
     except pa.ArrowException:
         return None
+    if _kind(file) == ".csv" and _count(file, b'"') % 2:  # one that is never closed takes all that follows
+        return None
     empty = [name for name in types if table[name].null_count == len(table)]
     has_rows = not table[section.image_column].null_count and section.caption_column not in empty
-    if not has_rows or _num_lines(file) != len(table) + (file.suffix == ".csv"):
+    if not has_rows or _num_lines(file) != len(table) + (_kind(file) == ".csv"):
         return None
     return table.drop_columns(SIDES) if set(SIDES) & set(empty) else table
 
 
 def _num_lines(file: Path) -> int:
     with file.open("rb") as stream:
-        chunks = iter(lambda: stream.read(1 << 20), b"")
-        count, last = 0, b"\n"
-        for chunk in chunks:
-            count, last = count + chunk.count(b"\n"), chunk[-1:]
-    return count + (last != b"\n")
+        stream.seek(0, os.SEEK_END)
+        if not stream.tell():
+            return 0
+        stream.seek(-1, os.SEEK_END)
+        return _count(file, b"\n") + (stream.read() != b"\n")
+
+
+def _count(file: Path, byte: bytes) -> int:
+    with file.open("rb") as stream:
+        return sum(chunk.count(byte) for chunk in iter(lambda: stream.read(1 << 20), b""))
 
 
 def _read_lines(file: Path, section: FolderSource, problems: Problems) -> Metadata:
-    found = (_jsonl_rows if file.suffix == ".jsonl" else _csv_rows)(file, section, problems)
+    found = (_jsonl_rows if _kind(file) == ".jsonl" else _csv_rows)(file, section, problems)
     names: dict[str, None] = {}  # of all columns, in the order in which they come
     images, captions, sides, lines = [], [], [], [np.empty(0, np.int64)]
     while chunk := list(islice(found, CHUNK)):
@@ -274,7 +288,7 @@ def _row(values: dict[str, Any], section: FolderSource) -> Row:
 def _side(name: str, value: Any) -> float:
     try:
         return math.nan if value is None or value == "" else float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"its {name!r} is {value!r:.60}; write a number of pixels") from error
 
 

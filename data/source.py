@@ -21,6 +21,8 @@ MASKS = (".mask.png", "-masklabel.png")
 CAPTION_LISTS = pa.list_(pa.string())
 """Captions of an image, where a source makes the column itself."""
 SHOWN = 20  # problems of one kind that are written out
+NAMED = 3  # things that one line names
+LONGEST_CAPTION = 1 << 16  # bytes; tokenizers take seconds for a million of them, and gigabytes for a hundred
 
 
 class ImageSource(Protocol):
@@ -30,6 +32,8 @@ class ImageSource(Protocol):
     """Short, for logs: the name of the folder, the id of the dataset."""
     problems: list[str]
     """One line for each thing that is wrong with what was found: "where: what; what to do"."""
+    notes: list[str]
+    """One line for each kind of thing that was found and is not trained, though somebody may have meant it to be."""
     counts: dict[str, int]
     """For people: {"captions from .txt": 6, "captions from `caption`": 2, "ignored .heic files": 1}."""
     declared_sizes: np.ndarray | None
@@ -58,14 +62,15 @@ class ImageSource(Protocol):
         ...
 
 
-def open_source(section: ImageSection, cache: Path | None = None) -> ImageSource:
+def open_source(section: ImageSection, cache: Path | None = None, lines: str | None = None) -> ImageSource:
     """The images of a section; class images are made by the run and come from `sources.prior.PriorImages`.
 
-    `cache` is a folder for what takes long to find out, such as the index of shards. UserError where nothing can be
+    `cache` is a folder for what takes long to find out, such as the index of shards. `lines` is what the lines of a
+    caption file are, as `captions.lines` says; None: nobody has said it. UserError where nothing can be
     opened (no such folder, column, split, ...); what is wrong with single images is in `problems`.
     """
     assert not isinstance(section, PriorSource)
-    return find("data.sources", source_kind(section)).open_source(section, cache)
+    return find("data.sources", source_kind(section)).open_source(section, cache, lines)
 
 
 class Problems:
@@ -88,6 +93,16 @@ class Problems:
         for row in rows[:SHOWN]:
             self.add(kind, say(int(row)))
         self._more[kind] += len(rows[SHOWN:])
+
+    def add_at_once(
+        self, one: str, many: str, rows: Sequence[int] | np.ndarray, location: Callable[[int], str], advice: str
+    ) -> None:
+        """The same problem of many rows in one line, which names the first."""
+        if len(rows) == 1:
+            self.add(many, f"{location(int(rows[0]))}: {one}; {advice}")
+        elif len(rows):
+            first = named([location(int(row)) for row in rows[: NAMED + 1]], len(rows))
+            self.add(many, f"{self.place}{self.place and ': '}{len(rows):,} images {many} ({first}); {advice}")
 
     def lines(self) -> list[str]:
         """One line each, kind by kind."""
@@ -119,13 +134,30 @@ class Captions:
         own = [text.strip() for text in texts if text is not None]
         return own or ([] if self._section.caption is None else [self._section.caption])
 
-    def check(self, problems: Problems, location: Callable[[int], str], remedy: Callable[[int], str]) -> None:
-        """Tells of missing and empty captions, as the section wants them treated."""
-        if self._section.caption is None:
-            text = "{}: has no caption; {}, or give `caption`"
-            problems.add_rows(
-                "images without a caption", self._missing, lambda row: text.format(location(row), remedy(row))
-            )
+    def check(
+        self,
+        problems: Problems,
+        location: Callable[[int], str],
+        remedy: Callable[[int], str],
+        place: Callable[[int], str] | None = None,
+    ) -> None:
+        """Tells of captions that cannot be used, and of missing and empty ones as the section wants them treated.
+
+        `place` names where the caption of a row stands, if that is not at the image itself.
+        """
+        place = place or location
+        for unusable, why in (
+            (pc.match_substring(self._values, "\0"), "its caption holds a NUL character; take it out"),
+            (
+                pc.greater(pc.binary_length(self._values), LONGEST_CAPTION),
+                f"its caption has more than {LONGEST_CAPTION:,} bytes, of which no model sees a hundredth; shorten it",
+            ),
+        ):
+            rows = np.flatnonzero(_any_of_row(pc.fill_null(unusable, False), self._offsets))
+            problems.add_rows("captions that cannot be used", rows, lambda row, why=why: f"{place(row)}: {why}")
+        if self._section.caption is None and len(self._missing):
+            advice = f'give `caption`, such as "a sks dog", or {remedy(int(self._missing[0]))}'
+            problems.add_at_once("has no caption", "have no caption", self._missing, location, advice)
         if self._section.empty_captions == "error":
             text = "{}: its caption is empty; write one, or allow it with `empty_captions: keep`"
             problems.add_rows("images with an empty caption", self._empty, lambda row: text.format(location(row)))
@@ -204,21 +236,28 @@ def check_masks(
 ) -> dict[str, int]:
     """Tells of images (N,) without the mask file that the section wants; how many there are, for `counts`."""
     if section.mask == "file":
-        text = f"{{}}: has no mask; put <name>{MASKS[0]} beside it, or set `mask: none`"
-        problems.add_rows("images without a mask", np.flatnonzero(~has_mask), lambda row: text.format(location(row)))
+        advice = f"put <name>{MASKS[0]} beside it, or set `mask: none`"
+        problems.add_at_once("has no mask", "have no mask", np.flatnonzero(~has_mask), location, advice)
     label = "masks" if section.mask == "file" else "masks that are not used (`mask: file` would)"
     return {label: count} if (count := int(has_mask.sum())) else {}
 
 
-def read_sidecars(files: Mapping[str, bytes]) -> list[str] | None:
+def named(first: Sequence[str], count: int) -> str:
+    """The first of so many things, for a message."""
+    return ", ".join([*first[:NAMED], *(["…"] if count > NAMED else [])])
+
+
+def read_sidecars(files: Mapping[str, bytes], lines: str | None = None) -> list[str] | None:
     """Captions from the caption files of one image, by what messages call them; None where there are no files.
+
+    `lines` is what each of their lines is, as `captions.lines` says.
 
     ValueError "where: what; what to do" for one that cannot be decoded, and for two that differ.
     """
     found: dict[str, list[str]] = {}
     for place, content in files.items():
         try:
-            found[place] = caption_lines(content)
+            found[place] = _as_captions(caption_lines(content), lines)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
     if len({tuple(captions) for captions in found.values()}) > 1:
@@ -226,8 +265,43 @@ def read_sidecars(files: Mapping[str, bytes]) -> list[str] | None:
     return next(iter(found.values()), None)
 
 
+def _as_captions(found: list[str], lines: str | None) -> list[str]:
+    if lines == "whole":
+        return [" ".join(found)]
+    return found[:1] if lines == "first" else found
+
+
+_MARKDOWN = re.compile(r"(#{1,6} |[-*+•] |\d+[.)] |>|\*\*|__|```).*|.*(:|\*\*|__)")
+_LONG, _SHORT = 80, 0.25  # letters of a line, and what part of them another has in one text
+
+
+def looks_like_one_text(content: bytes) -> bool:
+    """Whether the lines of a caption file (UTF-8) belong together, as in what a model wrote of an image."""
+    lines = [line.strip() for line in re.split(r"\r\n?|\n", content.decode("utf-8", "replace").strip())]
+    texts = [line for line in lines if line]
+    if len(texts) < 2:
+        return False
+    lengths = [len(text) for text in texts]
+    uneven = max(lengths) >= _LONG and min(lengths) <= _SHORT * max(lengths)
+    return uneven or "" in lines or any(_MARKDOWN.fullmatch(text) for text in texts)
+
+
+def one_text_note(where: str, count: int, first: Sequence[str] = ()) -> str:
+    """What to say of caption files whose lines look like one text."""
+    which = f" ({named(first, count)})" if first else ""
+    return (
+        f"{where}: the lines of {count:,} caption files look like one text{which}, but each line is a caption of its "
+        "own; `captions: {lines: whole}` takes a file as one, `lines: one_of` says that it is meant"
+    )
+
+
 def caption_lines(content: bytes) -> list[str]:
-    """Captions of a caption file, one on each line; [""] for an empty file. ValueError where it is not UTF-8."""
+    """Captions of a caption file, one on each line; [""] for an empty file.
+
+    ValueError where it is not UTF-8, or too long.
+    """
+    if len(content) > LONGEST_CAPTION:
+        raise ValueError(f"has {len(content):,} bytes, a caption file at most {LONGEST_CAPTION:,}; shorten it")
     lines = [line.strip() for line in re.split(r"\r\n?|\n", decode_text(content))]
     return [line for line in lines if line] or [""]
 
@@ -240,6 +314,8 @@ def caption_list(value: Any) -> list[str] | None:
     captions = [text for text in texts if text is not None]
     if not all(map(is_utf8, captions)):
         raise ValueError("holds half of a character; write it as UTF-8")
+    if any("\0" in caption for caption in captions):
+        raise ValueError("holds a NUL character; take it out")
     return captions or None
 
 

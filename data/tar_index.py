@@ -9,7 +9,7 @@ import os
 import re
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -19,17 +19,29 @@ import pyarrow.parquet as pq
 
 from ..configs.errors import UserError
 from ..configs.files import replacing
-from ..images.endings import SUFFIXES
+from ..images.endings import HAS_HEIF, SUFFIXES
 from .keys import content_key, file_stamp
-from .source import CAPTION_LISTS, Problems, caption_list, decode_text, is_utf8, read_sidecars, shown
+from .listing import SYSTEM_FOLDERS
+from .source import (
+    CAPTION_LISTS,
+    Problems,
+    caption_list,
+    decode_text,
+    is_utf8,
+    looks_like_one_text,
+    read_sidecars,
+    shown,
+)
 
 MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # stem, ending
 MASK_ENDING = "mask.png"
 MASK_STEM = "-masklabel"  # at the end of the stem of a mask, as other trainers write it
 CAPTION_ENDINGS = ("txt", "caption", "json")
 CAPTION_FIELDS = ("caption", "text")  # of a .json, the first that it has
+ONE_TEXT = "caption files that look like one text"
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-INDEX_VERSION = 1  # part of the name of cached indexes
+_ENDINGS = frozenset(suffix.removeprefix(".") for suffix in SUFFIXES)
+INDEX_VERSION = 2  # part of the name of cached indexes
 INDEX = pa.schema(
     {
         "shard": pa.int32(),  # place in the sorted list of tar files
@@ -71,20 +83,25 @@ class Index:
     own: dict[str, int]  # images with captions from where
 
 
-def load_index(shards: Sequence[str], cache: Path | None, problems: Problems) -> Index:
-    """The index of some tar files; kept in the folder `cache` until one of them changes, unless it has problems."""
-    file = None if cache is None else cache / "indexes" / f"{_key(shards)}.parquet"
+def load_index(shards: Sequence[str], cache: Path | None, problems: Problems, lines: str | None = None) -> Index:
+    """The index of some tar files; kept in the folder `cache` until one of them changes, unless it has problems.
+
+    `lines` is what the lines of a caption file are.
+    """
+    file = None if cache is None else cache / "indexes" / f"{_key(shards, lines)}.parquet"
     if file is not None and file.is_file() and (index := _stored_index(file)):
         return index
-    index = _make_index(shards, problems)
+    index = _make_index(shards, problems, lines)
     if file is not None and not problems.lines():
         _store_index(file, index)
     return index
 
 
-def _key(shards: Sequence[str]) -> str:
+def _key(shards: Sequence[str], lines: str | None) -> str:
     """Of where all tar files are, how long they are and when they were written."""
-    return content_key("shards", INDEX_VERSION, *((os.path.realpath(shard), file_stamp(shard)) for shard in shards))
+    return content_key(
+        "shards", INDEX_VERSION, HAS_HEIF, lines, *((os.path.realpath(shard), file_stamp(shard)) for shard in shards)
+    )
 
 
 def _stored_index(file: Path) -> Index | None:
@@ -108,8 +125,8 @@ def _store_index(file: Path, index: Index) -> None:
         raise UserError(f"{file.parent}: {reason}; set `data.cache.dir`") from error
 
 
-def _make_index(shards: Sequence[str], problems: Problems) -> Index:
-    indexer = Indexer(problems)
+def _make_index(shards: Sequence[str], problems: Problems, lines: str | None) -> Index:
+    indexer = Indexer(problems, lines)
     for number, shard in enumerate(shards):
         indexer.add(number, shard)
     counts = {"shards": len(shards)} | indexer.counts
@@ -119,8 +136,8 @@ def _make_index(shards: Sequence[str], problems: Problems) -> Index:
 class Indexer:
     """Goes through shards, one after the other; what it has found in them."""
 
-    def __init__(self, problems: Problems):
-        self.problems = problems
+    def __init__(self, problems: Problems, lines: str | None = None):
+        self.problems, self.lines = problems, lines
         self.tables: list[pa.Table] = []
         self.unreadable: list[int] = []
         self.counts: Counter[str] = Counter()
@@ -138,7 +155,7 @@ class Indexer:
             self.problems.add("tar files that cannot be read", f"{shard}: cannot be read ({error.strerror})")
             return
         samples: defaultdict[str, list[Member]] = defaultdict(list)
-        for member in filter(self._is_ours, members):
+        for member in filter(self._is_ours, _with_all_images(members)):
             samples[member.stem].append(member)
         rows: list[dict[str, Any]] = []
         for parts in samples.values():
@@ -176,7 +193,10 @@ class Indexer:
         record = files.pop("json", None)
         try:
             if files:
-                captions = read_sidecars({f"{shard}:{member.name}": member.content or b"" for member in files.values()})
+                contents = {f"{shard}:{member.name}": member.content or b"" for member in files.values()}
+                captions = read_sidecars(contents, self.lines)
+                if self.lines is None and captions is not None and len(captions) > 1:
+                    self.counts.update({ONE_TEXT: 1} if any(map(looks_like_one_text, contents.values())) else {})
                 origin = next(iter(files))
             else:
                 captions = _json_captions(record) if record else None
@@ -188,6 +208,27 @@ class Indexer:
         if captions is not None:
             self.own[f".{origin}"] += 1
         return captions
+
+
+def _with_all_images(members: Sequence[Member]) -> Iterator[Member]:
+    """With `photo.v2.png` as the image of `photo.v2`, where its sample would have none: names with several dots."""
+    has_image = {member.stem for member in members if member.is_image}
+    late = {member.stem for member in members if member.stem not in has_image and _split_late(member).is_image}
+    for member in members:
+        yield _split_late(member) if member.stem in late else member
+
+
+def _split_late(member: Member) -> Member:
+    """With an ending that begins at the last dot, or where that of a mask does."""
+    before, _, ending = member.ending.rpartition(".")
+    if member.ending == MASK_ENDING:
+        return member
+    if member.ending.endswith(f".{MASK_ENDING}"):
+        before, ending = member.ending.removesuffix(f".{MASK_ENDING}"), MASK_ENDING
+    if not before or ending not in (*_ENDINGS, *CAPTION_ENDINGS, MASK_ENDING):
+        return member
+    stem = f"{member.stem}{member.name[len(member.stem) : len(member.name) - len(ending) - 1]}"
+    return member._replace(stem=stem, ending=ending)
 
 
 def _read_members(shard: str) -> list[Member]:
@@ -211,14 +252,14 @@ def _read_members(shard: str) -> list[Member]:
 
 
 def _member(stream: BinaryIO, shard: str, info: tarfile.TarInfo) -> Member | None:
-    """None for a hidden file, or one without an ending."""
-    if not (match := MEMBER.fullmatch(info.name)):
+    """None for a hidden file, one in a folder of the system, or one without an ending."""
+    if not (match := MEMBER.fullmatch(info.name)) or SYSTEM_FOLDERS & {*info.name.lower().split("/")[:-1]}:
         return None
     stem, ending = match[1], match[2].lower()
     if ending == "png" and stem.endswith(MASK_STEM):
         stem, ending = stem.removesuffix(MASK_STEM), MASK_ENDING
     content = None
-    if ending in CAPTION_ENDINGS:
+    if ending.rpartition(".")[2] in CAPTION_ENDINGS:
         stream.seek(info.offset_data)
         content = stream.read(info.size)
     plain = info.isreg() and not info.issparse()

@@ -155,7 +155,7 @@ def build_held_out(config: RunConfig, base: MergedBase, accelerator: Accelerator
     if not config.validation.sources:
         return None
     data = held_out_data(config.data, config.validation)
-    images = gather(data, progress=accelerator.is_main_process)
+    images = gather(data, progress=accelerator.is_main_process, say=lambda note: None)  # the preflight has said it
     found = [each for each in images if each is not None]
     return make_dataset(data, found, base.family.size_multiple, config.loop.seed)
 

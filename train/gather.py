@@ -15,7 +15,7 @@ from ..configs.schema import ValidationSection
 from ..data.captions import check_caption, check_rules
 from ..data.dataset import Dataset, Images
 from ..data.scan import apply_policy, scan
-from ..data.source import ImageSource, Problems, first_line, open_source
+from ..data.source import ImageSource, Problems, first_line, named, open_source
 from ..data.sources.prior import PriorImages
 from ..images.decoding import PixelRules, header
 
@@ -42,18 +42,50 @@ def gather(data: DataSection, *, progress: bool, trust_sizes: bool = False, say:
             found.append(None)
             continue
         try:
-            source = open_source(section, _folder(data))
+            source = open_source(section, _folder(data), _lines(data, section))
         except UserError as error:
             problems += error.problems
             continue
         pyarrow.default_memory_pool().release_unused()  # what reading a long list took, as much again as the list
         problems += source.problems
+        for note in source.notes:
+            say(note)
         images, wrong = look_at(data, section, source, progress=progress, trust_sizes=trust_sizes, say=say)
         problems += wrong
         found.append(images)
     if problems:
         raise UserError(problems)
+    for note in _copies([images for images in found if images is not None]):
+        say(note)
     return found
+
+
+def _lines(data: DataSection, section: Source) -> str | None:
+    """What the lines of its caption files are; None where the config does not say it."""
+    rules = data.rules(section)
+    return rules.lines if "lines" in rules.model_fields_set else None
+
+
+def _copies(images: Sequence[Images]) -> list[str]:
+    """Images with the content of others, which count twice though nobody may have meant it."""
+    known = [each for each in images if each.digests is not None and len(each.kept)]
+    if not known:
+        return []
+    digests = np.concatenate([each.digests for each in known if each.digests is not None])
+    _, first, groups = np.unique(digests, return_index=True, return_inverse=True)
+    ends = np.cumsum([len(each.kept) for each in known])
+
+    def location(place: int) -> str:
+        source = int(np.searchsorted(ends, place, side="right"))
+        return known[source].source.location(int(known[source].kept[place - ends[source]]))
+
+    again = np.flatnonzero(first[groups] != np.arange(len(digests))).tolist()
+    pairs = [(location(place), location(int(first[groups[place]]))) for place in again]
+    # a file may be in two sources
+    copies = list(dict.fromkeys(f"{copy} of {original}" for copy, original in pairs if copy != original))
+    if not copies:
+        return []
+    return [f"{len(copies):,} images are copies of others, which counts them twice ({named(copies, len(copies))})"]
 
 
 def look_at(

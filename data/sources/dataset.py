@@ -30,7 +30,7 @@ class DatasetImages:
     ):
         """`rows` has one column, which holds images."""
         self.name = Path(section.dataset).name if Path(section.dataset).is_dir() else section.dataset
-        self.problems, self.counts = problems, counts
+        self.problems, self.notes, self.counts = problems, [], counts
         self._dataset, self._captions = section.dataset, captions
         self._rows = rows.with_format("arrow")  # what is stored: bytes, or {"bytes", "path"}
 
@@ -66,7 +66,7 @@ class DatasetImages:
         return table.column(0)[0]
 
 
-def open_source(section: DatasetSource, cache: Path | None = None) -> DatasetImages:
+def open_source(section: DatasetSource, cache: Path | None = None, lines: str | None = None) -> DatasetImages:
     """The rows of a dataset; `datasets` has its own cache for what it loads and converts."""
     with _quiet():
         dataset = _open(section)

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,30 @@ import pyarrow.compute
 from ...configs.data_sections import FolderSource
 from ...configs.errors import UserError
 from ...configs.paths import looked_in
-from ...images.endings import SUFFIXES
-from ..listing import BESIDE, CAPTION_FILES, Listing, list_folder, mask_file, walk
+from ...images.endings import HEIF, INSTALL_HEIF, SUFFIXES
+from ..listing import (
+    BESIDE,
+    CAPTION_FILES,
+    Listing,
+    composed,
+    endings_in,
+    list_folder,
+    mask_file,
+    notes_on,
+    walk,
+)
 from ..metadata import Metadata, find_metadata, read_metadata
-from ..source import CAPTION_LISTS, MASKS, Captions, Problems, check_masks, read_sidecars
+from ..source import (
+    CAPTION_LISTS,
+    MASKS,
+    Captions,
+    Problems,
+    check_masks,
+    looks_like_one_text,
+    named,
+    one_text_note,
+    read_sidecars,
+)
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported: a type checker sees none
 
@@ -28,7 +48,7 @@ NO_PATH = "is no path of an image; write one"
 BAD_PATHS = (  # pattern of a path in a metadata file, and why it is refused
     (r"^([/\\]|[A-Za-z]:[/\\])", "is an absolute path; write it from the folder of the metadata"),
     (r"(^|[/\\])\.\.([/\\]|$)", "leads out of the folder; copy the image into it"),
-    (r"^[./]*$|\x00", NO_PATH),
+    (r"^[./]*$|[/\\]$|\x00", NO_PATH),
 )
 
 
@@ -44,12 +64,17 @@ class FolderImages:
         images: pa.ChunkedArray,
         captions: Captions,
         sizes: np.ndarray | None,
+        listing: Listing,
         problems: list[str],
+        notes: list[str],
         counts: dict[str, int],
     ):
-        self.name = root.name or root.resolve().name
-        self.declared_sizes, self.problems, self.counts = sizes, problems, counts
+        """`root` is the folder that the paths of `images` begin at."""
+        folder = Path(section.path)
+        self.name = folder.name or folder.resolve().name
+        self.declared_sizes, self.problems, self.notes, self.counts = sizes, problems, notes, counts
         self._root, self._images, self._captions = root, images, captions
+        self._odd_masks = {image: path for image in listing.odd for path in listing.files(image, 0, MASKS)}
         self._resolved = root.resolve()
         self._has_masks = section.mask == "file"
 
@@ -66,7 +91,10 @@ class FolderImages:
         return self._read(self.path(index))
 
     def read_mask(self, index: int) -> bytes | None:
-        file = mask_file(self.path(index)) if self._has_masks else None
+        if not self._has_masks:
+            return None
+        odd = self._odd_masks.get(self._images[index].as_py())
+        file = mask_file(self.path(index)) if odd is None else self._root / odd
         return self._read(file) if file else None
 
     def _read(self, file: Path) -> bytes:
@@ -78,21 +106,37 @@ class FolderImages:
         return self._captions[index]
 
 
-def open_source(section: FolderSource, cache: Path | None = None) -> FolderImages:
+def open_source(section: FolderSource, cache: Path | None = None, lines: str | None = None) -> FolderImages:
     """The images of a folder; everything in it is listed, and with sidecars every caption is read."""
     root = Path(section.path)
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder of images{looked_in(root)}")
-    problems = Problems(str(root))
-    file = find_metadata(root)
+    try:
+        file = find_metadata(root)
+    except OSError as error:
+        raise UserError(f"{root}: cannot be listed ({error.strerror}); change its permissions") from error
     listing = list_folder(root)
+    problems = Problems(str(root))
+    if file is None and (below := _list_of_all(listing)):
+        root, listing = root / below, list_folder(root / below)
+        file = find_metadata(root)
     if file:
         return _open_listed(section, root, listing, file, problems)
-    source = _open_all(section, root, listing, problems)
+    source = _open_all(section, root, listing, problems, lines)
     if not len(source) and not source.problems:
-        kinds = " ".join(sorted(SUFFIXES))
-        raise UserError(f"{root}: holds no images (looked for {kinds}, also in the folders in it)")
+        kinds, there = " ".join(sorted(SUFFIXES)), endings_in(listing)
+        hint = f"; {INSTALL_HEIF}" if any(f"{ending} files" in there for ending in HEIF) else ""
+        there = f"; there are {there}{hint}" if there else ""
+        raise UserError(f"{root}: holds no images (looked for {kinds}, also in the folders in it){there}")
     return source
+
+
+def _list_of_all(listing: Listing) -> str | None:
+    """The folder below whose metadata is the only one, where all images lie in it."""
+    if len(listing.metadata) != 1:
+        return None
+    folder = os.path.dirname(listing.metadata[0])
+    return folder if len(listing.images) and pc.all(pc.starts_with(listing.images, folder + "/")).as_py() else None
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -100,12 +144,14 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(folder / inner / image for inner, images, _ in walk(folder, {}) for image in images)
 
 
-def _open_all(section: FolderSource, root: Path, listing: Listing, problems: Problems) -> FolderImages:
+def _open_all(
+    section: FolderSource, root: Path, listing: Listing, problems: Problems, lines: str | None
+) -> FolderImages:
     """Every image of the folder, with the captions beside it."""
     for path, reason in sorted(listing.refused.items()):
         problems.add("files that are not taken", f"{root / path}: {reason}")
-    column, unreadable, own = _read_captions(root, listing, problems)
-    captions = Captions(column, section, unreadable)
+    found = _read_captions(root, listing, problems, lines)
+    captions = Captions(found.column, section, found.unreadable)
     paths = listing.images
 
     def location(row: int) -> str:
@@ -113,31 +159,51 @@ def _open_all(section: FolderSource, root: Path, listing: Listing, problems: Pro
 
     captions.check(problems, location, lambda row: f"put {Path(paths[row].as_py()).stem}.txt beside it")
     masks = check_masks(section, listing.beside & MASK_BITS > 0, problems, location)
-    counts = captions.counts(own) | masks | listing.counts
-    return FolderImages(section, root, paths, captions, None, problems.lines(), counts)
+    counts = captions.counts(found.own) | masks | listing.counts
+    notes = notes_on(root, listing)
+    if listing.metadata:
+        read = "a list is read in the folder of its source, or where all of its images lie beside it"
+        notes.append(f"{root}: {named(listing.metadata, len(listing.metadata))} is not read: {read}")
+    if found.one_text:
+        notes.append(one_text_note(str(root), len(found.one_text), found.one_text))
+    return FolderImages(section, root, paths, captions, None, listing, problems.lines(), notes, counts)
 
 
-def _read_captions(root: Path, listing: Listing, problems: Problems) -> tuple[pa.ChunkedArray, list[int], Counter[str]]:
-    """Captions from the files beside the images, rows whose files cannot be used, and how many come from where."""
+@dataclass
+class _Sidecars:
+    """What the files beside images say."""
+
+    column: pa.ChunkedArray  # (N,) lists of captions
+    unreadable: list[int]  # rows whose files cannot be used
+    own: Counter[str]  # how many captions come from where
+    one_text: list[str]  # files whose lines look like one text, where nobody has said what they are
+
+
+def _read_captions(root: Path, listing: Listing, problems: Problems, lines: str | None) -> _Sidecars:
     chunks: list[pa.Array] = []
     unreadable: list[int] = []
     own: Counter[str] = Counter()
+    one_text: list[str] = []
     for start in range(0, len(listing.images), BATCH):
         rows: list[list[str] | None] = []
         paths = listing.images[start : start + BATCH].to_pylist()
         for path, bits in zip(paths, listing.beside[start : start + BATCH].tolist(), strict=True):
-            endings = [ending for ending in CAPTION_FILES if bits & BESIDE[ending]]
-            files = [(root / path).with_suffix(ending) for ending in endings]
+            files = listing.files(path, bits, CAPTION_FILES)
             captions = None
             try:
-                captions = read_sidecars({str(file): file.read_bytes() for file in files})
-                own.update(endings[:1])
+                contents = {str(root / file): (root / file).read_bytes() for file in files}
+                captions = read_sidecars(contents, lines)
+                own.update(os.path.splitext(file)[1].lower() for file in files[:1])
+                if lines is None and captions is not None and len(captions) > 1:
+                    one_text += [
+                        file for file, text in zip(files, contents.values(), strict=True) if looks_like_one_text(text)
+                    ]
             except (ValueError, OSError) as error:
                 unreadable.append(start + len(rows))
                 problems.add("caption files that cannot be used", _sidecar_problem(error))
             rows.append(captions)
         chunks.append(pa.array(rows, CAPTION_LISTS))
-    return pa.chunked_array(chunks, CAPTION_LISTS), unreadable, own
+    return _Sidecars(pa.chunked_array(chunks, CAPTION_LISTS), unreadable, own, one_text)
 
 
 def _sidecar_problem(error: ValueError | OSError) -> str:
@@ -149,7 +215,7 @@ def _sidecar_problem(error: ValueError | OSError) -> str:
 def _open_listed(section: FolderSource, root: Path, listing: Listing, file: Path, problems: Problems) -> FolderImages:
     """The images that a metadata file lists."""
     metadata = read_metadata(file, section, problems)
-    metadata = replace(metadata, images=_plain_paths(metadata.images))
+    metadata = replace(metadata, images=_as_on_disk(_plain_paths(metadata.images), listing))
     places = _places(metadata.images, listing)
     sound = _check_paths(root, metadata, listing, places >= 0, problems)
     if not sound.all():
@@ -161,10 +227,41 @@ def _open_listed(section: FolderSource, root: Path, listing: Listing, file: Path
 
     column = pa.chunked_array([pa.nulls(len(images), pa.string())]) if metadata.captions is None else metadata.captions
     captions = Captions(column, section)
-    captions.check(problems, location, lambda row: f"fill its {section.caption_column!r} in {file.name}")
+    remedy = f"fill its {section.caption_column!r} in {file.name}"
+    captions.check(problems, location, lambda row: remedy, metadata.place)
     masks = check_masks(section, _have_masks(section, root, images, listing, places), problems, location)
-    counts = captions.counts({file.name: captions.num_own}) | masks | _unlisted(listing, places, file.name)
-    return FolderImages(section, root, images, captions, metadata.sizes, problems.lines(), counts | listing.counts)
+    unlisted = _unlisted(listing, places, file.name)
+    counts = captions.counts({file.name: captions.num_own}) | masks | unlisted | listing.counts
+    notes = [*_notes_on_list(root, listing, places, file), *notes_on(root, listing)]
+    return FolderImages(section, root, images, captions, metadata.sizes, listing, problems.lines(), notes, counts)
+
+
+def _notes_on_list(root: Path, listing: Listing, places: np.ndarray, file: Path) -> list[str]:
+    """Images and captions of the folder that its list leaves out."""
+    listed = np.zeros(len(listing.images), bool)
+    listed[places[places >= 0]] = True
+    notes = []
+    for rows, what in (
+        (np.flatnonzero(~listed), f"images are left out, as {file.name} does not list them"),
+        (np.flatnonzero(listing.beside & CAPTION_BITS > 0), f"images have caption files, which {file.name} replaces"),
+    ):
+        if len(rows):
+            first = listing.images.take(rows[:BATCH][:4]).to_pylist()
+            notes.append(f"{root}: {len(rows):,} {what} ({named(first, len(rows))})")
+    return notes
+
+
+def _as_on_disk(images: pa.ChunkedArray, listing: Listing) -> pa.ChunkedArray:
+    """Paths as the folder spells them, where Unicode has two ways to write one name."""
+    foreign = np.flatnonzero(_places(images, listing) < 0)
+    other = listing.images.filter(pc.invert(pc.string_is_ascii(listing.images)))
+    if not len(foreign) or not len(other):
+        return images
+    spelled = {composed(path): path for path in other.to_pylist()}
+    paths = images.to_pylist()
+    for row in foreign:
+        paths[row] = spelled.get(composed(paths[row] or ""), paths[row])
+    return pa.chunked_array([pa.array(paths, images.type)])
 
 
 def _plain_paths(images: pa.ChunkedArray) -> pa.ChunkedArray:

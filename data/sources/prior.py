@@ -18,6 +18,7 @@ class PriorImages:
         self._files, self._prompt = list(files), section.prior
         self.counts = {"class images": len(self._files)}
         self.problems: list[str] = []
+        self.notes: list[str] = []
         if len(self._files) < section.count:
             found = f"{len(self._files)} class images, `count` wants {section.count}"
             self.problems = [f"prior {section.prior!r}: {found}; make the others or ask for fewer"]

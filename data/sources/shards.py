@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,9 @@ import pyarrow as pa
 from ...configs.data_sections import ShardSource
 from ...configs.errors import UserError
 from ...configs.paths import looked_in
-from ...images.endings import SUFFIXES
-from ..source import Captions, Problems, check_masks
-from ..tar_index import load_index
+from ...images.endings import HEIF, SUFFIXES
+from ..source import Captions, Problems, check_masks, one_text_note
+from ..tar_index import ONE_TEXT, load_index
 
 
 class ShardImages:
@@ -28,9 +28,10 @@ class ShardImages:
         rows: pa.Table,
         captions: Captions,
         problems: list[str],
+        notes: list[str],
         counts: dict[str, int],
     ):
-        self.name, self.problems, self.counts = Path(section.shards).name, problems, counts
+        self.name, self.problems, self.notes, self.counts = Path(section.shards).name, problems, notes, counts
         self._has_masks = section.mask == "file"
         self._shards, self._captions, self._names = list(shards), captions, rows["image"]
         self._shard = rows["shard"].to_numpy()
@@ -65,33 +66,75 @@ class ShardImages:
         return content
 
 
-def open_source(section: ShardSource, cache: Path | None = None) -> ShardImages:
+def open_source(section: ShardSource, cache: Path | None = None, lines: str | None = None) -> ShardImages:
     """The images of all shards. The index is kept in the folder `cache`, if given, until a shard changes."""
     shards = _find_shards(section.shards)
     problems = Problems(section.shards)
-    index = load_index(shards, cache, problems)
+    index = load_index(shards, cache, problems, lines)
     if not len(index.rows) and not problems.lines():
-        kinds = " ".join(sorted(SUFFIXES))
-        raise UserError(f"{section.shards}: the shards hold no images (looked for {kinds})")
+        kinds, there = " ".join(sorted(SUFFIXES)), _left_over(index.counts)
+        there = f"; there are {there}" if there else ""
+        raise UserError(f"{section.shards}: the shards hold no images (looked for {kinds}){there}")
     names, numbers = index.rows["image"], index.rows["shard"].to_numpy()
 
     def location(row: int) -> str:
         return f"{shards[numbers[row]]}:{names[row].as_py()}"
 
     captions = Captions(index.rows["captions"], section, index.unreadable)
-    captions.check(problems, location, lambda row: "put a .txt with its stem into the tar file")
+    captions.check(problems, location, lambda row: "put .txt files with their stems into the tar file")
     masks = check_masks(section, index.rows["mask_size"].to_numpy() >= 0, problems, location)
     counts = captions.counts(index.own) | masks | index.counts
-    return ShardImages(section, shards, index.rows, captions, problems.lines(), counts)
+    return ShardImages(section, shards, index.rows, captions, problems.lines(), _notes(section, index.counts), counts)
+
+
+def _left_over(counts: Mapping[str, int]) -> str:
+    """Members that are nothing to us, in words."""
+    kinds = [kind for kind in counts if kind.startswith("ignored .")]
+    return ", ".join(f"{counts[kind]:,} {kind.removeprefix('ignored ')}" for kind in sorted(kinds))
+
+
+def _notes(section: ShardSource, counts: Mapping[str, int]) -> list[str]:
+    """What the shards hold and is not trained, where somebody may have meant it to be."""
+    endings = {kind.removesuffix(" members").rpartition(".")[2] for kind in counts if kind.startswith("ignored .")}
+    surprising = any(f".{ending}" in (*SUFFIXES, *HEIF) for ending in endings)
+    notes = []
+    if surprising:
+        notes.append(
+            f"{section.shards}: {_left_over(counts)} are left out: the name of a sample ends at its first dot, and "
+            "beside an image with a plain ending those with longer ones are something else"
+        )
+    if counts.get("samples without an image"):
+        notes.append(f"{section.shards}: {counts['samples without an image']:,} samples have captions but no image")
+    if counts.get(ONE_TEXT):
+        notes.append(one_text_note(section.shards, counts[ONE_TEXT]))
+    return notes
 
 
 def _find_shards(pattern: str) -> list[str]:
-    found = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+    found = (
+        [pattern] if os.path.isfile(pattern) else _matching(pattern) or _matching(_with_folders_as_they_are(pattern))
+    )
     if not found:
         reason = f"there is no such tar file{looked_in(pattern)}"
         if os.path.isdir(pattern):
             reason = f"is a folder; write {pattern.rstrip('/')}/*.tar"
+        elif "[" in pattern:
+            reason = (
+                "there is no such tar file; [ is part of a pattern, and [[] stands for it where no folder is called so"
+            )
         elif "{" in pattern:
             reason = "there is no such tar file; a pattern is written with * and ?, not with {…}"
         raise UserError(f"{pattern}: {reason}")
     return found
+
+
+def _matching(pattern: str) -> list[str]:
+    return sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+
+
+def _with_folders_as_they_are(pattern: str) -> str:
+    """A pattern whose begin is a folder that is really called so, as `photos [2024]/*.tar`."""
+    folder = os.path.dirname(pattern)
+    while folder and not os.path.isdir(folder):
+        folder = os.path.dirname(folder) if os.path.dirname(folder) != folder else ""
+    return glob.escape(folder) + pattern[len(folder) :]

@@ -101,9 +101,11 @@ def test_captions_from_arrow_are_those_of_plain_lists(chunks, caption, empty_cap
 
     problems = Problems("photos")
     captions.check(problems, lambda row: f"row {row}", lambda row: "write one")
-    missing = [
-        f"row {row}: has no caption; write one, or give `caption`" for row, texts in enumerate(given) if not texts
-    ]
+    without = [row for row, texts in enumerate(given) if not texts]
+    advice = 'give `caption`, such as "a sks dog", or write one'
+    first = ", ".join(f"row {row}" for row in without[:3]) + ", …" * (len(without) > 3)
+    missing = [f"photos: {len(without)} images have no caption ({first}); {advice}"] if len(without) > 1 else []
+    missing += [f"row {without[0]}: has no caption; {advice}"] if len(without) == 1 else []
     empty = [
         f"row {row}: its caption is empty; write one, or allow it with `empty_captions: keep`"
         for row, texts in enumerate(given)
@@ -112,7 +114,7 @@ def test_captions_from_arrow_are_those_of_plain_lists(chunks, caption, empty_cap
     assert problems.lines() == missing * (caption is None) + empty * (empty_captions == "error")
     counts = captions.counts({"here": captions.num_own})
     assert counts.get("captions from here", 0) == sum(map(bool, given))
-    assert counts.get("captions from `caption`", 0) == (caption is not None) * len(missing)
+    assert counts.get("captions from `caption`", 0) == (caption is not None) * len(without)
     assert counts.get("empty captions", 0) == len(empty)
 
 

@@ -66,7 +66,7 @@ def test_a_saved_dataset_gives_bytes_and_captions(tmp_path, rows, encode):
 def test_rows_without_captions_are_named(tmp_path, rows):
     rows.save_to_disk(tmp_path / "saved")
     assert opened(tmp_path / "saved").problems == [
-        f"{tmp_path}/saved[2]: has no caption; fill its 'text', or give `caption`",
+        f"{tmp_path}/saved[2]: has no caption; give `caption`, such as \"a sks dog\", or fill its 'text'",
         f"{tmp_path}/saved[3]: its caption is empty; write one, or allow it with `empty_captions: keep`",
     ]
 

@@ -88,7 +88,7 @@ def test_every_problem_with_captions_is_told_with_its_file(root, encode):
     assert source.problems == [
         f"{root}/a.txt: byte 0xf6 at offset 2 is not UTF-8 text; save it as UTF-8",
         f"{root}/b.txt and {root}/b.caption: give different captions to one image; keep one of them",
-        f"{root}/e.png: has no caption; put e.txt beside it, or give `caption`",
+        f'{root}/e.png: has no caption; give `caption`, such as "a sks dog", or put e.txt beside it',
         f"{root}/c.png: its caption is empty; write one, or allow it with `empty_captions: keep`",
     ]
     assert len(source) == 5  # they are looked at all the same: all problems at once
@@ -101,10 +101,11 @@ def test_every_problem_with_captions_is_told_with_its_file(root, encode):
 
 def test_many_images_without_a_caption_are_told_shortly(root, encode):
     put(root, {f"{number:03}.png": encode() for number in range(30)})
-    problems = opened(root).problems
-    assert len(problems) == 21
-    assert problems[19].startswith(f"{root}/019.png: has no caption")
-    assert problems[20] == f"{root}: and 10 more images without a caption"
+    (problem,) = opened(root).problems
+    assert problem == (
+        f"{root}: 30 images have no caption ({root}/000.png, {root}/001.png, {root}/002.png, …); "
+        'give `caption`, such as "a sks dog", or put 000.txt beside it'
+    )
 
 
 def test_masks_lie_beside_their_images(root, encode):
@@ -268,9 +269,14 @@ def test_two_metadata_files_are_one_too_many(root, encode):
         opened(root)
 
 
-def test_metadata_in_a_folder_below_is_counted(root, encode):
-    put(root, {"sub/a.png": encode(), "sub/metadata.csv": "file_name,text\na.png,x\n"})
-    assert opened(root, caption="x").counts["ignored .csv files"] == 1
+def test_metadata_in_a_folder_below_is_read_where_all_images_are_there(root, encode):
+    put(root, {"sub/a.png": encode(), "sub/metadata.csv": "file_name,text\na.png,own words\n"})
+    source = opened(root, caption="x")
+    assert (source.captions(0), source.name, source.location(0)) == (["own words"], "photos", f"{root}/sub/a.png")
+    put(root, {"b.png": encode()})
+    source = opened(root, caption="x")
+    assert [source.captions(index) for index in range(2)] == [["x"], ["x"]]
+    assert any("sub/metadata.csv is not read" in note for note in source.notes)
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str)

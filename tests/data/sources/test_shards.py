@@ -66,7 +66,7 @@ def test_members_with_one_stem_are_one_sample(tmp_path, encode, layout):
     assert [source.read_mask(index) for index in range(4)] == [None, encode("white"), None, encode("black")]
     assert [source.path(index) for index in (0, 3)] == [tmp_path / "a.tar", tmp_path / "b.tar"]
     assert (source.name, source.declared_sizes) == ("*.tar", None)
-    assert [problem.split(": ")[1].split(";")[0] for problem in source.problems] == ["has no mask"] * 2
+    assert [problem.split(": ")[1].split(" (")[0] for problem in source.problems] == ["2 images have no mask"]
     assert source.counts == {
         "captions from .caption": 1,
         "captions from .txt": 1,
@@ -129,8 +129,8 @@ def test_every_problem_in_a_tar_file_is_told_with_its_member(tmp_path, encode):
         f"{shard}:g.json: byte 0xff at offset 13 is not UTF-8 text; save it as UTF-8",
         f"{shard}:h.txt and {shard}:h.caption: give different captions to one image; keep one of them",
         f"{shard}: i.png and i.jpg are images of one sample, as its name ends at the first dot; rename one",
-        f"{shard}:d.png: has no caption; put a .txt with its stem into the tar file, or give `caption`",
-        f"{shard}:j.jpg: has no caption; put a .txt with its stem into the tar file, or give `caption`",
+        f"{shard}: 2 images have no caption ({shard}:d.png, {shard}:j.jpg); "
+        'give `caption`, such as "a sks dog", or put .txt files with their stems into the tar file',
         f"{shard}:e.png: its caption is empty; write one, or allow it with `empty_captions: keep`",
     ]
 
@@ -259,3 +259,38 @@ def test_a_tar_file_that_shrank_is_told_when_it_is_read(tmp_path, encode):
     os.truncate(shard, 520)
     with pytest.raises(OSError, match="the tar file is shorter than it was"):
         source.read(0)
+
+
+def test_names_with_several_dots_are_images_where_their_sample_has_no_other(tmp_path, encode):
+    members = {
+        "set/1.1.png": encode("red"),
+        "set/1.1.txt": "one",
+        "set/1.2.PNG": encode("blue"),
+        "set/1.2.txt": "two",
+        "photo.v2.png": encode("green"),
+        "photo.v2.mask.png": encode("white"),
+        "plain.png": encode(),
+        "plain.depth.png": encode(),
+        "__MACOSX/plain.png": encode(),
+        "set/@eaDir/1.png": encode(),
+    }
+    source = opened(pack(tmp_path / "a.tar", members), caption="x", mask="file")
+    found = {source.location(index).split(":")[1]: index for index in range(len(source))}
+    assert list(found) == ["set/1.1.png", "set/1.2.PNG", "photo.v2.png", "plain.png"]
+    assert [source.captions(index) for index in found.values()] == [["one"], ["two"], ["x"], ["x"]]
+    assert source.read_mask(found["photo.v2.png"]) == encode("white")
+    assert source.read(found["set/1.1.png"]) == encode("red")
+    (note,) = source.notes
+    assert "1 .depth.png members are left out" in note
+
+
+@pytest.mark.parametrize("folder", ["photos [2024]", "[a]", "*?", "a[!b]/c"])
+def test_a_folder_may_be_called_as_patterns_are_written(tmp_path, encode, folder):
+    (tmp_path / folder).mkdir(parents=True)
+    pack(tmp_path / folder / "a.tar", {"0.png": encode()})
+    assert len(opened(tmp_path / folder / "*.tar", caption="x")) == 1
+    (tmp_path / "a1").mkdir()
+    pack(tmp_path / "a1" / "a.tar", {"0.png": encode(), "1.png": encode()})
+    assert len(opened(tmp_path / "[ab][12]" / "*.tar", caption="x")) == 2  # which is a pattern still
+    with pytest.raises(UserError, match=r"no such tar file; \[ is part of a pattern"):
+        opened(tmp_path / "[c]" / "*.tar", caption="x")
