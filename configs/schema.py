@@ -37,6 +37,16 @@ class TokenSection(Section):
     """How many tokens of a caption it takes."""
 
 
+OF_RANKS: dict[str, Any] = {"rank": 8, "rank_pattern": {}, "alpha_pattern": {}}
+"""What `alpha: rank` looks at, and what stands there when it is not given."""
+
+
+def _or_rank(schema: dict[str, Any]) -> None:
+    """A number, or the word for the rank."""
+    number = {name: schema.pop(name) for name in ("type", "exclusiveMinimum") if name in schema}
+    schema["anyOf"] = [number, {"const": "rank"}]
+
+
 class AdapterSection(Section):
     """What is trained."""
 
@@ -44,8 +54,9 @@ class AdapterSection(Section):
     """Adapter method: a file name in `adapters/methods/`."""
     rank: Rank = 8
     """Rank of each adapted module."""
-    alpha: float = Field(default=8.0, gt=0)
-    """Scale numerator: the update of a weight is alpha / rank * B A."""
+    alpha: float = Field(default=8.0, gt=0, json_schema_extra=_or_rank)
+    """Scale numerator: the update of a weight is alpha / rank * B A. `rank` is the rank of each module, so that another
+    rank trains as strongly; 8 when not given."""
     parts: dict[str, str | list[str]] | None = Field(default=None, min_length=1)
     """Model part to target modules: presets joined by `+` (`attention+ff+conv`, `all-linear`; `all` for `full`), or a
     list of presets and of `re:` with a regular expression for module names. When not given: the denoiser's attention,
@@ -60,6 +71,19 @@ class AdapterSection(Section):
     """Another alpha for modules, in the same way."""
     options: dict[str, Any] = {}
     """Options of the method."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_rank(cls, values: Any) -> Any:
+        """`alpha: rank` as numbers: a run's config.yaml, its records and its files hold what was trained."""
+        if not isinstance(values, dict) or values.get("alpha") != "rank":
+            return values
+        rest = {key: value for key, value in values.items() if key != "alpha"}
+        rank, ranks, alphas = (values.get(key, otherwise) for key, otherwise in OF_RANKS.items())
+        if not isinstance(rank, int) or not isinstance(ranks, dict) or not isinstance(alphas, dict):
+            return rest  # the rank itself is what is wrong
+        others = {pattern: own for pattern, own in ranks.items() if pattern not in alphas}
+        return rest | {"alpha": rank} | ({"alpha_pattern": alphas | others} if others else {})
 
     @model_validator(mode="after")
     def _check_tokens(self) -> "AdapterSection":

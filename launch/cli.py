@@ -50,7 +50,7 @@ usage: loraloom VERB [arguments]
 
 examples:
   loraloom init --data photos/ --class "a dog" --name my-dog      writes my-dog.yaml
-  loraloom train my-dog.yaml adapter.rank=16 loop.seed=1          trains it, with two values changed
+  loraloom train my-dog.yaml loop.steps=500 loop.seed=1           trains it, with two values changed
   loraloom sample --base pocket --adapter runs/my-dog/my-dog.safetensors:0.8 --prompt "a sks dog"
 """
 

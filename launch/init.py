@@ -5,61 +5,98 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from ..configs.arguments import Parser, a_path, path_text, positive
 from ..configs.errors import UserError
-from ..configs.loader import accepted, inline_yaml
+from ..configs.loader import SHIPPED, accepted, inline_yaml
+from ..configs.words import not_on_path
 from .translation.values import file_word
 
+FROM = "TOML of kohya's sd-scripts, JSON of kohya_ss, or a script that starts sd-scripts or diffusers' examples"
 
-class Start(NamedTuple):
-    """Values that are a good beginning for a kind of base model."""
-
-    resolution: int  # pixels
-    learning_rate: float
-    steps: int
-    batch_size: int
-    class_images: int
-
-
-POCKET = Start(resolution=64, learning_rate=2e-3, steps=300, batch_size=8, class_images=64)
-LARGE = Start(resolution=512, learning_rate=1e-4, steps=800, batch_size=2, class_images=200)
-
-FROM = "TOML of kohya's sd-scripts, or a shell script with a command of sd-scripts or of diffusers' examples"
-
+NO_ROOM = "decoding an image takes more than such a card has"
 ENV = "take this variable from the environment, where a script uses it and does not set it; again for more"
 
-TEMPLATE = """\
-# loraloom train {out}
-# Every key and its meaning: loraloom schema. What this file would do: loraloom plan {out}
+POCKET_IS = (
+    "pocket is a toy of 64 px that knows coloured shapes only: photographs do not become recognisable on it. For these "
+    "give --base, such as stable-diffusion-v1-5/stable-diffusion-v1-5 or stabilityai/stable-diffusion-xl-base-1.0"
+)
+CLASS_IMAGES = {"pocket": 64}
+"""Class images that are made for a base, where that is not USUAL_CLASS_IMAGES."""
+USUAL_CLASS_IMAGES = 200
 
+HEAD = """\
+# loraloom train {out}
+# yaml-language-server: $schema={schema}
+# Every key and its meaning: loraloom schema. What this file would do: loraloom plan {out}
+"""
+POCKET = """
 model:
-  base: {base}  # `pocket` (comes with loraloom), a diffusers folder, or a hub id
+  base: pocket  # comes with loraloom, knows coloured shapes; for photos a diffusers folder, .safetensors file or hub id
 
 data:
-  resolution: {start.resolution}  # side of a square in pixels; other shapes get buckets of about that area
+  resolution: 64  # side of a square in pixels; other shapes get buckets of about that area
   sources:
 {sources}
 adapter:
   method: lora
   rank: 8  # more rank holds more detail, in a larger file
-  alpha: 8  # the update is alpha / rank * B A
+  alpha: rank  # the update is alpha / rank * B A: as strong at any rank
   parts: {{unet: attention}}  # add `text_encoder: attention` to train it too
 
 optimizer:
-  learning_rate: {start.learning_rate}
+  learning_rate: 1.0e-3  # for a small model and few steps; real bases take about 1.0e-4
+  schedule: cosine
+  warmup_steps: 10
 
 loop:
-  steps: {start.steps}
-  batch_size: {start.batch_size}  # samples of one optimiser step
+  steps: 300
+  batch_size: 8  # samples of one optimiser step
   # micro_batch: 1  # samples of one forward pass: smaller needs less memory
   seed: 0
 
 validation:  # images on the way, in the run folder
   every: 100
   prompts: [{prompt}]
+"""
+LARGE = """# The values are those of {preset.name} ({family.name}), {preset.why}
 
+model:
+  base: {base}
+  dtype: {config.model.dtype}  # of the frozen weights; the adapter trains in fp32
+
+data:
+  resolution: {resolution}  # side of a square in pixels; other shapes get buckets of about that area
+  sources:
+{sources}  cache: {{latents: true, prompts: true}}  # what encodes leaves the memory before training begins
+
+adapter:
+  method: lora
+  rank: {config.adapter.rank}  # more rank holds more detail, in a larger file
+  alpha: rank  # the update is alpha / rank * B A: as strong at any rank
+  parts: {parts}  # add `text_encoder: attention` to train it too, and take `prompts` out of `cache`
+
+optimizer:
+  learning_rate: {rate}
+  schedule: {config.optimizer.schedule}
+  warmup_steps: {config.optimizer.warmup_steps}
+
+loop:
+  steps: {config.loop.steps}
+  batch_size: {config.loop.batch_size}  # samples of one optimiser step
+  micro_batch: {config.loop.micro_batch}  # samples of one forward pass: smaller needs less memory
+  precision: {precision}
+  gradient_checkpointing: {checkpointing}  # less memory, a third more time
+  seed: 0
+
+checkpoint:
+  every: {config.checkpoint.every}
+
+validation:  # images on the way, in the run folder
+  every: {config.validation.every}
+  prompts: {prompts}
+"""
+TAIL = """
 output:
   dir: {folder}
   name: {name}
@@ -75,16 +112,56 @@ def main(arguments: Sequence[str]) -> int:
 
 def _begin(chosen: argparse.Namespace) -> int:
     """A config for a folder of images."""
+    from .photos import look, sources_text
+
     data: Path = chosen.data
-    count = count_images(data)
+    found = look(data, chosen.class_prompt, chosen.trigger)
     name = _checked_name(chosen.name) if chosen.name else _name_of(data)
     out: Path = chosen.out or Path(f"{name}.yaml")
-    class_prompt = (chosen.class_prompt or "").strip() or None
-    trigger = chosen.trigger or default_trigger(class_prompt)
-    _write(out, config_text(data, chosen.base or "pocket", trigger, class_prompt, name, out), chosen.force)
-    print(f"{out}: {count} image{'s' * (count != 1)} of {data} as {trigger!r}")
+    base = chosen.base or "pocket"
+    sources = sources_text(found, CLASS_IMAGES.get(base, USUAL_CLASS_IMAGES))
+    prompt = f"{found.trigger} on a blue background"
+    text, said = (
+        _pocket(sources, prompt, chosen.preset) if base == "pocket" else _large(base, sources, prompt, chosen.preset)
+    )
+    head = HEAD.format(out=shlex.quote(str(out)), schema=SHIPPED / "schema.json")
+    tail = TAIL.format(folder=inline_yaml(f"runs/{name}"), name=inline_yaml(name))
+    _write(out, head + text + tail, chosen.force)
+    print("\n".join([f"{out}: {found.words[0]}", *found.words[1:], said]))
     _print_next(out)
     return 0
+
+
+def _pocket(sources: str, prompt: str, preset: str | None) -> tuple[str, str]:
+    if preset is not None:
+        raise UserError(f"--preset {preset}: is for real bases; give --base too")
+    return POCKET.format(sources=sources, prompt=inline_yaml(prompt)), POCKET_IS
+
+
+def _large(base: str, sources: str, prompt: str, asked: str | None) -> tuple[str, str]:
+    """The values of a preset in full, so that the file can be read and changed without another one."""
+    from .presets import Family, family_of, preset_for
+
+    family = family_of(base)
+    preset = preset_for(family, asked)
+    config = preset.config
+    if family.guessed and asked is not None:
+        family = Family(asked.partition("/")[0], config.data.resolutions[0], guessed=False)
+    text = LARGE.format(
+        base=inline_yaml(base),
+        family=family,
+        preset=preset,
+        config=config,
+        sources=sources,
+        resolution=family.resolution,
+        parts=inline_yaml(config.adapter.parts),
+        rate=inline_yaml(config.optimizer.learning_rate),
+        precision=inline_yaml(config.loop.precision),
+        checkpointing=inline_yaml(config.loop.gradient_checkpointing),
+        prompts=inline_yaml([prompt]) if config.validation.prompts else f"[]  # {NO_ROOM}",
+    )
+    guess = "taken for Stable Diffusion 1 by its name (--preset says otherwise): " if family.guessed else ""
+    return text, f"{base}: {guess}{family.resolution} px and the values of {preset.name}, {preset.why}"
 
 
 def _translate(chosen: argparse.Namespace) -> int:
@@ -112,68 +189,26 @@ def _translate(chosen: argparse.Namespace) -> int:
 
 def _print_next(out: Path) -> None:
     command = shlex.quote(str(out))
-    print(f"\nnext:\n  loraloom plan {command}\n  loraloom train {command}")
+    print("\nnext:")
+    for verb, what in (("preview", "what the model will see"), ("plan", "what a run would do"), ("train", "")):
+        print(f"  loraloom {verb} {command}" + (f"  # {what}" if what else ""))
+    if where := not_on_path():
+        print(where)
 
 
 def _check_together(chosen: argparse.Namespace) -> None:
     """Arguments that make no sense with the others."""
     if chosen.source is None and chosen.data is None:
         raise UserError("which images? --data FOLDER, or --from FILE of another trainer")
-    theirs = {"--trigger": chosen.trigger, "--class": chosen.class_prompt}
+    theirs = {"--trigger": chosen.trigger, "--class": chosen.class_prompt, "--preset": chosen.preset}
     ours = {"--steps": chosen.steps, "--strict": chosen.strict, "--verbose": chosen.verbose, "--env": chosen.env}
     for name, value in (theirs if chosen.source else ours).items():
         if value:
             raise UserError(f"{name}: {'not with' if chosen.source else 'only with'} --from")
     if chosen.source and chosen.data:
-        count_images(chosen.data)
+        from .photos import images_in
 
-
-def config_text(data: Path, base: str, trigger: str, class_prompt: str | None, name: str, out: Path) -> str:
-    """The YAML file; with a class prompt half of the samples are class images."""
-    start = POCKET if base == "pocket" else LARGE
-    return TEMPLATE.format(
-        out=shlex.quote(str(out)),
-        base=inline_yaml(base),
-        start=start,
-        sources=_sources(data, trigger, class_prompt, start.class_images),
-        prompt=inline_yaml(f"{trigger} on a blue background"),
-        folder=inline_yaml(f"runs/{name}"),
-        name=inline_yaml(name),
-    )
-
-
-def _sources(data: Path, trigger: str, class_prompt: str | None, class_images: int) -> str:
-    share = "      share: 0.5  # of all samples\n" if class_prompt else ""
-    instance = (
-        f"    - path: {inline_yaml(str(data))}\n"
-        f"      caption: {inline_yaml(trigger)}  # of every image: a rare word and what your subject is\n{share}"
-    )
-    if not class_prompt:
-        return instance
-    return instance + (
-        f"    - prior: {inline_yaml(class_prompt)}  # class images, made by the base: it must not forget the others\n"
-        f"      count: {class_images}\n{share}"
-    )
-
-
-def default_trigger(class_prompt: str | None) -> str:
-    """'a sks dog' for 'a dog'."""
-    words = (class_prompt or "a subject").split()
-    noun = words[1:] if words[0].lower() in {"a", "an", "the"} else words
-    return " ".join(["a", "sks", *noun])
-
-
-def count_images(folder: Path) -> int:
-    """Images in a folder and the folders in it, by their endings. UserError if there are none."""
-    from ..data.sources.folder import image_files
-    from ..images.endings import SUFFIXES
-
-    if not folder.is_dir():
-        raise UserError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}; --data is a folder")
-    count = len(image_files(folder))
-    if not count:
-        raise UserError(f"{folder}: no images in it; the endings are: {' '.join(sorted(SUFFIXES))}")
-    return count
+        images_in(chosen.data)
 
 
 def _checked_name(name: str) -> str:
@@ -197,16 +232,19 @@ def _write(out: Path, text: str, force: bool) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from .presets import names
+
     parser = Parser("loraloom init", description="Write a small, commented config.")
     parser.add_argument("--data", type=a_path, metavar="FOLDER", help="folder with images")
-    parser.add_argument(
-        "--base", type=path_text, help="`pocket`, a diffusers folder, or a hub id (default: pocket, or that of --from)"
-    )
+    bases = "pocket, a diffusers folder, a .safetensors file, or a hub id (pocket, or that of --from)"
+    parser.add_argument("--base", type=path_text, help=bases)
+    presets = f"values for a kind of base and a card: {', '.join(names())} (what suits the base and the card here)"
+    parser.add_argument("--preset", metavar="NAME", help=presets)
     parser.add_argument("--trigger", metavar="TEXT", help='caption of every image, such as "a sks dog"')
     parser.add_argument("--class", dest="class_prompt", metavar="TEXT", help='add class images of, say, "a dog"')
-    parser.add_argument("--name", help="name of the adapter (default: the folder's)")
-    parser.add_argument("--out", type=a_path, metavar="FILE", help="the config file (default: NAME.yaml)")
-    parser.add_argument("--force", action="store_true", help="write over the file if it exists")
+    parser.add_argument("--name", help="name of the adapter (the folder's)")
+    parser.add_argument("--out", type=a_path, metavar="FILE", help="the config file (NAME.yaml)")
+    parser.add_argument("--force", "--overwrite", action="store_true", help="write over the file if it exists")
     group = parser.add_argument_group("from another trainer")
     group.add_argument("--from", dest="source", type=a_path, metavar="FILE", help=FROM)
     group.add_argument("--steps", type=positive, metavar="N", help="steps, where FILE counts epochs of absent images")

@@ -449,3 +449,33 @@ def test_loading_imports_no_torch(folder: Path) -> None:
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "loraloom.adapters.methods.lora" in modules
     assert not {"torch", "peft", "diffusers", "transformers"} & set(modules)
+
+
+@pytest.mark.parametrize(
+    ("values", "alpha", "pattern"),
+    [
+        ("", 8.0, {}),  # as ever: a config that names no alpha trains what it trained
+        ("rank: 16", 8.0, {}),
+        ("rank: 16, alpha: rank", 16.0, {}),
+        ("alpha: rank", 8.0, {}),
+        ("alpha: rank, rank_pattern: {mid: 4, up: 2}, alpha_pattern: {up: 1}", 8.0, {"up": 1.0, "mid": 4.0}),
+    ],
+)
+def test_alpha_may_be_the_rank(tmp_path, values, alpha, pattern):
+    """It is a number from there on, also in what a run writes down."""
+    file = tmp_path / "a.yaml"
+    file.write_text(f"extends: parent\nadapter: {{method: lora, {values}}}\n")
+    (tmp_path / "parent.yaml").write_text(
+        "model: {base: pocket}\ndata: {sources: [{path: x}]}\nloop: {steps: 1}\noutput: {dir: r}\n"
+    )
+    config = load_config(file)
+    assert (config.adapter.alpha, config.adapter.alpha_pattern) == (alpha, pattern)
+    (tmp_path / "written.yaml").write_text(dump_yaml(config))
+    assert load_config(tmp_path / "written.yaml") == config
+    if "alpha: rank" in values:
+        assert load_config(file, ["adapter.rank=3"]).adapter.alpha == 3
+
+
+def test_another_word_for_alpha_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"adapter\.alpha: should be a number, found \"rnk\""):
+        load_config("pocket/style", ["adapter.alpha=rnk"])

@@ -8,7 +8,9 @@ from PIL import Image
 from loraloom.configs.data_sections import FolderSource, PriorSource
 from loraloom.configs.errors import UserError
 from loraloom.configs.loader import load_config
-from loraloom.launch.init import default_trigger, main
+from loraloom.launch import presets
+from loraloom.launch.init import main
+from loraloom.launch.photos import default_trigger
 
 
 @pytest.fixture
@@ -24,17 +26,18 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_folder_becomes_a_config(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--data", str(photos)]) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        "my-photos-1.yaml: 2 images of my photos: #1 as 'a sks subject'",
-        "",
-        "next:",
-        "  loraloom plan my-photos-1.yaml",
-        "  loraloom train my-photos-1.yaml",
+    said, toy, *rest = capsys.readouterr().out.splitlines()
+    assert said == "my-photos-1.yaml: 2 images of my photos: #1 as 'a sks subject'"
+    assert toy.startswith("pocket is a toy of 64 px that knows coloured shapes only")
+    assert rest[:2] == ["", "next:"]
+    assert [line.split()[:3] for line in rest[2:5]] == [
+        ["loraloom", verb, "my-photos-1.yaml"] for verb in ("preview", "plan", "train")
     ]
     assert Path("my-photos-1.yaml").read_text().startswith("# loraloom train my-photos-1.yaml\n")
     config = load_config("my-photos-1.yaml")
     assert config.data.sources == [FolderSource(path=str(photos), caption="a sks subject")]
-    assert (config.data.resolution, config.optimizer.learning_rate, config.output.name) == (64, 2e-3, "my-photos-1")
+    assert (config.data.resolution, config.optimizer.schedule, config.output.name) == (64, "cosine", "my-photos-1")
+    assert load_config("my-photos-1.yaml", ["adapter.rank=16"]).adapter.alpha == 16
 
 
 def test_a_class_adds_a_prior_of_half_the_samples(photos: Path) -> None:
@@ -87,3 +90,98 @@ def test_what_cannot_be_used_is_said(photos: Path) -> None:
 )
 def test_trigger_of_a_class(class_prompt: str | None, trigger: str) -> None:
     assert default_trigger(class_prompt) == trigger
+
+
+def folders(*images: str) -> None:
+    for name in images:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(name)
+
+
+def test_folders_of_sd_scripts_keep_their_meaning(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders("img/10_sks cat/0.png", "img/10_sks cat/1.png", "img/3_my hat/0.png", "img/1_cat/0.png", "img/out.png")
+    Path("img/10_sks cat/0.txt").write_text("a cat that sleeps")
+    Path("img/0.HEIC").touch()
+    assert main(["--data", "img", "--class", "a cat", "--out", "a.yaml"]) == 0
+    config = load_config("a.yaml")
+    assert [(each.path, each.caption, each.share) for each in config.data.sources] == [  # type: ignore[union-attr]
+        ("img/10_sks cat", "sks cat", pytest.approx(0.4348, abs=1e-3)),  # 20 to 3 of a half
+        ("img/1_cat", "cat", 0.5),  # the class: none has to be made
+        ("img/3_my hat", "my hat", pytest.approx(0.0652, abs=1e-3)),
+    ]
+    assert sum(each.share for each in config.data.sources if each.share) == pytest.approx(1)
+    assert config.validation.prompts == ["sks cat on a blue background"]
+    said = capsys.readouterr().out
+    for words in (
+        "2 images as 'sks cat'; 1 of them has a caption of its own; 10 times each",
+        "1 image as 'cat'; class",
+    ):
+        assert words in said
+    assert "1 image outside of these folders" in said
+    assert "1 .heic file left out: save them as JPEG" in said
+
+
+def test_without_a_class_repeats_are_repeats(photos: Path) -> None:
+    folders("set/img/5_sks dog/0.png", "set/img/2_sks hat/0.png")
+    assert main(["--data", "set", "--out", "a.yaml"]) == 0
+    found = [(each.path, each.repeats) for each in load_config("a.yaml").data.sources]  # type: ignore[union-attr]
+    assert found == [("set/img/2_sks hat", 2), ("set/img/5_sks dog", 5)]
+
+
+def test_photos_that_are_not_read_are_named(photos: Path) -> None:
+    Path("phone").mkdir()
+    for name in ("a.HEIC", "b.heic", "c.MOV"):
+        Path("phone", name).touch()
+    with pytest.raises(UserError, match=r"no images in it but 2 \.heic files left out: save them as JPEG"):
+        main(["--data", "phone"])
+
+
+BASES = {
+    "stabilityai/stable-diffusion-xl-base-1.0": ("sdxl", 1024),
+    "cagliostrolab/animagine-xl-4.0": ("sdxl", 1024),
+    "stabilityai/stable-diffusion-2-1": ("sd2", 768),
+    "stabilityai/stable-diffusion-2-1-base": ("sd2", 512),
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": ("sd1", 512),
+    "owner/unknown": ("sd1", 512),
+}
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("memory", [None, 6, 16, 80])
+def test_a_real_base_gets_the_values_of_a_preset(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, base: str, memory: int | None
+) -> None:
+    """By the base's family and the card: no 512 px and fp32 for SDXL."""
+    monkeypatch.setattr(presets, "card_memory", lambda: memory)
+    family, pixels = BASES[base]
+    assert main(["--data", str(photos), "--base", base, "--out", "x.yaml"]) == 0
+    config = load_config("x.yaml")
+    size = {None: 12, 6: 8, 16: 16, 80: 24}[memory]
+    preset = load_config(f"{'sdxl' if family == 'sdxl' else 'sd1'}/lora-{size}gb")
+    assert (config.model.base, config.data.resolution) == (base, pixels)
+    for key in ("model.dtype", "data.cache", "adapter", "loop.precision", "loop.micro_batch", "loop.batch_size"):
+        ours, theirs = config, preset
+        for step in key.split("."):
+            ours, theirs = getattr(ours, step), getattr(theirs, step)
+        assert ours == theirs
+    assert config.loop.gradient_checkpointing == preset.loop.gradient_checkpointing
+    assert bool(config.validation.prompts) == bool(preset.validation.prompts)
+
+
+def test_a_preset_by_name(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data", str(photos), "--base", "a/b", "--preset", "sdxl/lora-8gb", "--out", "x.yaml"]) == 0
+    assert load_config("x.yaml").data.resolution == 1024
+    for arguments, answer in (
+        (["--base", "a/b", "--preset", "sdxl/lora-9gb"], r"did you mean \"sdxl/lora-8gb\"\?.*there are: sd1/lora-8gb"),
+        (["--preset", "sd1/lora-8gb"], "is for real bases; give --base"),
+    ):
+        with pytest.raises(UserError, match=answer):
+            main(["--data", str(photos), "--out", "y.yaml", *arguments])
+
+
+@pytest.mark.parametrize(("kind", "width", "sample"), [("sdxl", 2048, 128), ("sd2", 1024, 96), ("sd1", 768, 64)])
+def test_files_of_a_base_tell_its_family(tmp_path: Path, kind: str, width: int, sample: int) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    (tmp_path / "unet/config.json").write_text(f'{{"cross_attention_dim": {width}, "sample_size": {sample}}}')
+    assert presets.family_of(str(tmp_path)) == presets.Family(kind, sample * 8, guessed=False)
