@@ -107,17 +107,28 @@ class Line:
 
 def lines(axes: Sequence[Axis]) -> list[Line]:
     """Every combination of the axes' values, the last axis fastest; one without a label when there are no axes."""
-    named = [[(axis.name, value) for value in axis.values] for axis in axes]
-    return [Line(", ".join(_label(*pair) for pair in chosen), chosen) for chosen in product(*named)]
+    named = [
+        [(label, (axis.name, value)) for label, value in zip(_labels(axis), axis.values, strict=True)] for axis in axes
+    ]
+    found = (zip(*chosen, strict=True) if chosen else ((), ()) for chosen in product(*named))
+    return [Line(", ".join(labels), chosen) for labels, chosen in found]
 
 
-def _label(name: str, value: Any) -> str:
-    kind, _, which = name.partition(":")
+def _labels(axis: Axis) -> list[str]:
+    """Words for its values; of checkpoints and files that are called alike with as many folders as tell them apart."""
+    kind, _, which = axis.name.partition(":")
     if kind in ("prompt", "negative_prompt"):
-        return str(value)
-    if kind == "checkpoint":
-        return Path(str(value)).name.removesuffix(".safetensors")
-    return f"{which or kind} {value}"
+        return [str(value) for value in axis.values]
+    if kind != "checkpoint":
+        return [f"{which or kind} {value}" for value in axis.values]
+    places = [[part for part in Path(str(value)).parts if part != "checkpoints"] for value in axis.values]
+    runs = {tuple(place[:-1]) for place in places}
+    depth, longest = 1 if len(runs) == 1 else 2, max(map(len, places))
+    while depth < longest and len({tuple(place[-depth:]) for place in places}) < len(
+        {tuple(place) for place in places}
+    ):
+        depth += 1
+    return [" ".join(place[-depth:]).removesuffix(".safetensors") for place in places]
 
 
 def cells(request: Values, columns: Sequence[Line], rows: Sequence[Line]) -> Iterator[Values]:

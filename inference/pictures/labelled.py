@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from ...images.lettering import Lettering
 
 GAP, MARGIN, LINE = 4, 14, 18  # pixels
 SMALLEST = 96  # pixels; smaller pictures are enlarged by a whole factor
@@ -14,19 +16,19 @@ def labelled(
     images: Sequence[Image.Image], columns: Sequence[str], rows: Sequence[str], title: str = "", note: str = ""
 ) -> Image.Image:
     """Images row by row, of any sizes; `columns` and `rows` are their words, wrapped to the room that they have."""
-    font, head = ImageFont.load_default(13), ImageFont.load_default(17)
+    font, head = Lettering(13), Lettering(17)
     enlarged = [_enlarged(image) for image in images]
     width, height = max(image.width for image in enlarged), max(image.height for image in enlarged)
     above = [wrapped(label, font, width) for label in columns]
     beside = [wrapped(label, font, WIDEST_LABEL) for label in rows]
-    left = MARGIN + max((round(font.getlength(line)) + 10 for label in beside for line in label), default=0)
+    left = MARGIN + max((round(font.width(line)) + 10 for label in beside for line in label), default=0)
     top = MARGIN + (30 if title else 0) + LINE * max(map(len, above)) + 4
     across = left + len(columns) * (width + GAP) + MARGIN
-    across = max(across, MARGIN * 2 + round(head.getlength(title)))
+    across = max(across, MARGIN * 2 + round(head.width(title)))
     notes = wrapped(note, font, across - 2 * MARGIN)
     page = Image.new("RGB", (across, top + len(rows) * (height + GAP) + LINE * len(notes) + MARGIN), PAGE)
     draw = ImageDraw.Draw(page)
-    draw.text((MARGIN, MARGIN), title, TEXT, head)
+    head.write(draw, (MARGIN, MARGIN), title, TEXT)
     for number, label in enumerate(above):
         _write(draw, (left + number * (width + GAP), top - 4 - LINE * len(label)), label, TEXT, font)
     for number, label in enumerate(beside):
@@ -39,17 +41,25 @@ def labelled(
     return page
 
 
-def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Lines of whole words; a word that is too long for one is cut at its begin."""
+def wrapped(text: str, font: Lettering, width: int) -> list[str]:
+    """Lines of whole words. One that is too long is cut at its begin; of letters beyond ASCII it goes on below."""
     found: list[str] = []
     for word in text.split():
-        if found and font.getlength(f"{found[-1]} {word}") <= width:
+        if found and font.width(f"{found[-1]} {word}") <= width:
             found[-1] += f" {word}"
             continue
-        while len(word) > 1 and font.getlength(word) > width:
+        while not word.isascii() and font.width(word) > width and (fitting := _fitting(word, font, width)) < len(word):
+            found.append(word[:fitting])
+            word = word[fitting:]
+        while len(word) > 1 and font.width(word) > width:
             word = f"…{word.lstrip('…')[1:]}"
         found.append(word)
     return found
+
+
+def _fitting(word: str, font: Lettering, width: int) -> int:
+    """How many letters of a word fit; one at least."""
+    return next((count for count in range(1, len(word)) if font.width(word[: count + 1]) > width), len(word))
 
 
 def _enlarged(image: Image.Image) -> Image.Image:
@@ -64,7 +74,7 @@ def _write(
     place: tuple[int, int],
     text: Sequence[str],
     colour: str,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    font: Lettering,
 ) -> None:
     for number, line in enumerate(text):
-        draw.text((place[0], place[1] + LINE * number), line, colour, font)
+        font.write(draw, (place[0], place[1] + LINE * number), line, colour)

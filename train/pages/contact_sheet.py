@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from ...images.lettering import Lettering
 
 SIDE = 240  # pixels, the longest side of a picture on the sheet
 GAP, MARGIN, TITLE = 20, 28, 64
@@ -25,12 +27,12 @@ def contact_sheet(title: str, tiles: Sequence[Tile], size: tuple[int, int]) -> I
     width, height = shown_size(size)
     columns = min(COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
-    font, small = ImageFont.load_default(22), ImageFont.load_default(13)
+    font, small = Lettering(22), Lettering(13)
     across, down = max(width, NARROWEST) + GAP, height + 2 * 18 + GAP
-    room = max(2 * MARGIN + columns * across - GAP, 2 * MARGIN + round(font.getlength(title)))
+    room = max(2 * MARGIN + columns * across - GAP, 2 * MARGIN + round(font.width(title)))
     sheet = Image.new("RGB", (room, 2 * MARGIN + TITLE + rows * down - GAP), PAGE)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN), title, TEXT, font)
+    font.write(draw, (MARGIN, MARGIN), title, TEXT)
     for number, tile in enumerate(tiles):
         left, top = MARGIN + number % columns * across, MARGIN + TITLE + number // columns * down
         if tile.picture is None:
@@ -38,7 +40,7 @@ def contact_sheet(title: str, tiles: Sequence[Tile], size: tuple[int, int]) -> I
         else:
             sheet.paste(scaled(tile.picture, (width, height)), (left, top))
         for line, (text, colour) in enumerate(zip(tile.lines, (TEXT, SOFT), strict=False)):
-            draw.text((left, top + height + 4 + 16 * line), _fitting(text, small, across - GAP), colour, small)
+            small.write(draw, (left, top + height + 4 + 16 * line), _fitting(text, small, across - GAP), colour)
     return sheet
 
 
@@ -56,10 +58,10 @@ def scaled(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS)
 
 
-def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _fitting(text: str, font: Lettering, width: int) -> str:
     """The end of the text that is no wider than this: paths differ at their end."""
-    if font.getlength(text) <= width:
+    if font.width(text) <= width:
         return text
-    while text and font.getlength(f"…{text}") > width:
+    while text and font.width(f"…{text}") > width:
         text = text[1:]
     return f"…{text}"

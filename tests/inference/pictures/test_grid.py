@@ -6,6 +6,7 @@ import yaml
 from PIL import Image
 
 from loraloom.configs.errors import UserError, run_command
+from loraloom.images.lettering import Lettering
 from loraloom.inference.grid import main
 from loraloom.inference.pictures.axes import Axis, axis_of, cells, lines
 from loraloom.inference.pictures.labelled import GAP, MARGIN, labelled, wrapped
@@ -79,14 +80,41 @@ def test_the_picture_has_every_cell_in_its_place():
 
 
 def test_words_are_wrapped_and_never_lost_at_their_end():
-    from PIL import ImageFont
-
-    font = ImageFont.load_default(13)
+    font = Lettering(13)
     found = wrapped("a very long prompt of words", font, 60)
     assert " ".join(found) == "a very long prompt of words"
-    assert all(font.getlength(line) <= 60 for line in found)
+    assert all(font.width(line) <= 60 for line in found)
     (cut,) = wrapped("x" * 50 + "end", font, 60)
     assert cut.startswith("…") and cut.endswith("end")
+
+
+def test_long_words_of_other_letters_go_on_below():
+    font = Lettering(13)
+    lines = wrapped("赤い星の上に猫が座っている", font, 60)
+    assert "".join(lines) == "赤い星の上に猫が座っている"
+    assert len(lines) > 1
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (["runs/a/checkpoints/step-000030", "runs/a/checkpoints/step-000060"], ["step-000030", "step-000060"]),
+        (["runs/a/checkpoints/step-000030", "runs/b/checkpoints/step-000030"], ["a step-000030", "b step-000030"]),
+        (
+            ["x/r/checkpoints/step-1", "y/r/checkpoints/step-1", "y/r/checkpoints/step-2"],
+            ["x r step-1", "y r step-1", "y r step-2"],
+        ),
+        (["a.safetensors", "b.safetensors"], ["a", "b"]),
+        (["a/sks.safetensors", "b/sks.safetensors"], ["a sks", "b sks"]),
+        (["a.safetensors", "a.safetensors"], ["a", "a"]),
+    ],
+)
+def test_checkpoints_are_called_by_what_tells_them_apart(values, labels):
+    assert [line.label for line in lines([Axis("checkpoint", values)])] == labels
+    both = lines([Axis("checkpoint", values), Axis("seed", [1])])
+    assert [line.label for line in both] == [f"{label}, seed 1" for label in labels]
+    assert [line.chosen for line in both] == [(("checkpoint", value), ("seed", 1)) for value in values]
+    assert [line.label for line in lines([])] == [""]
 
 
 def test_the_command_writes_cells_and_grid_and_goes_on(tiny_base, make_adapter, tmp_path, capsys):
