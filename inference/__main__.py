@@ -17,6 +17,7 @@ EPILOG = """\
 examples:
   loraloom sample --adapter runs/demo/sks.safetensors:0.8 --prompt "a sks creature"
   loraloom sample --base sd15/ --adapter a.safetensors --adapter b.safetensors:0.5 --prompt "a sks dog" --fuse
+  loraloom sample --prompt "a (sks:1.2) dog <lora:dog:0.8>" --weighted --adapter-folder loras
   loraloom sample requests.yaml --out runs/many          many requests; run it again to go on where it stopped
   loraloom sample --from runs/many/0007.png              the same picture again
   accelerate launch -m loraloom.inference requests.yaml --threads 8      the same pictures, by several processes
@@ -37,10 +38,12 @@ def main(arguments: Sequence[str]) -> int:
 
     from .pictures.batch import announce, behind, make_together, pictures_of, sheet_of, work_of
     from .pictures.png import image_grid
+    from .pictures.prompts import advise, with_named_adapters
     from .pictures.request import missing_files
     from .pictures.sampler import Sampler
 
-    requests = _requests(options)
+    requests = with_named_adapters(_requests(options), options.adapter_folder)
+    advise(requests)
     if problems := missing_files(requests):
         raise UserError(problems)
     use_threads(next((request.threads for request in requests if request.threads), None))

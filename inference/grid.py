@@ -42,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from .pictures.axes import cells, lines
     from .pictures.batch import announce, behind, make_together, sheet_of, work_of
+    from .pictures.prompts import advise, with_named_adapters
     from .pictures.request import PictureRequest, missing_files, validated
     from .pictures.sampler import Sampler
 
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str]) -> int:
     columns, rows = lines(across), lines(down)
     name = options.file or "command line"
     requests = [validated(PictureRequest, each, name) for each in cells(request, columns, rows)]
+    requests = with_named_adapters(requests, options.adapter_folder)
+    advise(requests)
     if any(request.num_images != 1 for request in requests):
         raise UserError(f"{name}: num_images: a cell is one picture; make `seed` an axis for more")
     if problems := missing_files(requests):

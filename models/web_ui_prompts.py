@@ -25,6 +25,7 @@ _SQUARE = re.compile(r"(?<!\\)\[[^\[\]]*\]")
 _CHANGES = re.compile(r"(?<!\\)\[[^\[\]]*[:|][^\[\]]*\]")
 _BREAK, _AND = re.compile(r"\bBREAK\b"), re.compile(r"\bAND\b")
 _COMPEL = re.compile(rf"\)(?:[+-]+|{_NUMBER})|\w[+-]{{2,}}|\w[+-](?=[\s,.)]|$)|\)\s*\.\s*(?:blend|and|swap)\s*\(")
+_BARE = re.compile(rf"(?<!\\)\([^()]+\)(?![+-]|{_NUMBER}|\s*\.)")
 _TOKEN = re.compile(rf"\\[()\[\]\\]|[(\[\])]|:\s*{_NUMBER}\s*\)|[^\\()\[\]:]+|:|\\")
 
 
@@ -35,13 +36,11 @@ def is_of_web_ui(prompt: str) -> bool:
 
 
 def advice_on(prompt: str, weighted: bool = False) -> Iterator[str]:
-    """One line for each mark in a prompt that would be taken as words, with what to write instead."""
+    """One line for each mark in a prompt for sampling that would be taken as words, with what to write instead."""
     for found in ADAPTER.finditer(prompt):
-        weight = (found["weights"].split(":")[1:] or ["1"])[0]
-        yield (
-            f"{found[0]} in a prompt is taken as words; give --adapter FILE:{weight or 1}, or --adapter-folder FOLDER with "
-            f"{found['name']}.safetensors in it"
-        )
+        weight, name = (found["weights"].split(":")[1:] or ["1"])[0], found["name"]
+        ways = f"give --adapter FILE:{weight or 1}, or --adapter-folder FOLDER with {name}.safetensors in it"
+        yield f"{found[0]} in a prompt is taken as words; {ways}"
     if found := _OTHER_NETWORKS.search(prompt):
         yield f"{found[0]} in a prompt is taken as words: there are no such networks here; words have files (--adapter)"
     if found := _AND.search(prompt):
@@ -49,6 +48,7 @@ def advice_on(prompt: str, weighted: bool = False) -> Iterator[str]:
     if found := _CHANGES.search(prompt):
         yield f"{found[0]} in a prompt does not change it while it samples, which is not possible here; leave it out"
     if weighted:
+        yield from _advice_on_weights(prompt)
         return
     for mark in (_WEIGHT, _TWICE, _SQUARE):
         found = mark.search(prompt)
@@ -57,6 +57,22 @@ def advice_on(prompt: str, weighted: bool = False) -> Iterator[str]:
             break
     if _BREAK.search(prompt):
         yield "BREAK in a prompt is taken as a word; with --weighted and --token-windows 2 it begins a new window"
+
+
+def marks_in(prompt: str) -> list[str]:
+    """What in a prompt looks like more than words."""
+    found = (mark.search(prompt) for mark in (ADAPTER, _OTHER_NETWORKS, _AND, _WEIGHT, _TWICE, _SQUARE, _BREAK))
+    return list(dict.fromkeys(each[0] for each in found if each))
+
+
+def _advice_on_weights(prompt: str) -> Iterator[str]:
+    """Of a weighted prompt that is read by compel's rules."""
+    if is_of_web_ui(prompt):
+        return
+    if found := _WEIGHT.search(prompt):
+        yield f"{found[0]} beside weights in compel's syntax is taken as words; write all of them in one of the two"
+    elif (found := _BARE.search(prompt)) and '"' not in prompt:
+        yield f"{found[0]} has no weight in compel's syntax; write {found[0][:-1]}:1.1)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +134,13 @@ def _merged(pieces: list[Piece]) -> list[Piece]:
     return found
 
 
+def _number(weight: float) -> str:
+    return f"{weight:.4f}".rstrip("0").rstrip(".")
+
+
 def _joined(pieces: list[Piece]) -> str:
     words = []
     for piece in pieces:
         if text := re.sub(r"([()\\\"])", r"\\\1", piece.text.strip()):
-            words.append(text if piece.weight == 1 else f"({text}){piece.weight:.4g}")
+            words.append(text if piece.weight == 1 else f"({text}){_number(piece.weight)}")
     return " ".join(words)

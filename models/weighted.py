@@ -1,5 +1,6 @@
 """Prompts with weighted words in compel's syntax: `a (red)1.4 star`, `a red++ star`, `("a star", "a cat").blend(1, 1)`.
 
+Prompts of web UIs, `a (red:1.4) star BREAK a cat`, are translated first (`web_ui_prompts`).
 compel parses and weighs, the family encodes: so clip skip, windows and trained words are the same as without weights.
 """
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..configs.errors import UserError
 from .clip import expanded
 from .quiet import quietly
+from .web_ui_prompts import translated
 
 try:
     with quietly():
@@ -76,7 +78,7 @@ def _fragments(part: Any) -> list[str]:
 
 def _parsed(prompt: str) -> Any:
     try:
-        found: Any = Compel.parse_prompt_string(prompt)
+        found: Any = Compel.parse_prompt_string(translated(prompt))
     except (PromptParser.ParsingException, ValueError) as error:
         raise UserError(f"{prompt!r} cannot be read as a weighted prompt: {str(error).splitlines()[0]}") from error
     if any(part.wants_cross_attention_control for part in found.prompts):

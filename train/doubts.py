@@ -14,7 +14,7 @@ from ..configs.schema import RunConfig
 from ..data.captions import longest_caption
 from ..data.dataset import Images
 from ..data.source import NAMED, named
-from ..models.web_ui_prompts import advice_on
+from ..models.web_ui_prompts import marks_in
 
 RATE_FREE = re.compile(r"(prodigy|dadapt)\w*", re.IGNORECASE)
 """Optimisers that find the step size themselves, as `prodigy` or by the class of another package."""
@@ -36,8 +36,11 @@ def doubts_of_config(config: RunConfig) -> Iterator[str]:
         reached = "is never reached" if section.warmup_steps >= steps else "is reached late"
         yield f"optimizer.warmup_steps {section.warmup_steps}: the learning rate {reached} in loop.steps {steps}"
     for prompt in dict.fromkeys(config.validation.texts):
-        for advice in advice_on(prompt):
-            yield f"validation.prompts: {advice}"
+        if marks := marks_in(prompt):
+            yield (
+                f"validation.prompts: {', '.join(marks)} is taken as words: validation weighs none and has no adapter "
+                "but the run's; leave it out"
+            )
 
 
 def doubts_of_words(config: RunConfig, images: Sequence[Images | None]) -> tuple[list[str], list[str]]:
@@ -45,9 +48,10 @@ def doubts_of_words(config: RunConfig, images: Sequence[Images | None]) -> tuple
     problems: list[str] = []
     notes: list[str] = []
     for token in dict.fromkeys(section.token for section in config.adapter.tokens):
-        found = [_said(config, section, known, token) for section, known in zip(config.data.sources, images, strict=True)]
+        pairs = zip(config.data.sources, images, strict=True)
+        found = [_said(config, section, known, token) for section, known in pairs]
         if not any(count for count, _, _ in found):
-            others = sorted({word for *_, words in (_others(config, images),) for word in words})[:NAMED]
+            others = sorted(_others(config, images))[:NAMED]
             seen = f" (they say {', '.join(others)})" if others else ""
             problems.append(
                 f"adapter.tokens: the word {token!r} stands in no caption{seen}, so nothing of it would be trained; "
@@ -77,7 +81,8 @@ def _said(config: RunConfig, section: object, known: Images | None, token: str) 
 def _others(config: RunConfig, images: Sequence[Images | None]) -> set[str]:
     """Words in brackets that captions say instead."""
     pairs = zip(config.data.sources, images, strict=True)
-    return {word for section, known in pairs for _, text in _texts(config, section, known) for word in _WORD.findall(text)}
+    texts = (text for section, known in pairs for _, text in _texts(config, section, known))
+    return {word for text in texts for word in _WORD.findall(text)}
 
 
 def _texts(config: RunConfig, section: object, known: Images | None) -> Iterator[tuple[str, str]]:

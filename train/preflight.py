@@ -13,6 +13,7 @@ from ..configs.paths import looked_in
 from ..configs.schema import RunConfig
 from ..data.dataset import Images
 from ..models.base import check_base
+from .doubts import doubts_of_config, doubts_of_words, trained_and_held_out
 from .gather import Say, gather, held_out_data, warn
 from .header import check_build_time
 
@@ -30,14 +31,23 @@ def preflight(
         *check_build_time(),
     ]
     check_push(config, say)
+    for doubt in doubts_of_config(config):
+        say(doubt)
     images: list[Images | None] = []
     try:
         images = gather(config.data, progress=progress, trust_sizes=trust_sizes, say=say)
+        wrong, doubts = doubts_of_words(config, images)
+        problems += wrong
+        for doubt in doubts:
+            say(doubt)
     except UserError as error:
         problems += error.problems
     try:
         if config.validation.sources:
-            gather(held_out_data(config.data, config.validation), progress=progress, trust_sizes=trust_sizes, say=say)
+            held_out = held_out_data(config.data, config.validation)
+            apart = gather(held_out, progress=progress, trust_sizes=trust_sizes, say=say)
+            for doubt in trained_and_held_out(images, apart):
+                say(doubt)
     except UserError as error:
         problems += [f"validation.sources: {problem}" for problem in error.problems]
     if problems:

@@ -34,6 +34,14 @@ def add_request(parser: argparse.ArgumentParser) -> None:
         metavar="FILE[:WEIGHT]",
         help="file, folder or checkpoint; may be given again",
     )
+    add(
+        "--adapter-folder",
+        type=path_text,
+        action="append",
+        metavar="FOLDER",
+        default=[],
+        help="where <lora:NAME:WEIGHT> in a prompt finds NAME.safetensors; may be given again",
+    )
     add("--fuse", action="store_true", default=None, help="add the adapters to the base's weights: faster, other bits")
     add("--negative-prompt", help="what the pictures should not show")
     add("--seed", type=_seed, help="picture k of a prompt has the seed SEED + k (0)")
@@ -46,7 +54,12 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     add("--attention", help="sdpa, auto, or a back-end of diffusers; an unknown name answers with the list (sdpa)")
     add("--compile", action="store_true", default=None, help="compile the denoiser's blocks: slow start, then faster")
     add("--token-windows", type=positive, help="of 75 tokens that a prompt may fill (1)")
-    add("--weighted", action="store_true", default=None, help="words may have weights: 'a (red)1.4 star', 'red++'")
+    add(
+        "--weighted",
+        action="store_true",
+        default=None,
+        help="weights of words: 'a (red)1.4 star', 'red++', '(red:1.4)'",
+    )
     add("--clip-skip", type=int, help="layers left out at the text encoder's end, as model.clip_skip (0)")
     add("--image", type=path_text, help="picture to begin with (image-to-image)")
     add("--mask", type=path_text, help="where that picture may change, white (inpainting)")
