@@ -14,6 +14,7 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong with the arguments on one line, as every other error; `--help` has the rest."""
 
     def error(self, message: str) -> NoReturn:
+        message = message.replace("required: config, key=value", "required: config")  # that may be left out
         print(f"error: {plain(message)} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(BAD_INPUT)
 

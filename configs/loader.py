@@ -229,16 +229,24 @@ def marked_yaml(config: RunConfig) -> str:
     return "\n".join(_lines(config, mark=True)) + "\n"
 
 
-def _lines(section: BaseModel, mark: bool) -> Iterator[str]:
+def given_yaml(config: RunConfig) -> str:
+    """What the user has set and nothing else; loads back to an equal config, too."""
+    return "\n".join(_lines(config, mark=False, only_set=True)) + "\n"
+
+
+def _lines(section: BaseModel, mark: bool, only_set: bool = False) -> Iterator[str]:
     for key in _own_first(type(section)):
         value = getattr(section, key)
+        if only_set and key not in section.model_fields_set:
+            continue
         if isinstance(value, BaseModel):
-            yield f"{key}:"
-            yield from (f"  {line}" for line in _lines(value, mark))
+            inner = [*_lines(value, mark, only_set)]
+            yield f"{key}:" if inner else f"{key}: {{}}"
+            yield from (f"  {line}" for line in inner)
         elif isinstance(value, list) and any(isinstance(item, BaseModel) for item in value):
             yield f"{key}:"
             for item in value:
-                first, *rest = _lines(item, mark) if isinstance(item, BaseModel) else [inline_yaml(item)]
+                first, *rest = _lines(item, mark, only_set) if isinstance(item, BaseModel) else [inline_yaml(item)]
                 yield f"  - {first}"
                 yield from (f"    {line}" for line in rest)
         else:

@@ -201,7 +201,7 @@ class LoopSection(Section):
     seed: Seed = 0
     """Seed of every random number in the run."""
     threads: Threads | None = None
-    """CPU threads; cores / local processes when not given. Other numbers of threads give other bits."""
+    """CPU threads; `$OMP_NUM_THREADS`, or cores / local processes, when not given. Other numbers give other bits."""
     gradient_checkpointing: bool | list[str] = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time. A list of
     blocks of the denoiser, such as `down_blocks.0`, does so only there: those at full resolution keep the most."""

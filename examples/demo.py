@@ -17,6 +17,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..configs.errors import run_command
+from ..configs.loader import load_config
+from ..configs.words import not_on_path
 from ..inference.__main__ import main as sample
 from ..inference.engine import Engine, Request
 from ..inference.mixing import AdapterFile, attach
@@ -58,7 +60,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--scores", action="store_true", help="also train without prior preservation, 32 seeds a score")
     thorough = parser.parse_args(list(arguments)).scores
 
-    run_verb("train", train, [CONFIG, "--overwrite"])
+    if was_interrupted():
+        run_verb("resume", train, [str(RUN)], before=["--resume"])
+    else:
+        run_verb("train", train, [CONFIG, "--overwrite"])
     adapter = RUN / "sks.safetensors"
     prompt = f"{SUBJECT_PROMPT} on a blue background"
     wanted = ["--prompt", prompt, "--seed", "1", "--num-images", "4", "--out", str(RUN / "images"), "--overwrite"]
@@ -81,13 +86,26 @@ def main(arguments: Sequence[str]) -> int:
         sheet.save(PICTURE, optimize=True)
         print(f"wrote {TABLE} and {PICTURE}")
     print(explain(scores))
+    if where := not_on_path():
+        print(where)
     return 0
 
 
-def run_verb(verb: str, command, arguments: list[str]) -> None:
+def was_interrupted() -> bool:
+    """Whether this very training was stopped, by Ctrl-C say, with a checkpoint to go on from."""
+    if not (RUN / "run.json").is_file() or not (RUN / "checkpoints" / "latest").is_file():
+        return False
+    if json.loads((RUN / "run.json").read_text()).get("state") != "stopped":
+        return False
+    was, now = load_config(RUN / "config.yaml"), load_config(CONFIG)
+    same = all(getattr(was, key) == getattr(now, key) for key in ("data", "adapter", "noise", "loss", "optimizer"))
+    return same and was.loop.steps == now.loop.steps
+
+
+def run_verb(verb: str, command, arguments: list[str], before: Sequence[str] = ()) -> None:
     """Shows the command as a user would type it, runs it, and stops the demo if it fails."""
     print("$ loraloom", verb, *(f"'{word}'" if " " in word else word for word in arguments), flush=True)
-    if code := command(arguments):
+    if code := command([*before, *arguments]):
         sys.exit(code)
 
 

@@ -44,7 +44,7 @@ loraloom trains adapters (LoRA and relatives, DreamBooth) on diffusion models, a
 One small YAML file is one experiment.
 
 usage: loraloom VERB [arguments]
-       loraloom VERB --help | --version
+       loraloom VERB --help | help VERB | --version
 
 {verbs}
 
@@ -63,6 +63,8 @@ def main() -> int:
 def run(arguments: Sequence[str]) -> int:
     """Do what the first argument says with the others."""
     verb, *rest = arguments or ("--help",)
+    if verb == "help" and rest and rest[0] in VERBS:
+        verb, rest = rest[0], ["--help"]
     if verb in ("-h", "--help", "help"):
         print(HELP.format(verbs="\n".join(f"  {name:11}{entry.help}" for name, entry in VERBS.items())), end="")
         return 0
@@ -86,7 +88,7 @@ def _resuming(arguments: Sequence[str]) -> list[str]:
     """`loraloom resume RUN_FOLDER` is `loraloom train --resume RUN_FOLDER`."""
     if not arguments:
         raise UserError("resume which run? loraloom resume RUN_FOLDER, such as runs/my-dog")
-    return list(arguments) if arguments[0] in ("-h", "--help") else ["--resume", *arguments]
+    return ["--resume", *arguments]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from ..configs.errors import UserError, run_command
 from ..configs.loader import load_config
 
 HELP = """\
-Write a batch script for Slurm that runs the same command as by hand, on several nodes. Five minutes
+Write a batch script for Slurm that runs the same command as by hand, on several nodes. Some time (--warning)
 before its time is up it asks the run to save and stop; what run.json says then decides: a stopped
 run is queued again and resumes to the same bytes, a finished or failed one is not."""
 

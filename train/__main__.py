@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,10 +31,12 @@ FREE_ON_RESUME = (
 )
 """What a resumed run may change: the rest decides which weights it ends with."""
 
+RESUMES = "Go on with a run from its newest sound checkpoint, to the same bytes as if it had never stopped."
+
 
 def main(arguments: Sequence[str]) -> int:
     """Trains, and answers with the exit code."""
-    options = _parser().parse_intermixed_args(list(arguments))
+    options = _parser("--resume" in arguments).parse_intermixed_args(list(arguments))
     if options.resume and options.overwrite:
         raise UserError("--resume goes on with a run, --overwrite starts it again: give one of them")
     if options.resume:
@@ -81,9 +84,26 @@ def _fit(config: RunConfig, images: "Sequence[Images | None]", checkpoint: Path 
             _record(run, failure)
         raise failure from error
     run.accelerator.end_training()
+    if run.is_main and not run.stop and (command := next_command(run)):
+        print(f"next:\n  {command}")
     if config.output.push_to is not None and run.is_main and not run.stop:
         push_finished(run, config.output.push_to)
     return STOPPED if run.stop else 0
+
+
+def next_command(run: "Run") -> str | None:
+    """What a user types now: pictures with what was written; None where nothing was."""
+    config, files = run.config, run.facts.get("files") or []
+    if not files:
+        return None
+    pipeline = "pipeline" in (run.facts.get("verify") or {})
+    words = ["loraloom", "sample", "--base", str(run.folder / config.output.name) if pipeline else config.model.base]
+    words += ["--revision", config.model.revision] if config.model.revision and not pipeline else []
+    adapters = [name for name in files if name.endswith(".safetensors")]
+    words += ["--adapter", str(run.folder / adapters[0])] if adapters else []
+    words += ["--clip-skip", str(config.model.clip_skip)] if config.model.clip_skip else []
+    prompts = [section.prompt for section in config.validation.sections]
+    return shlex.join([*words, "--prompt", prompts[0] if prompts else "your prompt"])
 
 
 def _record(run: "Run", failure: UserError) -> None:
@@ -182,16 +202,24 @@ def _flat(values: object, path: str = "") -> dict[str, object]:
     return {key: value for k, below in pairs for key, value in _flat(below, f"{path}.{k}" if path else str(k)).items()}
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(resuming: bool = False) -> argparse.ArgumentParser:
     parser = Parser(
-        prog="loraloom train",
-        description="Train an adapter as a config file says.",
+        prog="loraloom resume" if resuming else "loraloom train",
+        description=RESUMES if resuming else "Train an adapter as a config file says.",
         epilog="exit codes: 0 done, 2 bad input, 3 training went wrong, 4 out of memory, 5 stopped by a signal with a "
         "checkpoint saved, 6 trained and saved but a later step failed (see docs/training.md, When the disk refuses)",
     )
-    add_config(parser, "YAML file (with --resume: the run folder)")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest sound checkpoint of a run folder")
-    parser.add_argument("--overwrite", action="store_true", help="start again in a folder that holds a run")
+    if resuming:
+        add_config(parser, "run folder, such as runs/my-dog", example="loop.steps=2000, of those that may change")
+    else:
+        add_config(parser, "YAML file (with --resume: the run folder)")
+    resume, overwrite = (
+        (argparse.SUPPRESS, argparse.SUPPRESS)
+        if resuming
+        else ("go on from the newest sound checkpoint of a run folder", "start again in a folder that holds a run")
+    )
+    parser.add_argument("--resume", action="store_true", help=resume)
+    parser.add_argument("--overwrite", "--force", action="store_true", help=overwrite)
     return parser
 
 

@@ -20,7 +20,7 @@ from ..adapters.token_embeddings import inject_tokens
 from ..configs.choices import did_you_mean, find
 from ..configs.data_sections import PriorSource
 from ..configs.errors import UserError
-from ..configs.machine import cores
+from ..configs.machine import threads as threads_here
 from ..configs.schema import RunConfig
 from ..data.dataset import Dataset, Images
 from ..data.draws import key_seed
@@ -206,7 +206,7 @@ def resolve(config: RunConfig, accelerator: Accelerator) -> RunConfig:
             f"loop.batch_size {loop.batch_size} cannot be split into micro-batches of {micro_batch} "
             f"on {world} processes: it must be a multiple of {micro_batch * world or world}"
         )
-    threads = loop.threads or max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    threads = loop.threads or threads_here()
     with accelerator.main_process_first():
         revision = pin_revision(config.model.base, config.model.revision)
     return config.model_copy(

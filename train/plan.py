@@ -12,7 +12,7 @@ from ..adapters.targets import layer_parts, words_of
 from ..configs.arguments import Parser, add_config, positive
 from ..configs.errors import UserError, run_command
 from ..configs.imports import importing
-from ..configs.loader import load_config, marked_yaml
+from ..configs.loader import given_yaml, load_config, marked_yaml
 from ..configs.schema import PartSection, RunConfig
 from ..configs.words import counted
 from ..models.base import find_base
@@ -67,6 +67,7 @@ def main(arguments: Sequence[str]) -> int:
         help="train a few steps in a folder that is thrown away, and "
         "make one validation image: time, memory, and how long the run will take",
     )
+    parser.add_argument("--all", action="store_true", help="show the values that the config does not set, too")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_intermixed_args(list(arguments))
     config = load_config(options.config, options.overrides)
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     plan = make_plan(config, images, options.processes)
     if options.measure:
         plan = replace(plan, measured=_measure(config, images))
-    print(json.dumps(plan.as_json(), indent=1) if options.json else "\n".join(describe(plan)))
+    print(json.dumps(plan.as_json(), indent=1) if options.json else "\n".join(describe(plan, options.all)))
     return 0
 
 
@@ -114,11 +115,15 @@ def make_plan(config: RunConfig, images: "Sequence[Images | None]", processes: i
     return Plan(config, outlook, [weigh(found, config, base.family, base.load) for found in caches], long, adapter)
 
 
-def describe(plan: Plan) -> Iterator[str]:
-    """The lines of the plan."""
+def describe(plan: Plan, whole: bool = True) -> Iterator[str]:
+    """The lines of the plan: with the `whole` config, or with what is set of it."""
     config = plan.config
-    yield "Config (values that the file does not set are marked)\n"
-    yield marked_yaml(config)
+    if whole:
+        yield "Config (values that the file does not set are marked)\n"
+        yield marked_yaml(config)
+    else:
+        yield "Config (what is set; --all shows every other value too)\n"
+        yield given_yaml(config)
     yield "Data"
     yield from _describe_data(plan)
     yield "\nTrained"

@@ -104,6 +104,7 @@ class Picture:
     prompt: str
     seed: int | None
     step: int
+    contrast: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +221,9 @@ def read_pictures(validations: Mapping[int, Path], steps: Iterable[int]) -> list
             # only the name: nothing outside the folder is shown
             file = validations[step].parent / Path(entry["file"]).name
             if file.is_file():
-                pictures.append(Picture(file, str(entry.get("prompt", "")), entry.get("seed"), step))
+                contrast = entry.get("contrast")
+                known = float(contrast) if isinstance(contrast, int | float) else None
+                pictures.append(Picture(file, str(entry.get("prompt", "")), entry.get("seed"), step, known))
     return pictures
 
 

@@ -34,7 +34,7 @@ changed. Pickles (.bin, .pt, .ckpt) are never opened.
 examples:
   loraloom adapter inspect my-dog.safetensors
   loraloom adapter convert my-dog.safetensors --to kohya
-  loraloom adapter merge my-dog.safetensors:0.8 --base runwayml/stable-diffusion-v1-5 --out merged/
+  loraloom adapter merge my-dog.safetensors:0.8 --base stable-diffusion-v1-5/stable-diffusion-v1-5 --out merged/
 """
 
 

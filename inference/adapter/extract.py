@@ -10,7 +10,7 @@ from ..adapter_output import add_output, add_rank, lost, rank_of, save, shown
 from ..layers import Layers
 
 EXAMPLES = [
-    "loraloom adapter extract runs/full/dog runwayml/stable-diffusion-v1-5 --rank 64 --out dog.safetensors",
+    "loraloom adapter extract runs/full/dog stable-diffusion-v1-5/stable-diffusion-v1-5 --rank 64 --out a.safetensors",
     "loraloom adapter extract tuned.safetensors base.safetensors --energy 0.99 --to kohya --out tuned-lora.safetensors",
 ]
 

@@ -66,7 +66,7 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     add("--strength", type=float, help="how much of the denoising that picture goes through (0.8)")
     add("--control", action="append", metavar="MODEL=IMAGE[:SCALE]", help="ControlNet and its picture; again for more")
     add("--micro-batch", type=positive, help="pictures of one forward pass; other numbers give other bits")
-    add("--overwrite", action="store_true", help="replace pictures of other requests that are in the folder")
+    add("--overwrite", "--force", action="store_true", help="replace pictures of other requests that are in the folder")
     add("--device", help="cpu, cuda, mps or xpu (auto: the best one there is)")
     add("--threads", type=positive, help="CPU threads; other numbers give other bits (all cores)")
 

@@ -16,7 +16,7 @@ from loraloom.configs import loader
 from loraloom.configs.data_sections import FolderSource, PriorSource
 from loraloom.configs.document import dotted
 from loraloom.configs.errors import UserError
-from loraloom.configs.loader import dump_yaml, load_config, marked_yaml
+from loraloom.configs.loader import dump_yaml, given_yaml, load_config, marked_yaml
 from loraloom.configs.paths import expanded
 from loraloom.configs.problems import known_keys
 from loraloom.configs.schema import RunConfig
@@ -470,8 +470,9 @@ def test_alpha_may_be_the_rank(tmp_path, values, alpha, pattern):
     )
     config = load_config(file)
     assert (config.adapter.alpha, config.adapter.alpha_pattern) == (alpha, pattern)
-    (tmp_path / "written.yaml").write_text(dump_yaml(config))
-    assert load_config(tmp_path / "written.yaml") == config
+    for text in (dump_yaml(config), given_yaml(config)):
+        (tmp_path / "written.yaml").write_text(text)
+        assert load_config(tmp_path / "written.yaml") == config
     if "alpha: rank" in values:
         assert load_config(file, ["adapter.rank=3"]).adapter.alpha == 3
 

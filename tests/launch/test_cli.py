@@ -114,3 +114,41 @@ def test_interrupt_is_one_line() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def said_by(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The help that a command prints."""
+    with pytest.raises(SystemExit) as ended:
+        cli.run(arguments)
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_of_a_verb_by_both_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said_by(capsys, "help", "train") == said_by(capsys, "train", "--help")
+    resume = said_by(capsys, "resume", "--help")
+    assert resume.startswith("usage: loraloom resume") and "run folder" in resume
+    assert "--overwrite" not in resume
+    assert cli.run(["help"]) == 0
+
+
+def test_only_the_config_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("train", "plan"):
+        with pytest.raises(SystemExit):
+            cli.run([verb])
+        assert "required: config (see" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["init"], ["train"], ["sample"], ["grid"], ["convert"], ["adapter", "convert"], ["adapter", "merge"]]
+)
+def test_one_word_for_writing_over_is_as_good_as_the_other(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = said_by(capsys, *words, "--help")
+    assert "--force" in said and "--overwrite" in said
+
+
+def test_the_package_is_the_command_too() -> None:
+    done = subprocess.run([sys.executable, "-m", "loraloom", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("loraloom ")

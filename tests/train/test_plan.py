@@ -12,10 +12,14 @@ from loraloom.train.plan import main
 def test_the_plan_says_what_is_trained_and_written(write_config, photos, capsys):
     sources = [{"path": str(photos), "caption": "x", "share": 0.5}, {"prior": "a creature", "count": 4, "share": 0.5}]
     config = write_config(data={"sources": sources}, validation={"prompts": ["x"], "every": 5})
+    assert main([str(config), "adapter.rank=2", "--all"]) == 0
+    whole = capsys.readouterr().out
+    assert "weight_decay: 0.01  # default" in whole
     assert main([str(config), "adapter.rank=2"]) == 0
     text = capsys.readouterr().out
     assert "rank: 2\n" in text
-    assert "weight_decay: 0.01  # default" in text
+    assert "weight_decay" not in text  # what is set stands alone
+    assert whole.partition("\nData\n")[2] == text.partition("\nData\n")[2]
     rows = [" ".join(line.split()) for line in text.splitlines()]
     assert f"{photos.name} 6 10 50% 1.7 times 1 0..10" in rows  # 10 steps of 2, half of 20 samples over 6 images
     assert "prior 4 10 50% 2.5 times 1 0..10" in rows

@@ -8,13 +8,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 from ...configs.files import replace_file
 from ...inference.engine import Engine, Request
 from ...inference.pictures.png import image_grid, save_png
 from ..callback import Callback
 from ..captions import prompt_options
+from ..contrast import collapsed, contrast
 from ..journal import tolerated
 from ..run import Run
+from ..run_folder import read_pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -87,9 +91,20 @@ def _write_pictures(run: Run, folder: Path, images: "Sequence[Image]", requests:
         row, column = divmod(index, num_images)
         name = f"{row:02d}-{slug(prompt)}-{column}.png"
         save_png(image, folder / name, prompt=prompt, seed=seed, step=run.step)
-        listed.append({"file": name, "prompt": prompt, "seed": seed})
+        listed.append({"file": name, "prompt": prompt, "seed": seed, "contrast": contrast(image)})
     replace_file(folder / "samples.json", json.dumps(listed, indent=1))
     image_grid(images, num_images).save(folder / "grid.png")
+    _warn_of_collapse(run, folder)
+
+
+def _warn_of_collapse(run: Run, folder: Path) -> None:
+    base = folder.with_name("step-000000") / "samples.json"
+    found, before = (
+        read_pictures({step: file}, [step]) if file.is_file() else []
+        for step, file in ((run.step, folder / "samples.json"), (0, base))
+    )
+    if run.step and (words := collapsed(found, before)):
+        tqdm.write(f"warning: step {run.step}: {words}")
 
 
 def slug(prompt: str) -> str:

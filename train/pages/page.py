@@ -102,7 +102,12 @@ code, pre { font: .86em/1.55 ui-monospace, "SF Mono", Menlo, Consolas, monospace
 .note { margin-top: .5rem; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .8rem; padding: 1.1rem 1.2rem;
   margin-top: .9rem; min-width: 0; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; } /* with shadows at the sides where more of it is */
+@supports (background-attachment: local) { .scroll { background:
+  linear-gradient(to right, var(--card) 30%, transparent) 0 0 / 2rem 100% no-repeat local,
+  linear-gradient(to left, var(--card) 30%, transparent) 100% 0 / 2rem 100% no-repeat local,
+  linear-gradient(to right, #0003, transparent) 0 0 / .7rem 100% no-repeat scroll,
+  linear-gradient(to left, #0003, transparent) 100% 0 / .7rem 100% no-repeat scroll; background-color: var(--card); } }
 .message { margin-top: .9rem; padding: .7rem 1rem; border-left: 3px solid var(--tone); border-radius: .3rem;
   background: color-mix(in srgb, var(--tone) 8%, transparent); white-space: pre-wrap; overflow-wrap: anywhere; }
 .facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); gap: .9rem 1.6rem;
@@ -137,7 +142,10 @@ pre { margin: 0; overflow-x: auto; }
   main { padding: 1.4rem .8rem 3rem; }
   .card { padding: .9rem; }
   .facts { grid-template-columns: 1fr 1fr; }
+  th, td { padding-right: .7rem; font-size: .87rem; }
+  .scroll tbody th { min-width: 8.5rem; }
 }
+@media (max-width: 430px) { .facts { grid-template-columns: 1fr; } }
 """
 
 SCRIPT = """

@@ -6,6 +6,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from ..contrast import collapsed
 from ..facts import at
 from ..run_folder import Picture, RunFiles, read_pictures, read_run
 from . import chart
@@ -118,9 +119,17 @@ def pictures(run: RunFiles) -> Markup | None:
         "section",
         tag("h2", "Validation images"),
         tag("p", f"Newest first; select an image to enlarge it.{left_out}", class_="soft"),
+        tag("p", flat[0].upper() + flat[1:], class_="message failed") if (flat := _collapsed(found)) else None,
         tag("div", *(_prompt_card(prompt, group, numbers) for prompt, group in by_prompt.items()), class_="prompts"),
         backdrop(),
     )
+
+
+def _collapsed(found: list[Picture]) -> str | None:
+    """What is said of the newest images where they are nearly one colour."""
+    newest = max(picture.step for picture in found)
+    base = [picture for picture in found if picture.step == 0]
+    return collapsed([picture for picture in found if picture.step == newest], base) if newest else None
 
 
 def spread(steps: list[int], limit: int) -> list[int]:
@@ -242,4 +251,8 @@ progress { width: 100%; height: .5rem; margin-top: .9rem; accent-color: var(--bu
 .prompts .card { display: flex; flex-direction: column; }
 .at { display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 12rem)); gap: .1rem .5rem; }
 .at .row { grid-column: 1 / -1; margin-top: .6rem; color: var(--soft); font-size: .8rem; }
+@media (max-width: 700px) { /* a bar has a line of its own */
+  .spent > div { grid-template-columns: 1fr auto auto; gap: .1rem .8rem; margin-top: .5rem; }
+  .spent .bar { grid-area: 2 / 1 / 3 / -1; }
+}
 """
