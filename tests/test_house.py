@@ -27,7 +27,7 @@ def test_the_list_of_packages_is_the_list_of_folders():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {file.parent.relative_to(ROOT) for file in SOURCES}
     assert sorted(listed) == sorted(["loraloom", *(f"loraloom.{'.'.join(folder.parts)}" for folder in folders)])
-    assert [file.name for file in ROOT.glob("*.py")] == ["__init__.py"]
+    assert sorted(file.name for file in ROOT.glob("*.py")) == ["__init__.py", "__main__.py"]
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
