@@ -162,6 +162,11 @@ def approximated(
     return Approximated(AdapterArtifact(modules, metadata, embeddings), lost)
 
 
+def balanced(weights: Weights) -> Weights:
+    """The same change of a plain LoRA by factors of one size, which cancel nothing."""
+    return _lora(*_taken_apart(weights))
+
+
 def _taken_apart(change: Weights | Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
     """U (out, n), S (n), V^T (n, in * k * k) in float64, and the kernel; of a LoRA from its factors alone.
 

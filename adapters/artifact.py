@@ -111,6 +111,10 @@ class Weights:
     def finite(self) -> bool:
         return math.isfinite(self.scale) and all(map(_finite, self.tensors.values()))
 
+    def fits(self, dtype: torch.dtype) -> bool:
+        """Whether its numbers are finite in a type too; lengths of DoRA stay in float32."""
+        return all(_finite(t, None if name in MAGNITUDES else dtype) for name, t in self.tensors.items())
+
     def cast(self, dtype: torch.dtype) -> "Weights":
         """Tensors as `dtype`, contiguous on the CPU."""
         tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in self.tensors.items()}
@@ -157,7 +161,7 @@ class AdapterArtifact:
 
     def check_fits(self, dtype: torch.dtype) -> None:
         """UserError that names the modules whose values are too large for a type, or are no numbers."""
-        overflown = [key for key, w in self.modules.items() if not all(_finite(t, dtype) for t in w.tensors.values())]
+        overflown = [key for key, weights in self.modules.items() if not weights.fits(dtype)]
         if overflown and (broken := [key for key in overflown if not self.modules[key].finite()]):
             raise UserError(f"{len(broken)} of {len(self.modules)} modules hold NaN or Inf: {listed(broken)}")
         if overflown:

@@ -18,9 +18,9 @@ from ..configs.dtypes import DTYPES, torch_dtype
 from ..configs.errors import UserError
 from ..configs.files import replace_folder, replacing
 from . import stored
-from .artifact import AdapterArtifact, Tensors, Weights, listed
+from .artifact import MAGNITUDES, AdapterArtifact, Tensors, Weights, listed
 from .origin import architecture_of, is_of
-from .spellings import Spellings, spellings
+from .spellings import Spellings, spellings, what_else
 from .stored import Folder, Header, Payload, load_file, load_folder, write_stream
 
 _KOHYA_MINIMUM = ("v2", "base_model_version", "network_module", "network_dim", "network_alpha", "network_args")
@@ -33,6 +33,10 @@ _DERIVED = frozenset(
     ]
 )
 """Header entries that writers make from the weights: stale as soon as the weights are written in another way."""
+
+
+_LENGTHS = (".dora_scale", ".lora_magnitude_vector", *(f":{name}" for name in MAGNITUDES))
+"""Ends of names that formats give to DoRA's lengths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,14 @@ class FormatNames:
 
     def spellings(self) -> Spellings:
         """Every name of a module that some file may have."""
-        return spellings(self.module_paths, self.kohya_prefixes, self.original, self.denoiser)
+        return spellings(self.module_paths, self.kohya_prefixes, self.original, self.denoiser, self.clips)
+
+    @property
+    def clips(self) -> Mapping[str, Collection[str]]:
+        """What ComfyUI and OneTrainer call the text encoders; of one alone, by any family's name."""
+        if len(self.embedding_keys) == 1:
+            return dict.fromkeys(self.embedding_keys, ("clip_l", "clip_h"))
+        return {part: (key,) for part, key in self.embedding_keys.items()}
 
 
 class Format(Protocol):
@@ -114,6 +125,26 @@ def write(
     Raises UserError for weights that are not finite or too large for `dtype` (fp32, bf16, fp16), for modules that the
     base does not have, and for a folder that does not exist, and for an unknown format.
     """
+    file = Path(file)
+    if not file.parent.is_dir():
+        raise UserError(f"cannot write {file}: there is no folder {file.parent}")
+    form, contents = _format(format_name), _contents(artifact, format_name, names, dtype)
+    if _is_folder(form):
+        replace_folder(file, {path: _writer(content, torch_dtype(dtype)) for path, content in contents.items()})
+        return
+    tensors, header = contents[""]
+    payload, seal = _payload(tensors, torch_dtype(dtype)), getattr(form, "seal", None)
+    with replacing(file) as new:
+        write_stream(new, payload.entries, payload.tensor, header if seal is None else seal(header, payload))
+
+
+def check_writable(artifact: AdapterArtifact, format_name: str, names: FormatNames, dtype: str = "fp32") -> None:
+    """UserError for what `write` would refuse; nothing is written."""
+    _contents(artifact, format_name, names, dtype)
+
+
+def _contents(artifact: AdapterArtifact, format_name: str, names: FormatNames, dtype: str) -> Folder:
+    """What a format's folder holds; of a file, under no name, its tensors and header."""
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; there are: {', '.join(DTYPES)}")
     strangers = [key for key in artifact.modules if key[1] not in names.module_paths.get(key[0], ())]
@@ -121,19 +152,16 @@ def write(
         raise UserError(f"the base has no such modules: {listed(strangers)}")
     form = _format(format_name)
     _check_holds(form, format_name, artifact)
-    file = Path(file)
-    if not file.parent.is_dir():
-        raise UserError(f"cannot write {file}: there is no folder {file.parent}")
     folded = artifact.folded() if form.FOLDS else artifact
     folded.check_fits(torch_dtype(dtype))
     if _is_folder(form):
-        contents = cast(FolderFormat, form).to_folder(folded, names)
-        replace_folder(file, {path: _writer(content, torch_dtype(dtype)) for path, content in contents.items()})
-        return
-    tensors, header = cast(FileFormat, form).to_tensors(folded, names)
-    payload, seal = Payload(tensors, torch_dtype(dtype)), getattr(form, "seal", None)
-    with replacing(file) as new:
-        write_stream(new, payload.entries, payload.tensor, header if seal is None else seal(header, payload))
+        return cast(FolderFormat, form).to_folder(folded, names)
+    return {"": cast(FileFormat, form).to_tensors(folded, names)}
+
+
+def _payload(tensors: Tensors, dtype: torch.dtype) -> Payload:
+    """Lengths of DoRA stay in float32: rounded, they are off by more than they have moved."""
+    return Payload(tensors, dtype, frozenset(name for name in tensors if name.endswith(_LENGTHS)))
 
 
 def _writer(content: tuple[Tensors, Header] | dict[str, Any], dtype: torch.dtype) -> Callable[[Path], object]:
@@ -141,7 +169,7 @@ def _writer(content: tuple[Tensors, Header] | dict[str, Any], dtype: torch.dtype
     if isinstance(content, dict):
         return lambda file: file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     tensors, header = content
-    payload = Payload(tensors, dtype)
+    payload = _payload(tensors, dtype)
     return lambda file: write_stream(file, payload.entries, payload.tensor, header)
 
 
@@ -153,7 +181,8 @@ def read(file: str | Path, names: FormatNames, *, as_stored: bool = False) -> Ad
     Raises UserError, with the file's name in every line, for anything that is not a sound adapter for this base.
     """
     try:
-        contents: Folder = load_folder(Path(file)) if Path(file).is_dir() else {"": load_file(Path(file))}
+        path = stored.file_in(Path(file))
+        contents: Folder = load_folder(path) if path.is_dir() else {"": load_file(path)}
         tensors, header = _flattened(contents)
         other = _of_another_base(tensors, header, names)
         try:
@@ -169,6 +198,7 @@ def read(file: str | Path, names: FormatNames, *, as_stored: bool = False) -> Ad
 
 def recognised(path: Path) -> str:
     """The format of a file or folder, from the names in it; UserError where it has none that is known."""
+    path = stored.file_in(path)
     keys = [file.name for file in path.glob("**/*.json")] if path.is_dir() else stored.look(path)[0]
     return _detect(keys, folder=path.is_dir())
 
@@ -278,6 +308,8 @@ def _detect(keys: Collection[str], folder: bool) -> str:
         form = _format(name)
         if _is_folder(form) == folder and form.matches(keys):
             return name
+    if (what := what_else(keys)) is not None:
+        raise UserError(what)
     found = f"its first key is {next(iter(keys))}" if keys else "it is empty"
     raise UserError(f"holds no LoRA in a known format ({', '.join(known)}): {found}")
 

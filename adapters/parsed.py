@@ -8,6 +8,7 @@ from torch import Tensor
 from ..configs.errors import UserError
 from .artifact import MAGNITUDES, AdapterArtifact, Key, Tensors, Weights, listed
 from .format import FormatNames, carried
+from .spellings import WORDS
 from .stored import Header
 
 Scale = Callable[[Key, int | None], float]
@@ -30,8 +31,27 @@ def artifact_of(tensors: Tensors, header: Header, names: FormatNames, scale_of: 
 
     Raises UserError for a name that is none of this base's (with the nearest that is) and for half a module.
     """
-    modules = _by_module(tensors, names)
-    return AdapterArtifact({key: _weights(key, parts, scale_of) for key, parts in modules.items()}, carried(header))
+    words, layers = _words(tensors)
+    modules = {key: _weights(key, parts, scale_of) for key, parts in _by_module(layers, names).items()}
+    return AdapterArtifact(modules, carried(header), _embeddings(words, names))
+
+
+def _words(tensors: Tensors) -> tuple[dict[str, Tensors], Tensors]:
+    """Word -> its vectors by encoder, of those that OneTrainer bundles with a LoRA; and all other tensors."""
+    words: dict[str, Tensors] = {}
+    for name in tensors:
+        if name.startswith(WORDS):
+            word, _, key = name.removeprefix(WORDS).rpartition(".")
+            words.setdefault(word, {})[key] = tensors[name]
+    return words, {name: tensor for name, tensor in tensors.items() if not name.startswith(WORDS)}
+
+
+def _embeddings(words: Mapping[str, Tensors], names: FormatNames) -> dict[str, dict[str, Tensor]]:
+    if not words:
+        return {}
+    from .formats.embedding import words_of
+
+    return words_of(words, names)
 
 
 def file_rank(tensors: Mapping[str, Tensor]) -> int:
@@ -52,7 +72,7 @@ def _weights(key: Key, parts: Tensors, scale_of: Scale) -> Weights:
         if group & found.keys() and not group <= found.keys():
             missing = ", ".join(sorted(group - found.keys()))
             raise UserError(f"{missing} is missing from {listed([key])}")
-    found = _with_magnitude(key, found)
+    found = _with_magnitude(key, _shaped(method, found))
     if method == "lora" and "down" not in found:
         raise UserError(f"down or up is missing from {listed([key])}")
     if method != "lora" and found.keys() & {*MAGNITUDES}:
@@ -63,6 +83,20 @@ def _weights(key: Key, parts: Tensors, scale_of: Scale) -> Weights:
         raise UserError(f"{odd[0]} of {listed([key])} is {found[odd[0]].dtype}, which is not read here")
     scale = _scale(key, parts, scale_of)
     return Weights(method, _without_core(key, found), scale)
+
+
+def _shaped(method: str, tensors: Tensors) -> Tensors:
+    """Factors of convolutions as `Weights` has them: OneTrainer keeps those of LoHa as kernels, LyCORIS' DyLoRA has
+    no kernel in `up`."""
+    if method == "loha" and not tensors.keys() & {"hada_t1", "hada_t2"}:
+        return {n: t.flatten(1) if n.startswith("hada_") and t.ndim == 4 else t for n, t in tensors.items()}
+    down, up = tensors.get("down"), tensors.get("up")
+    if method == "lora" and "mid" not in tensors and down is not None and up is not None:
+        if (down.ndim, up.ndim) == (4, 2):
+            return tensors | {"up": up[:, :, None, None]}
+        if (down.ndim, up.ndim) == (2, 4) and up.shape[2:].numel() == 1:
+            return tensors | {"down": down[:, :, None, None]}
+    return tensors
 
 
 def computable(tensor: Tensor) -> Tensor:

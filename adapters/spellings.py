@@ -5,6 +5,7 @@ Collected from the readers of diffusers (its old attention processors too), PEFT
 does not come apart so is no tensor that we know.
 """
 
+import itertools
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -51,8 +52,41 @@ OTHERS = {
     ".b_norm": "norms",
     ".reshape_weight": "a reshaped base",
     ".lokr_t1": "LoKr with a core in its first factor",
+    ".oft_R.weight": "OFT of other tools",
+    ".oft_R": "OFT of PEFT",
+    ".boft_R": "BOFT",
+    ".boft_s": "BOFT",
+    ".rescale": "OFT of LyCORIS",
+    ".vera_lambda_b": "VeRA",
+    ".vera_lambda_d": "VeRA",
+    ".ia3_l": "(IA)^3",
+    ".lora_B.bias": "a LoRA with a bias of its own",
+    ".lora_embedding_A": "a LoRA of an embedding",
+    ".lora_embedding_B": "a LoRA of an embedding",
+    ".set_weight": "whole weights",
 }
 """What other tools train as well and no reader here knows."""
+
+WORDS = "bundle_emb."
+"""Beginning of the words that OneTrainer puts beside a LoRA: `bundle_emb.<word>.clip_l`."""
+_CONTROL = ("lora_controlnet", "input_hint_block.")
+"""Of a control-LoRA, a ControlNet as the LoRA of a UNet."""
+
+
+def is_of_an_adapter(name: str) -> bool:
+    """Whether a tensor's name ends as those of adapters do, read here or not."""
+    return name.endswith((*ENDINGS, *OTHERS)) or name.startswith((*_CONTROL, *UNDERSCORED))
+
+
+def what_else(names: Collection[str]) -> str | None:
+    """What a file is that holds no adapter that is read here, if it is known."""
+    if any(name.startswith(_CONTROL) for name in names):
+        return "is a control-LoRA, which is not read here: give the ControlNet itself, as --control"
+    for name in names:
+        if what := next((what for ending, what in OTHERS.items() if name.endswith(ending)), None):
+            return f"holds {what} ({name}), which is not read here"
+    return None
+
 
 _SELF = re.compile(r"(?P<block>.*\.attn\d)\.(?P<layer>to_q|to_k|to_v|to_out)(\.0)?")
 _CLIP_SELF = re.compile(r"(?P<block>.*\.self_attn)\.(?P<layer>q|k|v|out)_proj")
@@ -97,16 +131,22 @@ def spellings(
     kohya_prefixes: Mapping[str, str],
     original: Mapping[str, str],
     denoiser: str,
+    clips: Mapping[str, Collection[str]] | None = None,
 ) -> Spellings:
     """Those of a base with these modules (component -> canonical paths).
 
-    `original` are the names of the denoiser's modules in the original code. UserError where one spelling is of two
-    modules, which no known base has.
+    `original` are the names of the denoiser's modules in the original code, `clips` what other tools call a text
+    encoder, such as `clip_l`. UserError where one spelling is of two modules, which no known base has.
     """
     found: dict[str, Key] = {}
+    texts = [component for component in modules if component != denoiser]
     for component, paths in modules.items():
         for path in paths:
-            for spelling in _of_module(component, path, kohya_prefixes.get(component), denoiser, original.get(path)):
+            several = itertools.chain(
+                _of_module(component, path, kohya_prefixes.get(component), denoiser, original.get(path)),
+                _of_text(path, (clips or {}).get(component, ()), alone=texts == [component]),
+            )
+            for spelling in several:
                 other = found.setdefault(spelling, (component, path))
                 if other != (component, path):
                     raise UserError(f"{spelling} may be {' '.join(other)} or {component} {path} of this base")
@@ -122,11 +162,27 @@ def _of_module(component: str, path: str, prefix: str | None, denoiser: str, ori
         yield from dotted
         yield from (f"base_model.model.{path}", f"lycoris_{underscored(path)}")
         if original is not None:
-            yield f"diffusion_model.{original}"
+            yield from (f"{start}{original}" for start in ("diffusion_model.", "model.diffusion_model.", "unet.", ""))
             yield f"{prefix or 'lora_unet'}_{underscored(original)}"
     if prefix is not None:
         others = ("lora_te", "lora_te1") if prefix in ("lora_te", "lora_te1") else (prefix,)
         yield from (f"{each}_{underscored(one)}" for each in others for one in (path, plain))
+
+
+def _of_text(path: str, names: Collection[str], *, alone: bool) -> Iterator[str]:
+    """Of ComfyUI and OneTrainer (`clip_l.`, `text_encoders.clip_l.transformer.`), and of PEFT without a component."""
+    plain = path.removeprefix("text_model.")
+    for name in names:
+        for start in (
+            f"{name}.",
+            f"{name}.transformer.",
+            f"text_encoders.{name}.",
+            f"text_encoders.{name}.transformer.",
+        ):
+            yield from (f"{start}{each}" for each in {path, plain})
+        yield from (f"lora_{name}_{underscored(each)}" for each in {path, plain})
+    if alone:
+        yield from (f"base_model.model.{each}" for each in {path, plain})
 
 
 def _old(path: str) -> Iterable[str]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..configs.errors import UserError
+from ..configs.plain import plain
 from .artifact import Tensors
 
 Header = dict[str, str]
@@ -38,7 +39,8 @@ class Payload:
     """Tensors as a file will have them: in the order of safetensors' own writer, cast when their turn comes."""
 
     tensors: Tensors
-    dtype: torch.dtype = torch.float32  # of all but single numbers, such as alpha
+    dtype: torch.dtype = torch.float32  # of all but single numbers, such as alpha, and those that are exact
+    exact: Collection[str] = ()  # tensors that stay in float32
 
     @property
     def entries(self) -> dict[str, Entry]:
@@ -55,7 +57,9 @@ class Payload:
         return (_bytes(self.tensor(name)) for name in self.entries)
 
     def _dtype_of(self, name: str) -> torch.dtype:
-        return self.dtype if self.tensors[name].ndim else self.tensors[name].dtype
+        if not self.tensors[name].ndim:
+            return self.tensors[name].dtype
+        return torch.float32 if name in self.exact else self.dtype
 
 
 def header_bytes(entries: Mapping[str, Entry], header: Mapping[str, str]) -> bytes:
@@ -94,6 +98,9 @@ def _bytes(tensor: Tensor) -> memoryview:
 def load_file(file: Path) -> tuple[Tensors, Header]:
     """The tensors and the header of a file; UserError if it is none, or damaged."""
     with opened(file) as content:
+        for name in content.keys():  # noqa: SIM118
+            if (dtype := content.get_slice(name).get_dtype()) not in _DTYPES:
+                raise UserError(f"{name} is of the type {dtype}, which is not read here: write it as F16, BF16 or F32")
         return {name: content.get_tensor(name) for name in content.keys()}, content.metadata() or {}  # noqa: SIM118
 
 
@@ -135,8 +142,25 @@ def _json(file: Path) -> dict[str, Any]:
     return content
 
 
+def file_in(path: Path) -> Path:
+    """The one adapter file of a folder that somebody has downloaded whole; a file or PEFT's folder itself.
+
+    UserError for a folder with several, and for a pipeline.
+    """
+    if not path.is_dir() or [*path.glob("adapter_config.json"), *path.glob("*/adapter_config.json")]:
+        return path
+    if (path / "model_index.json").is_file():
+        raise UserError("is the folder of a pipeline, not an adapter; `loraloom adapter extract` makes one of two")
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) > 1:
+        names = ", ".join(plain(file.name) for file in files[:5]) + (", …" if len(files) > 5 else "")
+        raise UserError(f"the folder holds {len(files)} .safetensors files: name one ({names})")
+    return files[0] if files else path
+
+
 def look(path: Path) -> tuple[dict[str, Entry], Header]:
     """Each tensor's entry, and the header, of a file or of all in a folder; no tensor is read. UserError as above."""
+    path = file_in(path)
     files = sorted([*path.glob("*.safetensors"), *path.glob("*/*.safetensors")]) if path.is_dir() else [path]
     entries: dict[str, Entry] = {}
     header: Header = {}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..configs.errors import UserError
+from ..configs.new_words import is_plain_word
 from ..configs.schema import TokenSection
 from .adapter import check_state, seeded
 from .artifact import AdapterArtifact, Key, copied
@@ -119,7 +120,7 @@ def add_words(encoder: Any, tokenizer: Any, counts: Mapping[str, int], rows: Seq
             f"the tokenizer knows {known[0]!r} already; take a new word, such as <{known[0].strip('<>')}-1>"
         )
     model, first = text_model(encoder), len(tokenizer)
-    tokenizer.add_tokens(names)
+    tokenizer.add_tokens([_entry(name) for name in names])
     model.eos_token_id = tokenizer.eos_token_id  # old configs say 2: then the highest id is taken, which is ours now
     old = model.embeddings.token_embedding
     extra = torch.cat([*rows]).float()
@@ -128,6 +129,13 @@ def add_words(encoder: Any, tokenizer: Any, counts: Mapping[str, int], rows: Seq
         return
     extra = extra.to(old.weight.device)
     model.embeddings.token_embedding = ExtendedEmbedding(old, first, extra).requires_grad_(False)
+
+
+def _entry(name: str) -> Any:
+    """For a tokenizer: `sks` is a word by itself and not found in others, as web UIs have it."""
+    from tokenizers import AddedToken
+
+    return AddedToken(name, single_word=True) if is_plain_word(name) else name
 
 
 def spelled(token: str, count: int) -> list[str]:

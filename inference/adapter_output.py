@@ -7,6 +7,7 @@ from pathlib import Path
 from ..adapters.algebra import Approximated, Progress, Rank, by_energy, by_norm, fixed
 from ..adapters.artifact import AdapterArtifact, Key
 from ..adapters.format import FormatNames, file_name, read, recognised, write
+from ..adapters.titles import title_of
 from ..configs.arguments import path_text, positive
 from ..configs.choices import names as choices
 from ..configs.dtypes import DTYPES
@@ -55,7 +56,7 @@ def save(
 ) -> Path:
     """Writes it, reads it again, and says how far the two are apart. UserError where that is too far."""
     form = options.to or recognised(source)
-    out = Path(options.out or source.with_name(file_name(source.name.split(".")[0], form)))
+    out = Path(options.out or source.with_name(file_name(title_of(source), form)))
     if out.exists() and not options.force:
         raise UserError(f"{out} is there already: give another --out, or --force")
     write(artifact, out, form, names, options.dtype)

@@ -12,6 +12,7 @@ from ..adapters import stored
 from ..adapters.artifact import Key
 from ..adapters.format import FormatNames
 from ..adapters.origin import architecture_of, is_of
+from ..adapters.spellings import WORDS
 from ..configs.errors import UserError
 from ..configs.schema import ModelSection
 from ..models.base import EMBEDDED, PipelineFiles
@@ -92,4 +93,7 @@ def _fit(names: FormatNames, entries: Collection[str]) -> bool:
     """Whether all tensors are of modules that such a base has."""
     known = names.spellings()
     modules = {f"{component}.{path}" for component, paths in names.module_paths.items() for path in paths}
-    return all(known.parse(name) or name.partition(":")[0] in modules or name in _WORDS for name in entries)
+    return all(
+        known.parse(name) or name.partition(":")[0] in modules or name in _WORDS or name.startswith(WORDS)
+        for name in entries
+    )

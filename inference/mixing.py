@@ -4,6 +4,7 @@
 on the same adapters; docs/lora-api.md says which of them is which.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from ..adapters import active
 from ..adapters.artifact import AdapterArtifact
 from ..adapters.format import read
 from ..adapters.peft_adapters import install
+from ..adapters.titles import title_of
 from ..adapters.weighing import Weight, check_rotations, weights_of
 from ..configs.choices import did_you_mean
 from ..configs.errors import UserError
@@ -28,6 +30,9 @@ from .words import Words, named_words
 
 if TYPE_CHECKING:
     from .engine import Engine
+
+
+_A_MODULE, _SOME_PARAMETERS = nn.ModuleDict(), nn.ParameterDict()
 
 
 class Mixing:
@@ -58,9 +63,11 @@ class Mixing:
         name = adapter_name or self._free_name(file)
         if not re.fullmatch(r"\w+", name):
             raise UserError(f"the name {name!r}: should be letters, digits and _ (PEFT keeps adapters by it)")
+        if _is_attribute(name):
+            raise UserError(f"the name {name!r} is one of PyTorch's own words; take another, such as {name}_1")
         if name in self.get_names():
             raise UserError(f"there is an adapter {name!r} already; give the new one another name, or delete it first")
-        artifact = named_words(self._read(file), file.name.split(".")[0])
+        artifact = named_words(self._read(file), title_of(file))
         _check_weight(file, artifact, weight)
         held = active.switches([*self._models().values()])  # PEFT activates the new one alone
         try:
@@ -89,9 +96,9 @@ class Mixing:
 
     def _free_name(self, file: Path) -> str:
         """PEFT keeps adapters in module dictionaries, whose keys hold no dot."""
-        stem = re.sub(r"\W+", "_", file.name.split(".")[0])
-        taken = self.get_names()
-        return next(name for name in (stem, *(f"{stem}_{k}" for k in range(1, len(taken) + 2))) if name not in taken)
+        stem = re.sub(r"\W+", "_", title_of(file)) or "_"
+        taken, names = self.get_names(), itertools.chain([stem], (f"{stem}_{k}" for k in itertools.count(1)))
+        return next(name for name in names if name not in taken and not _is_attribute(name))
 
     def hotswap(self, file: str | Path, adapter_name: str) -> None:
         """Puts the weights of a file in the place of an adapter, in the same memory: a compiled UNet stays compiled.
@@ -246,6 +253,11 @@ class Mixing:
     def _check_not_fused(self) -> None:
         if self._fused:
             raise UserError("the adapters are fused into the base, where they cannot be changed; unfuse first")
+
+
+def _is_attribute(name: str) -> bool:
+    """Whether the dictionaries in which PEFT keeps adapters have something of this name already, such as `pop`."""
+    return hasattr(_A_MODULE, name) or hasattr(_SOME_PARAMETERS, name)
 
 
 def attach(engine: "Engine", adapters: Sequence[AdapterFile]) -> list[AdapterArtifact]:

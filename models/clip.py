@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..configs.new_words import is_plain_word
+
 
 def window_tokens(tokenizer: Any, captions: Sequence[str], windows: int) -> Tensor:
     """(B, windows, 77): each window is begin, up to 75 tokens, end, padding; what fills more windows is cut."""
@@ -31,8 +33,14 @@ def expanded(tokenizer: Any, captions: Sequence[str]) -> list[str]:
             several[token] = " ".join(pieces)
     if not several:
         return list(captions)
-    pattern = re.compile("|".join(re.escape(token) + r"(?!_\d)" for token in sorted(several, key=len, reverse=True)))
+    pattern = re.compile("|".join(map(_alone, sorted(several, key=len, reverse=True))))
     return [pattern.sub(lambda found: several[found[0]], caption) for caption in captions]
+
+
+def _alone(token: str) -> str:
+    """An expression for a word: not for a part of another one, unless it has brackets of its own."""
+    before, after = (r"(?<!\w)", r"(?!\w)") if is_plain_word(token) else ("", r"(?!_\d)")
+    return before + re.escape(token) + after
 
 
 def join_windows(hidden: Tensor) -> Tensor:

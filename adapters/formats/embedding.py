@@ -1,13 +1,18 @@
 """One word as web UIs read it: `emb_params` for one text encoder, `clip_l` and `clip_g` for SDXL's two.
 
-The file's name is the word in a web UI; ours is in the header too.
+The file's name is the word in a web UI; ours is in the header too. diffusers' `learned_embeds.safetensors` has one
+tensor, whose name is the word.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
 
 from ...configs.errors import UserError
 from ..artifact import AdapterArtifact, Tensors
 from ..format import FormatNames, carried, header_of
+from ..parsed import computable
+from ..spellings import is_of_an_adapter
 from ..stored import Header
 
 SUFFIX = ".embedding"
@@ -19,7 +24,11 @@ _NAMES = {"emb_params", "clip_l", "clip_g"}
 
 
 def matches(keys: Iterable[str]) -> bool:
-    return set(keys) <= _NAMES and bool(set(keys))
+    names = {*keys}
+    if len(names) == 1 and not names <= _NAMES:
+        (name,) = names
+        return ":" not in name and not is_of_an_adapter(name)
+    return names <= _NAMES and bool(names)
 
 
 def to_tensors(artifact: AdapterArtifact, names: FormatNames) -> tuple[Tensors, Header]:
@@ -36,10 +45,33 @@ def to_tensors(artifact: AdapterArtifact, names: FormatNames) -> tuple[Tensors, 
 
 
 def from_tensors(tensors: Tensors, header: Header, names: FormatNames) -> AdapterArtifact:
-    """See `adapters.formats`. UserError for a file of another family's encoders."""
-    parts = {key: part for part, key in names.embedding_keys.items()}
-    if parts.keys() != tensors.keys():
-        found, wanted = ", ".join(sorted(tensors)), ", ".join(sorted(parts))
-        raise UserError(f"holds words for other text encoders ({found}), this base has {wanted}")
+    """See `adapters.formats`. UserError for a file of another family's encoders, and for what is no vectors."""
     word = header.get(_TOKEN, "")
-    return AdapterArtifact({}, carried(header), {parts[k]: {word: t.float()} for k, t in tensors.items()})
+    if not tensors.keys() <= _NAMES:
+        ((word, rows),) = tensors.items()
+        tensors = {"emb_params": rows}
+    return AdapterArtifact({}, carried(header), words_of({word: tensors}, names))
+
+
+def words_of(words: Mapping[str, Mapping[str, Tensor]], names: FormatNames) -> dict[str, dict[str, Tensor]]:
+    """Text encoder -> word -> (vectors, width), of the tensors of each word. UserError for another base's encoders."""
+    parts = {key: part for part, key in names.embedding_keys.items()}
+    if len(parts) == 1:  # some tools call it as the first of several
+        parts |= dict.fromkeys(("emb_params", "clip_l"), *parts.values())
+    found: dict[str, dict[str, Tensor]] = {part: {} for part in names.embedding_keys}
+    for word, tensors in words.items():
+        if {parts.get(key) for key in tensors} != found.keys() or len(tensors) != len(found):
+            has, wanted = ", ".join(sorted(tensors)), ", ".join(sorted(names.embedding_keys.values()))
+            raise UserError(f"holds words for other text encoders ({has}), this base has {wanted}")
+        for key, tensor in tensors.items():
+            found[parts[key]][word] = _rows(key, tensor)
+    return found
+
+
+def _rows(name: str, tensor: Tensor) -> Tensor:
+    """(vectors, width) in float32, of one vector too."""
+    rows = tensor[None] if tensor.ndim == 1 else tensor
+    if rows.ndim != 2 or not rows.numel() or not rows.is_floating_point():
+        what = f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+        raise UserError(f"{name} is {what}; the vectors of a word are (vectors, width) numbers")
+    return computable(rows).float()

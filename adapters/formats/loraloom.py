@@ -48,7 +48,9 @@ def from_tensors(tensors: Tensors, header: Header, names: FormatNames) -> Adapte
     for name, tensor in tensors.items():
         module, _, part = name.partition(":")
         if part.startswith(_WORD):
-            embeddings.setdefault(module, {})[part.removeprefix(_WORD)] = tensor.float()
+            if tensor.ndim != 2 or not tensor.numel() or not tensor.is_floating_point():
+                raise UserError(f"{name} is {tuple(tensor.shape)}; the vectors of a word are (vectors, width) numbers")
+            embeddings.setdefault(module, {})[part.removeprefix(_WORD)] = computable(tensor).float()
             continue
         component, _, path = module.partition(".")
         if path not in names.module_paths.get(component, ()) or module not in entries:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ...configs.errors import UserError
 from ...configs.schema import AdapterSection
@@ -35,6 +35,12 @@ class Options(Section):
     init: Literal["kaiming", "gaussian", "pissa"] = "kaiming"
     """Start of A: noise, with B zero; or both from the largest singular values of W (PiSSA, Meng et al. 2024)."""
 
+    @model_validator(mode="after")
+    def _check_init(self) -> "Options":
+        if self.dora and self.init == "pissa":
+            raise ValueError("`dora` and `init: pissa` both take W apart, and no file holds what comes of it: give one")
+        return self
+
 
 def inject(parts: Mapping[str, Any], section: AdapterSection, targets: "Targets", seed: int) -> "PeftAdapters":
     """Training begins at the base: B A is zero at first, or was taken out of W."""
@@ -43,6 +49,8 @@ def inject(parts: Mapping[str, Any], section: AdapterSection, targets: "Targets"
     from ..peft_adapters import NAME, inject_peft, peft_options, read_peft
 
     options = Options.model_validate(section.options)
+    if options.init == "pissa":
+        _check_linear(parts, targets)
     configs = {
         part: LoraConfig(
             lora_alpha=section.alpha,  # type: ignore[arg-type]  # PEFT's annotation says int, any number works
@@ -59,6 +67,16 @@ def inject(parts: Mapping[str, Any], section: AdapterSection, targets: "Targets"
         return adapters
     initial = {k: w for part, module in adapters.carriers.items() for k, w in read_peft(part, module, NAME).items()}
     return replace(adapters, initial=initial)
+
+
+def _check_linear(parts: Mapping[str, Any], targets: "Targets") -> None:
+    """UserError that names convolutions: PEFT's PiSSA takes matrices apart."""
+    for part, names in targets.items():
+        if kernels := [name for name in names if parts[part].get_submodule(name).weight.ndim > 2]:
+            raise UserError(
+                f"adapter.parts.{part}: {kernels[0]} is a convolution (one of {len(kernels)}), and `init: pissa` takes "
+                "linear layers apart only: leave convolutions out, or take another init"
+            )
 
 
 def delta(tensors: "Tensors", scale: float, base: "Tensor | None") -> "Tensor":
@@ -91,15 +109,17 @@ def size(tensors: "Tensors") -> tuple[int | None, int] | None:
 
 
 def without(trained: "Weights", initial: "Weights") -> "Weights":
-    """The difference of two LoRAs as one of twice the rank: (B, -B0) (A; A0)."""
+    """The difference of two LoRAs as one of twice the rank, (B, -B0) (A; A0), by factors of the difference's own size:
+    those of PiSSA are large, and half precision would round them by more than they have moved."""
     import torch
 
+    from ..algebra import balanced
     from ..artifact import Weights
 
     assert trained.scale == initial.scale
     down = torch.cat([trained.tensors["down"], initial.tensors["down"]], 0)
     up = torch.cat([trained.tensors["up"], -initial.tensors["up"]], 1)
-    return Weights("lora", {"down": down, "up": up}, trained.scale)
+    return balanced(Weights("lora", {"down": down, "up": up}, trained.scale))
 
 
 def read(layer: Any, name: str) -> "Weights":

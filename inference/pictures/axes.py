@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from ...adapters.titles import title_of
 from ...configs.choices import did_you_mean
 from ...configs.errors import UserError
 from ...configs.paths import expanded
@@ -143,13 +144,15 @@ def _adapter(request: Values, which: str) -> int:
     """The place of an adapter by its number, counted from 1, or its name: that of its file without the ending."""
     if not all(isinstance(each, dict) for each in request.get("adapters", [])):
         raise UserError("adapters: should be a list of mappings, each with its file: [{file: a.safetensors}]")
-    names = [Path(str(each.get("file", ""))).name.split(".")[0] for each in request.get("adapters", [])]
+    names = [title_of(str(each.get("file", ""))) for each in request.get("adapters", [])]
     if not names:
         raise UserError("a weight axis needs an adapter: give --adapter FILE")
     if not which:
         return 0
     if which.isdigit() and 1 <= int(which) <= len(names):
         return int(which) - 1
+    if names.count(which) > 1:
+        raise UserError(f"several adapters are called {which!r}: say which by its number, from 1 to {len(names)}")
     if which in names:
         return names.index(which)
     raise UserError(f"there is no adapter {which!r}{did_you_mean(which, names)}; there are: {', '.join(names)}")

@@ -12,6 +12,7 @@ from torch import Tensor
 from loraloom.adapters import format
 from loraloom.adapters.artifact import AdapterArtifact, Weights, largest_difference
 from loraloom.adapters.format import FormatNames
+from loraloom.adapters.origin import TRANSFORMER, architecture_of
 from loraloom.adapters.spellings import ENDINGS, OTHERS
 from loraloom.configs.errors import UserError
 from loraloom.inference.adapter_file import names_of
@@ -109,6 +110,147 @@ def test_no_two_modules_of_a_base_have_one_spelling(kind: str):
     assert len({*names.original.values()}) == len(names.original) == len(names.module_paths["unet"])
 
 
+CLIPS = {"sd1": {"text_encoder": "clip_l"}, "sd2": {"text_encoder": "clip_h"}}
+CLIPS["sdxl"] = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+TEXTS = ("text_encoders.{clip}.transformer.{path}", "text_encoders.{clip}.{path}", "{clip}.{path}")
+UNETS = ("diffusion_model.{path}", "model.diffusion_model.{path}", "unet.{path}", "{path}")
+
+
+@pytest.mark.parametrize("kind", CLIPS)
+def test_names_of_comfyui_and_onetrainer(kind: str):
+    """Every layer of every base, the second text encoder's projection too: COMFY, ORIGINAL and diffusers' words."""
+    names = names_of(kind)
+    known, seen = names.spellings(), set()
+    for component, paths in names.module_paths.items():
+        for path in paths:
+            is_unet = component == "unet"
+            spelled = names.original[path] if is_unet else path
+            clip = CLIPS[kind].get(component, "")
+            for pattern in UNETS if is_unet else TEXTS:
+                name = f"{pattern.format(clip=clip, path=spelled)}.lora_up.weight"
+                assert known.parse(name) == ((component, path), "up"), name
+                seen.add(name)
+    assert (kind == "sdxl") == ("text_encoders.clip_g.transformer.text_projection.lora_up.weight" in seen)
+
+
+TRANSFORMERS = {
+    "FLUX without single blocks": "transformer.transformer_blocks.0.attn.add_q_proj.lora_A.weight",
+    "HunyuanVideo": "diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight",
+    "FLUX of kohya": "lora_unet_single_blocks_9_linear1.lora_down.weight",
+    "PixArt": "transformer.transformer_blocks.9.attn1.to_q.lora_A.weight",
+    "LTX-Video": "diffusion_model.transformer_blocks.9.attn2.to_k.lora_A.weight",
+    "Wan": "diffusion_model.blocks.3.self_attn.q.lora_A.weight",
+    "Wan of kohya": "lora_unet_blocks_3_cross_attn_k.lora_down.weight",
+    "Z-Image": "diffusion_model.layers.4.attention.qkv.lora_A.weight",
+    "Qwen-Image": "transformer_blocks.9.attn.add_k_proj.lora_A.weight",
+}
+
+
+@pytest.mark.parametrize("what", TRANSFORMERS)
+def test_an_architecture_is_named_only_where_it_is_certain(what: str):
+    """By numbers of layers, widths and words that several have, it is not; by the file's own header it is."""
+    shapes = {TRANSFORMERS[what]: (4, 2048)}
+    assert architecture_of(shapes, {}) == TRANSFORMER
+    assert architecture_of(shapes, {"modelspec.architecture": "flux-1-dev/lora"}) == "flux-1-dev"
+    assert architecture_of({"lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight": (4, 8)}, {}) == (
+        "stable-diffusion-3"
+    )
+
+
+def test_a_name_that_is_certain_is_said():
+    for deep in (
+        "lora_unet_input_blocks_7_1_transformer_blocks_9_attn1_to_q",
+        "unet.mid_block.attentions.0.transformer_blocks.9.ff",
+    ):
+        assert architecture_of({f"{deep}.lora_down.weight": (4, 8)}, {}) == "stable-diffusion-xl-v1-base"
+
+
+SHAPES = {
+    "LoHa of OneTrainer": {
+        "hada_w1_a": (320, 4, 1, 1), "hada_w1_b": (4, 320, 3, 3),
+        "hada_w2_a": (320, 4, 1, 1), "hada_w2_b": (4, 320, 3, 3),
+    },
+    "DyLoRA of LyCORIS": {"lora_down.weight": (4, 320, 3, 3), "lora_up.weight": (320, 4)},
+    "LoRA": {"lora_down.weight": (4, 320, 3, 3), "lora_up.weight": (320, 4, 1, 1)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SHAPES)
+def test_factors_of_convolutions_in_other_shapes(what: str, tmp_path: Path):
+    """The change that the same numbers make as plain matrices."""
+    generator, start = torch.Generator().manual_seed(0), "lora_unet_down_blocks_0_resnets_0_conv1"
+    tensors = {name: torch.randn(*shape, generator=generator) for name, shape in SHAPES[what].items()}
+    flat = [each.flatten(1) for each in tensors.values()]
+    wanted = flat[0] @ flat[1] * (flat[2] @ flat[3]) if len(flat) == 4 else flat[1] @ flat[0]
+    (weights,) = read({f"{start}.{name}": each for name, each in tensors.items()}, tmp_path, SD1).modules.values()
+    torch.testing.assert_close(weights.delta(torch.zeros(320, 320, 3, 3)).flatten(1), wanted, rtol=1e-4, atol=1e-4)
+
+
+BUNDLED = {"SD1": (SD1, {"emb_params": 768}), "SD1, as ComfyUI": (SD1, {"clip_l": 768})}
+BUNDLED["SDXL"] = (SDXL, {"clip_l": 768, "clip_g": 1280})
+
+
+@pytest.mark.parametrize("what", BUNDLED)
+def test_words_beside_a_lora(what: str, tmp_path: Path):
+    """Of OneTrainer; a word may have dots."""
+    names, widths = BUNDLED[what]
+    word = {f"bundle_emb.zyx-v1.5.{key}": torch.randn(2, width) for key, width in widths.items()}
+    width = 768 if names is SD1 else 2048
+    path = SD_K if names is SD1 else "input_blocks_4_1_transformer_blocks_0_attn2_to_k"
+    layers = kohya(path, width) if names is SD1 else kohya(path, width, out=640)
+    artifact = read(layers | word, tmp_path, names)
+    assert len(artifact.modules) == 1
+    assert {part: [*own] for part, own in artifact.embeddings.items()} == {
+        part: ["zyx-v1.5"] for part in names.embedding_keys
+    }
+    with pytest.raises(UserError, match="words for other text encoders"):
+        read(layers | {"bundle_emb.a.t5": torch.ones(1, 8)}, tmp_path, names)
+
+
+ROWS = {"vectors": ((3, 768), (3, 768)), "one vector": ((768,), (1, 768))}
+
+
+@pytest.mark.parametrize("name", ["emb_params", "clip_l", "<cat-toy>", "my word.v2"])
+@pytest.mark.parametrize("what", ROWS)
+def test_a_word_under_any_name_and_of_one_vector(name: str, what: str, tmp_path: Path):
+    """As A1111, ComfyUI and diffusers have it."""
+    shape, wanted = ROWS[what]
+    artifact = read({name: torch.ones(*shape)}, tmp_path, SD1)
+    ((word, rows),) = artifact.embeddings["text_encoder"].items()
+    assert word == ("" if name in ("emb_params", "clip_l") else name)
+    assert rows.shape == wanted
+    for odd in (torch.ones(2, 3, 4), torch.ones(0, 768), torch.tensor(1.0), torch.ones(2, 768, dtype=torch.int64)):
+        with pytest.raises(UserError, match="the vectors of a word"):
+            read({name: odd}, tmp_path, SD1)
+
+
+def test_what_holds_no_adapter_is_named_too(tmp_path: Path):
+    """Without a key beside it that is known."""
+    for ending, what in OTHERS.items():
+        with pytest.raises(UserError, match="which is not read here") as caught:
+            read({f"lora_unet_{SD_K}{ending}": torch.ones(1)}, tmp_path, SD1)
+        assert what in str(caught.value)
+    for name in ("lora_controlnet", "input_hint_block.0.weight"):
+        with pytest.raises(UserError, match="control-LoRA"):
+            read({name: torch.ones(1), "input_blocks.0.0.up": torch.ones(1)}, tmp_path, SD1)
+
+
+def test_a_folder_with_one_file_is_that_file(tmp_path: Path):
+    """As a repository of the hub is downloaded."""
+    down, up = factors(0, 320, 768)
+    tensors = {f"lora_unet_{SD_K}.lora_down.weight": down, f"lora_unet_{SD_K}.lora_up.weight": up}
+    save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors")
+    (tmp_path / "README.md").write_text("a LoRA")
+    assert format.recognised(tmp_path) == "kohya"
+    assert len(format.read(tmp_path, SD1).modules) == 1
+    save_file(tensors, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"holds 2 \.safetensors files: name one"):
+        format.read(tmp_path, SD1)
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(UserError, match="the folder of a pipeline"):
+        format.read(tmp_path, SD1)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_ranks_alphas_and_types_of_every_module_are_its_own(dtype: torch.dtype, tmp_path: Path):
     start = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to"
@@ -196,8 +338,8 @@ def test_a_wrong_ending_has_a_hint(tmp_path: Path):
     assert all(not ending.endswith(tuple(OTHERS)) for ending in ENDINGS)
 
 
-def kohya(path: str, width: int, **more: Any) -> dict[str, Tensor]:
-    down, up = factors(0, 320, width)
+def kohya(path: str, width: int, out: int = 320, **more: Any) -> dict[str, Tensor]:
+    down, up = factors(0, out, width)
     return {f"lora_unet_{path}.lora_down.weight": down, f"lora_unet_{path}.lora_up.weight": up, **more}
 
 
@@ -210,7 +352,7 @@ WRONG = {
         {}, SD1, XL,
     ),
     "FLUX on SD1": ({"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": torch.ones(4, 8)}, {},
-        SD1, "flux-1"),
+        SD1, TRANSFORMER),
     "SD1 on SDXL": (kohya(SD_K, 768), {}, SDXL, "stable-diffusion-v1"),
     "by the header": (
         {"lora_te_nothing.lora_down.weight": torch.ones(4, 8)}, {"ss_base_model_version": "sd_v2_v"}, SDXL,
