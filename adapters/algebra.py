@@ -52,25 +52,38 @@ def scaled(artifact: AdapterArtifact, factor: float, only: str = "") -> AdapterA
 
 
 def without(artifact: AdapterArtifact, expression: str) -> AdapterArtifact:
-    """Leaves out the modules whose `component.path` the expression matches somewhere: `^text_encoder`, `up_blocks`.
+    """Leaves out the modules whose `component.path` the expression matches somewhere: `^text_encoder`, `up_blocks`;
+    and new words, which are `words.<word>` here.
 
     UserError where that is none of them, or all.
     """
-    gone = _matching(artifact, expression)
-    return replace(artifact, modules={key: weights for key, weights in artifact.modules.items() if key not in gone})
+    words = {word for own in artifact.embeddings.values() for word in own}
+    unwanted = {word for word in words if _pattern(expression).search(f"words.{word}")}
+    gone = set() if unwanted and not _any_module(artifact, expression) else _matching(artifact, expression)
+    modules = {key: weights for key, weights in artifact.modules.items() if key not in gone}
+    kept = {part: {w: r for w, r in own.items() if w not in unwanted} for part, own in artifact.embeddings.items()}
+    return replace(artifact, modules=modules, embeddings={part: own for part, own in kept.items() if own})
 
 
 def _matching(artifact: AdapterArtifact, expression: str) -> set[Key]:
-    try:
-        pattern = re.compile(expression)
-    except re.error as error:
-        raise UserError(f"{expression!r} is no regular expression ({error})") from None
+    pattern = _pattern(expression)
     found = {key for key in artifact.modules if pattern.search(".".join(key))}
     if not found:
         raise UserError(
             f"{expression!r} matches none of the {len(artifact.modules)} modules, such as {_example(artifact)}"
         )
     return found
+
+
+def _any_module(artifact: AdapterArtifact, expression: str) -> bool:
+    return any(_pattern(expression).search(".".join(key)) for key in artifact.modules)
+
+
+def _pattern(expression: str) -> re.Pattern[str]:
+    try:
+        return re.compile(expression)
+    except re.error as error:
+        raise UserError(f"{expression!r} is no regular expression ({error})") from None
 
 
 def _example(artifact: AdapterArtifact) -> str:

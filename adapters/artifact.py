@@ -32,6 +32,8 @@ MAGNITUDES = ("magnitude", "input_magnitude")
 """Of DoRA: a length for each output of the weight, or for each input."""
 DORA_OVER_INPUTS = "dora over inputs"
 """The kind of the second."""
+DORA_IN_TEXT = "dora in a text encoder"
+"""What a format holds or not beside the kinds of modules."""
 
 _INSIDE = frozenset({"base_layer", "lora_A", "lora_B", "oft_R"})
 _BLOCK = re.compile(r"(?:text_model\.)?(?:encoder\.)?((?:down_blocks|up_blocks|layers)\.\d+|\w+)")

@@ -132,7 +132,7 @@ def write(
     if _is_folder(form):
         replace_folder(file, {path: _writer(content, torch_dtype(dtype)) for path, content in contents.items()})
         return
-    tensors, header = contents[""]
+    tensors, header = cast(tuple[Tensors, Header], contents[""])
     payload, seal = _payload(tensors, torch_dtype(dtype)), getattr(form, "seal", None)
     with replacing(file) as new:
         write_stream(new, payload.entries, payload.tensor, header if seal is None else seal(header, payload))

@@ -192,11 +192,16 @@ def _tell_groups(model: nn.Module) -> None:
 
 def _widen(layer: Any, name: str) -> None:
     """The weights of an adapter in float32."""
+    for weight in own_weights(layer, name):
+        weight.data = weight.data.float()
+
+
+def own_weights(layer: Any, name: str) -> Iterator[Tensor]:
+    """Those of one adapter in a layer, as they are."""
     for kind in layer.adapter_layer_names:
         held = getattr(layer, kind, {})
         if name in held:  # a layer of its own, or a parameter
-            for weight in held[name].parameters() if isinstance(held[name], nn.Module) else [held[name]]:
-                weight.data = weight.data.float()
+            yield from held[name].parameters() if isinstance(held[name], nn.Module) else [held[name]]
 
 
 def read_peft(part: str, model: nn.Module, name: str) -> dict[Key, Weights]:

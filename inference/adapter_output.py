@@ -6,12 +6,15 @@ from pathlib import Path
 
 from ..adapters.algebra import Approximated, Progress, Rank, by_energy, by_norm, fixed
 from ..adapters.artifact import AdapterArtifact, Key
-from ..adapters.format import FormatNames, file_name, read, recognised, write
+from ..adapters.format import FormatNames, file_name, read, write
+from ..adapters.readers import note
 from ..adapters.titles import title_of
 from ..configs.arguments import path_text, positive
 from ..configs.choices import names as choices
 from ..configs.dtypes import DTYPES
 from ..configs.errors import AfterTrainingError, UserError
+from .adapter_input import format_of
+from .checkpoint import is_checkpoint, title_of_checkpoint
 from .layers import Layers
 from .verify import TOLERANCE, furthest
 
@@ -55,11 +58,15 @@ def save(
     artifact: AdapterArtifact, names: FormatNames, options: argparse.Namespace, source: Path, layers: Layers | None
 ) -> Path:
     """Writes it, reads it again, and says how far the two are apart. UserError where that is too far."""
-    form = options.to or recognised(source)
-    out = Path(options.out or source.with_name(file_name(title_of(source), form)))
+    form = options.to or format_of(source)
+    out = Path(options.out) if options.out else _beside(source, form)
     if out.exists() and not options.force:
         raise UserError(f"{out} is there already: give another --out, or --force")
     write(artifact, out, form, names, options.dtype)
+    kinds = {weights.kind for weights in artifact.modules.values()}
+    for advice in dict.fromkeys(note(form, kind) for kind in sorted(kinds)):
+        if advice is not None:
+            print(f"{out}: {advice}")
     base = layers.weight if layers else None
     if base is None and any(weights.depends_on_base for weights in artifact.modules.values()):
         print(f"wrote {out} ({form}); the change of DoRA and OFT depends on the base: give --base to compare it")
@@ -69,6 +76,13 @@ def save(
         raise AfterTrainingError(f"{out}: {worst} differs by {apart:.3g} of its norm from what was to be written")
     print(f"wrote {out} ({form}); read again, the largest error of a change is {apart:.1e} of its norm")
     return out
+
+
+def _beside(source: Path, form: str) -> Path:
+    """Where a file is written that has no other place: beside its source, and that of a checkpoint in the run."""
+    if is_checkpoint(source):
+        return source.parent.parent / file_name(title_of_checkpoint(source), form)
+    return source.with_name(file_name(title_of(source), form))
 
 
 def lost(found: Approximated) -> str:

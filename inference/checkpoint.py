@@ -1,15 +1,19 @@
 """The adapter in a checkpoint of a run, as it would have been exported at that step."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import load_file
 
 from ..adapters.adapter import AdapterSet
 from ..adapters.artifact import AdapterArtifact
+from ..adapters.combined import Combined
 from ..adapters.targets import layer_parts, targets_of
+from ..adapters.token_embeddings import inject_tokens
 from ..configs.choices import find
 from ..configs.errors import UserError
 from ..configs.loader import load_config
+from ..configs.schema import RunConfig
 from .merged import MergedBase
 
 
@@ -23,20 +27,30 @@ def checkpoints_of(run: Path) -> list[Path]:
     return sorted(path for path in (run / "checkpoints").glob("step-*") if is_checkpoint(path))
 
 
-def read_checkpoint(folder: Path) -> AdapterArtifact:
-    """The averaged weights where the run averages them. The parts that carry the adapter are loaded for it.
+def config_of(checkpoint: Path) -> RunConfig:
+    """Of the run that has saved it."""
+    return load_config(checkpoint.parent.parent / "config.yaml")
 
-    UserError for a run that trains the base itself or new words: those are in the files that it exports.
+
+def read_checkpoint(folder: Path) -> AdapterArtifact:
+    """All that was trained at that step, new words too; the averaged weights where the run averages them.
+
+    The parts that carry the adapter are loaded for it. UserError for a run that trains the base itself.
     """
-    config = load_config(folder.parent.parent / "config.yaml")
-    if config.adapter.method in ("full", "textual_inversion") or config.adapter.tokens:
-        raise UserError(f"{folder}: holds more than layers of an adapter; take the file that the run has exported")
+    config = config_of(folder)
+    method, tokens = find("adapters.methods", config.adapter.method), config.adapter.tokens
+    if method.CHANGES_BASE:
+        raise UserError(f"{folder}: holds weights of the base itself; take the pipeline that the run has exported")
     base = MergedBase(config.model)
-    selections = layer_parts(config.adapter, base.family.denoiser)
-    parts = base.load(list(selections))
-    targets = targets_of(parts, selections, base.family.targets)
-    method = find("adapters.methods", config.adapter.method)
-    adapters: AdapterSet = method.inject(parts, config.adapter, targets, 0)
+    selections, words = layer_parts(config.adapter, base.family.denoiser), base.family.tokenizers if tokens else {}
+    parts = base.load([*dict.fromkeys([*selections, *words, *words.values()])])
+    sets: list[AdapterSet] = []
+    if selections:
+        targets = targets_of(parts, selections, base.family.targets)
+        sets.append(method.inject(parts, config.adapter, targets, 0))
+    if tokens:
+        sets.append(inject_tokens(parts, words, tokens, 0))
+    adapters = Combined(sets)
     for part, named in adapters.named_parameters().items():
         adapters.load(part, load_file(folder / f"adapter_{part}.safetensors"))
         if (averaged := folder / f"ema_{part}.safetensors").is_file():
@@ -45,4 +59,17 @@ def read_checkpoint(folder: Path) -> AdapterArtifact:
                 parameter.data = averages[name]
     artifact = adapters.artifact()
     assert artifact is not None, "methods that change the base were refused"
-    return artifact
+    return replace(artifact, metadata={"modelspec.title": config.output.name})
+
+
+def title_of_checkpoint(folder: Path) -> str:
+    """`my-dog-000080`."""
+    return f"{config_of(folder).output.name}-{folder.name.removeprefix('step-')}"
+
+
+def usual_format(folder: Path) -> str:
+    """The first that its run would write."""
+    config = config_of(folder)
+    needs_all = bool(config.adapter.tokens) and config.adapter.method != "textual_inversion"
+    usual = "loraloom" if needs_all else find("adapters.methods", config.adapter.method).FORMATS[0]
+    return config.output.formats[0] if config.output.formats else usual

@@ -54,6 +54,12 @@ class Layers:
                     return content.get_tensor(f"{name}.weight").float()
         raise UserError(f"{self.title}: its {component} has no weight {path}")
 
+    def others(self, component: str) -> dict[str, Path]:
+        """Tensor -> the file that has it, of what no adapter can change: biases, norms, embeddings, a whole VAE."""
+        layers = {f"{path}.weight" for path in self.names.module_paths.get(component, ())}
+        layers |= {name.removeprefix("text_model.") for name in layers}
+        return {name: file for name, file in self._files(component).items() if name not in layers}
+
     def _files(self, component: str) -> dict[str, Path]:
         """Tensor -> the file that has it."""
         if component not in self._opened:

@@ -69,7 +69,7 @@ class Mixing:
             raise UserError(f"there is an adapter {name!r} already; give the new one another name, or delete it first")
         artifact = named_words(self._read(file), title_of(file))
         _check_weight(file, artifact, weight)
-        held = active.switches([*self._models().values()])  # PEFT activates the new one alone
+        held = active.switches([*self.models().values()])  # PEFT activates the new one alone
         try:
             self._words.install(name, artifact)
             install(artifact, self.parts, name, exact=self.exact)
@@ -167,7 +167,7 @@ class Mixing:
     def get_list_adapters(self) -> dict[str, list[str]]:
         """Component -> its adapters, fused ones too."""
         carried = self._fused.carried if self._fused else {}
-        found = {part: carried.get(part, active.adapter_names(model)) for part, model in self._models().items()}
+        found = {part: carried.get(part, active.adapter_names(model)) for part, model in self.models().items()}
         return {part: names for part, names in found.items() if names}
 
     def get_names(self) -> list[str]:
@@ -234,12 +234,13 @@ class Mixing:
 
     # ------------------------------------------------------------------------ parts
 
-    def _models(self) -> dict[str, nn.Module]:
+    def models(self) -> dict[str, nn.Module]:
+        """The parts that can carry adapters, by name."""
         known = (self.family.denoiser, *self.family.text_encoders)
         return {part: self.parts[part] for part in known if part in self.parts}
 
     def _carriers(self) -> dict[str, nn.Module]:
-        return {part: model for part, model in self._models().items() if active.adapter_names(model)}
+        return {part: model for part, model in self.models().items() if active.adapter_names(model)}
 
     def _keys(self, name: str) -> list[Any]:
         return [key for part, model in self._carriers().items() for key in active.keys_of(part, model, name)]

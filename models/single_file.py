@@ -8,6 +8,7 @@ import hashlib
 import json
 import lzma
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,14 @@ _KINDS = {  # a tensor that only files of this family have
     "sd2": f"cond_stage_model.model.{_LAYER}",
     "sd1": "cond_stage_model.transformer.text_model.encoder.layers.0.layer_norm1.weight",
 }
+_OTHER_MEANING = {
+    r"^edm_vpred\.": "is sampled by EDM's noise levels, as CosXL is",
+    r"^edm_(mean|std)$": "has EDM's latents, as Playground 2.5 has",
+    r"(^|\.)scaled_fp8$|\.(scale_weight|scale_input|weight_scale|input_scale|comfy_quant)$": (
+        "has weights in 8 bits with scales beside them"
+    ),
+}
+"""Names of tensors that are marks, and what they say of the model."""
 _REFINER = f"conditioner.embedders.0.model.{_LAYER}"
 
 
@@ -56,6 +65,7 @@ def problems_of_file(base: str) -> list[str]:
     try:
         shapes, header = read_header(file)
         kind = kind_of(shapes)
+        check_marks(shapes)
         prediction_of(file, kind, shapes, header)
         by_standard_name(shapes)
     except UserError as error:
@@ -92,6 +102,7 @@ def unpack(file: Path, folder: Path, dtype: "DType | None" = None) -> None:
 
     shapes, header = read_header(file)
     kind = kind_of(shapes)
+    check_marks(shapes)
     contents = _contents(file, kind, shapes, header)
     own = by_standard_name(shapes)
     tensors = tensors_of(kind, contents)
@@ -141,6 +152,13 @@ def kind_of(shapes: Shapes) -> str:
     if _REFINER in shapes:
         raise UserError("is the refiner of SDXL, which is no base to train adapters on")
     raise UserError("has a UNet but no text encoder that is known: give a checkpoint that is whole")
+
+
+def check_marks(shapes: Shapes) -> None:
+    """UserError for tensors which say that the others mean something else than in files of this family."""
+    for name in shapes:
+        if what := next((words for mark, words in _OTHER_MEANING.items() if re.search(mark, name)), None):
+            raise UserError(f"{what} ({name}), which is not understood here: its pictures would be noise")
 
 
 def prediction_of(file: Path, kind: str, shapes: Shapes, header: Mapping[str, str]) -> dict[str, Any]:

@@ -59,6 +59,7 @@ from .sharding import set_up_sharding, shards, wrap
 from .state import load_checkpoint, register_hooks
 from .together import leave_in_peace
 from .trainer import Trainer
+from .writable import check_formats
 
 LONGEST_WAIT = timedelta(hours=12)  # of the other processes while the main one makes class images
 
@@ -99,6 +100,7 @@ def assemble(
     adapters = make_adapters(config, base.family, parts)
     if config.adapter.start_from is not None:
         adapters.begin_with(read(config.adapter.start_from, base.names))
+    check_formats(config, base.family, parts, adapters)
     objective = make_objective(config, base.family, parts, adapters)
     if writes and accelerator.is_main_process and checkpoint is None:
         prepare_folder(folder, config.output.name, overwrite=overwrite)

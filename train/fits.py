@@ -77,6 +77,14 @@ def _problems_of_method(config: RunConfig, family: ModelFamily) -> Iterator[str]
             yield f"adapter.parts: {adapter.method} adapts no layers; take method lora to train both"
     if adapter.tokens and not family.tokenizers:
         yield f"adapter.tokens: {family.name} has no text encoder that can learn new words"
+    if adapter.method == "lora" and adapter.options.get("init") == "pissa":
+        if config.model.dtype != "fp32":
+            yield (
+                f"adapter.options.init: pissa takes the base's weights apart, and in {config.model.dtype} the rest of "
+                "them would be rounded: take model.dtype fp32 (loop.precision may be lower), or another init"
+            )
+        if adapter.start_from is not None:
+            yield "adapter.start_from: `init: pissa` begins with the base's singular values; give one of the two"
     if changes_base(config):
         plain = AdapterSection()
         for name in ("rank", "alpha", "rank_pattern", "alpha_pattern"):
@@ -102,12 +110,22 @@ def _problems_of_formats(config: RunConfig) -> Iterator[str]:
         yield "output.formats: embedding holds one word; take loraloom for several"
 
 
+_IN_TEXT = "dora in a text encoder"  # as `adapters.artifact` has it, which imports torch
+
+
 def _needs(config: RunConfig) -> set[str]:
     """What an adapter file has to hold."""
     adapter, needs = config.adapter, {"tokens"} if config.adapter.tokens else set()
     if _method(config).SELECTION is not None and not changes_base(config):
-        needs.add("dora" if adapter.options.get("dora") else adapter.method)
+        needs.add(kind_of(config))
+        if adapter.options.get("dora") and any(part.startswith("text_encoder") for part in adapter.parts or ()):
+            needs.add(_IN_TEXT)
     return needs
+
+
+def kind_of(config: RunConfig) -> str:
+    """The method, or `dora`: what a reader of the files has to know."""
+    return "dora" if config.adapter.options.get("dora") else config.adapter.method
 
 
 def formats_of(config: RunConfig) -> list[str]:

@@ -205,11 +205,14 @@ def _describe_adapter(config: RunConfig, base: "Base") -> Iterator[str]:
         from ..adapters.token_embeddings import TOKENS
         from .build import make_adapters
         from .fits import changes_base, trained_parts, words_of_method
+        from .writable import check_formats
 
     adapter, family = config.adapter, base.family
     needed = trained_parts(config, family)
-    parts = base.load([*needed, *(family.tokenizers[part] for part in needed if part in family.tokenizers)])
+    words = (family.tokenizers[part] for part in needed if part in family.tokenizers)
+    parts = base.load([*needed, *words, "scheduler"])
     adapters = make_adapters(config, family, parts)
+    check_formats(config, family, parts, adapters)
     modules = Counter(part for part, _ in adapters.modules())
     selections, whole = layer_parts(config.adapter, family.denoiser), changes_base(config)
     where = "of the base" if whole else "on the frozen base"
@@ -246,13 +249,14 @@ def _describe_steps(config: RunConfig, data: "Outlook") -> Iterator[str]:
 
 def _describe_files(config: RunConfig) -> Iterator[str]:
     from ..adapters.format import file_name
-    from .fits import changes_base, formats_of
+    from ..adapters.readers import read_by
+    from .fits import changes_base, formats_of, kind_of
 
     folder, output = Path(config.output.dir), config.output
     if changes_base(config):
         yield f"  {folder / output.name}/ (a diffusers pipeline)"
     for name in formats_of(config):
-        yield f"  {folder / file_name(output.name, name)}"
+        yield f"  {folder / file_name(output.name, name)} (for {read_by(name, kind_of(config))})"
     for name in ("README.md", "report.html", "config.yaml", "run.json", "checkpoints/", "samples/", "logs/"):
         yield f"  {folder / name}"
     if output.push_to is not None:

@@ -5,7 +5,8 @@ The UNet of SDXL has the names of its original code there (`lora_unet_input_bloc
 For LoRA the scale is folded into `lora_up`, all modules are padded with zeros to the largest rank, and alpha is that
 rank: readers that take one alpha for the whole file, or none, then agree with those that take one for each module.
 sd-scripts passes over modules outside of its own blocks (`conv_in`, `conv_out`, `time_embedding`); web UIs read them.
-LoHa, LoKr and DoRA have the names of LyCORIS (https://github.com/KohakuBlueleaf/LyCORIS), which web UIs read too.
+LoHa, LoKr and DoRA have the names of LyCORIS (https://github.com/KohakuBlueleaf/LyCORIS); web UIs read the first two. Of
+DoRA ComfyUI, Forge and A1111 make something else (docs/adapters.md): for them it is to be baked into a LoRA.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...configs.errors import UserError
-from ..artifact import DORA_OVER_INPUTS, MAGNITUDES, AdapterArtifact, Key, Tensors, Weights
+from ..artifact import DORA_IN_TEXT, DORA_OVER_INPUTS, MAGNITUDES, AdapterArtifact, Key, Tensors, Weights
 from ..format import FormatNames, header_of
 from ..parsed import artifact_of, file_rank
 from ..spellings import ENDINGS, UNDERSCORED, underscored
@@ -25,7 +26,7 @@ from ..stored import Header, Payload, header_bytes
 
 SUFFIX = ".kohya"
 FOLDS = True
-HOLDS = frozenset({"lora", "dora", DORA_OVER_INPUTS, "loha", "lokr"})
+HOLDS = frozenset({"lora", "dora", DORA_IN_TEXT, DORA_OVER_INPUTS, "loha", "lokr"})
 
 _LORA = {"down": "lora_down.weight", "up": "lora_up.weight", **dict.fromkeys(MAGNITUDES, "dora_scale")}
 

@@ -7,14 +7,14 @@ import json
 from collections.abc import Iterable
 
 from ...configs.errors import UserError
-from ..artifact import DORA_OVER_INPUTS, AdapterArtifact, Key, Tensors, Weights
+from ..artifact import DORA_IN_TEXT, DORA_OVER_INPUTS, AdapterArtifact, Key, Tensors, Weights
 from ..format import FormatNames, carried, header_of
 from ..parsed import computable
 from ..stored import Header
 
 SUFFIX = ".loraloom"
 FOLDS = False
-HOLDS = frozenset({"lora", "dora", DORA_OVER_INPUTS, "loha", "lokr", "oft", "tokens"})
+HOLDS = frozenset({"lora", "dora", DORA_IN_TEXT, DORA_OVER_INPUTS, "loha", "lokr", "oft", "tokens"})
 
 _MODULES = "loraloom.modules"
 _WORD = "embedding:"
@@ -58,7 +58,7 @@ def from_tensors(tensors: Tensors, header: Header, names: FormatNames) -> Adapte
         if not tensor.is_floating_point():
             raise UserError(f"{name} is {tensor.dtype}, which is not read here")
         modules.setdefault((component, path), {})[part] = computable(tensor)
-    known = sorted(HOLDS - {"dora", DORA_OVER_INPUTS, "tokens"})
+    known = sorted(HOLDS - {"dora", DORA_IN_TEXT, DORA_OVER_INPUTS, "tokens"})
     if strange := {method for method, _ in entries.values()} - {*known}:
         raise UserError(f"the method {sorted(strange)[0]!r} is unknown; there are: {', '.join(known)}")
     return AdapterArtifact(

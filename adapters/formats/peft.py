@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...configs.errors import UserError
-from ..artifact import AdapterArtifact, Key, Tensors, Weights, listed
+from ..artifact import DORA_IN_TEXT, AdapterArtifact, Key, Tensors, Weights, listed
 from ..format import FormatNames, header_of
 from ..parsed import artifact_of, file_rank
 from ..stored import Folder, Header
@@ -19,7 +19,7 @@ from .diffusers import peft_scale
 SUFFIX = ".peft"
 FOLDS = True
 FOLDER = True
-HOLDS = frozenset({"lora", "dora", "loha", "lokr"})
+HOLDS = frozenset({"lora", "dora", DORA_IN_TEXT, "loha", "lokr"})
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -8,15 +8,18 @@ from pathlib import Path
 
 from ...adapters import algebra
 from ...adapters.artifact import AdapterArtifact, block_of
-from ...adapters.format import read
 from ...configs.arguments import path_text
+from ..adapter_input import opened
 from ..adapter_output import shown
-from ..layers import Layers, names_for
+from ..layers import Layers
 
 EXAMPLES = [
     "loraloom adapter diff rank-4.safetensors rank-16.safetensors",
     "loraloom adapter diff a.safetensors a.peft",
 ]
+
+
+_LONGEST = 60  # characters of an entry of a header that is shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     layers = Layers(options.base) if options.base else None
-    one, other = (read(file, names_for(Path(file), layers)) for file in (options.one, options.other))
+    one, other = (opened(Path(file), layers)[0] for file in (options.one, options.other))
     rows = compare(one, other, layers)
     only = [sorted(a.modules.keys() - b.modules.keys()) for a, b in ((one, other), (other, one))]
     headers = {name: (one.metadata.get(name), other.metadata.get(name)) for name in one.metadata | other.metadata}
@@ -59,7 +62,8 @@ def run(options: argparse.Namespace) -> int:
         if own:
             print(f"{len(own)} modules are only in the {title}, such as {' '.join(own[0])}")
     for name, (first, second) in different.items():
-        print(f"{name}: {first or '-'}  |  {second or '-'}"[:160])
+        short = all(len(text or "") <= _LONGEST for text in (first, second))
+        print(f"{name}: {first or '-'}  |  {second or '-'}" if short else f"{name}: differs (--json shows it)")
     return 0
 
 

@@ -10,11 +10,13 @@ from typing import Any
 
 from ...adapters import algebra, stored
 from ...adapters.artifact import MAGNITUDES, AdapterArtifact, Weights, block_of
-from ...adapters.format import read, recognised
+from ...adapters.format import recognised
 from ...adapters.origin import architecture_of
 from ...configs.arguments import path_text
 from ...configs.errors import BAD_INPUT, DONE, UserError
-from ..layers import Layers, names_for
+from ..adapter_input import opened
+from ..checkpoint import is_checkpoint
+from ..layers import Layers
 
 EXAMPLES = [
     "loraloom adapter inspect my-dog.safetensors",
@@ -22,6 +24,7 @@ EXAMPLES = [
     "loraloom adapter inspect of-a-small-base.safetensors --base pocket",
 ]
 BAR = 24  # characters of the longest
+CHECKPOINT = "checkpoint of a run (`adapter convert` makes a file of it)"
 LONGEST = 100  # characters of a metadata value
 
 
@@ -56,7 +59,13 @@ class Inspection:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", type=path_text, nargs="+", metavar="FILE", help="adapter file, or folder of PEFT's")
+    parser.add_argument(
+        "files",
+        type=path_text,
+        nargs="+",
+        metavar="FILE",
+        help="adapter file, folder of PEFT's, or checkpoint of a run",
+    )
     parser.add_argument("--base", type=path_text, help="its base, where the file does not tell one that is known")
     parser.add_argument("--json", action="store_true", help="for programs")
 
@@ -75,7 +84,11 @@ def run(options: argparse.Namespace) -> int:
 def inspect(file: Path, layers: Layers | None = None) -> Inspection:
     """What is in a file. UserError only where it is no adapter file at all; other damage is told in `problems`."""
     try:
-        entries, header = stored.look(file)
+        if is_checkpoint(file):
+            found = [stored.look(each) for each in sorted(file.glob("adapter_*.safetensors"))]
+            entries, header = {name: entry for own, _ in found for name, entry in own.items()}, {}
+        else:
+            entries, header = stored.look(file)
     except UserError as error:
         raise UserError([f"{file}: {problem}" for problem in error.problems]) from None
     size = sum(each.stat().st_size for each in file.rglob("*")) if file.is_dir() else file.stat().st_size
@@ -88,8 +101,10 @@ def inspect(file: Path, layers: Layers | None = None) -> Inspection:
         "metadata": dict(sorted(header.items())),
     }
     try:
-        facts["format"] = recognised(file)
-        facts |= _content(read(file, names_for(file, layers), as_stored=True))
+        facts["format"] = CHECKPOINT if is_checkpoint(file) else recognised(file)
+        artifact, names = opened(file, layers, as_stored=True)
+        facts["architecture"] = facts["architecture"] or names.architecture
+        facts |= _content(artifact)
     except UserError as error:
         facts["problems"] = [problem.removeprefix(f"{file}: ") for problem in error.problems]
     return Inspection(**facts)
@@ -132,7 +147,8 @@ def lines(found: Inspection) -> Iterator[str]:
     yield f"  base          {found.architecture or 'not told'}"
     if found.method:
         yield f"  method        {found.method}"
-        yield f"  modules       {_pairs(found.modules)}"
+        if found.modules:
+            yield f"  modules       {_pairs(found.modules)}"
         yield "  NaN or Inf    none"
     for title, counts in (("rank", found.ranks), ("alpha / rank", found.scales), ("words", found.words)):
         if counts:

@@ -10,8 +10,10 @@ from ...adapters.format import FormatNames, read
 from ...configs.arguments import path_text, positive
 from ...configs.errors import UserError
 from ..adapter_file import AdapterFile
+from ..adapter_input import opened
 from ..adapter_output import add_output, lost, save, share, shown
-from ..layers import Layers, names_for
+from ..checkpoint import is_checkpoint, read_checkpoint
+from ..layers import Layers
 from ..merged_files import merge_into_file, merge_into_folder
 
 EXAMPLES = [
@@ -44,8 +46,9 @@ def run(options: argparse.Namespace) -> int:
     layers = Layers(options.base) if options.base else None
     if options.out is None:
         raise UserError("--out is needed: where the result is written")
-    names = names_for(files[0].file, layers)
-    mixed = [(read(file.file, names), file.weight) for file in files]
+    first, names = opened(files[0].file, layers)
+    others = [read_checkpoint(file.file) if is_checkpoint(file.file) else read(file.file, names) for file in files[1:]]
+    mixed = [(artifact, file.weight) for artifact, file in zip([first, *others], files, strict=True)]
     if options.into_base:
         return _into_base(mixed, layers, options)
     return _into_one(mixed, names, layers, files[0].file, options)

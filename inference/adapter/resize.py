@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 
 from ...adapters import algebra
-from ...adapters.format import read
 from ...configs.arguments import path_text
+from ..adapter_input import opened
 from ..adapter_output import add_output, add_rank, lost, rank_of, save, shown
-from ..layers import Layers, names_for
+from ..layers import Layers
 
 EXAMPLES = [
     "loraloom adapter resize my-dog.safetensors --rank 8 --out my-dog-8.safetensors",
@@ -17,7 +17,9 @@ EXAMPLES = [
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=path_text, metavar="FILE", help="adapter file, or folder of PEFT's")
+    parser.add_argument(
+        "file", type=path_text, metavar="FILE", help="adapter file, folder of PEFT's, or checkpoint of a run"
+    )
     add_rank(parser)
     add_output(parser)
 
@@ -25,10 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     file = Path(options.file)
     layers = Layers(options.base) if options.base else None
-    names = names_for(file, layers)
-    found = algebra.resized(read(file, names), rank_of(options), layers and layers.weight, shown("resizing"))
+    artifact, names = opened(file, layers)
+    found = algebra.resized(artifact, rank_of(options), layers and layers.weight, shown("resizing"))
     ranks = sorted(weights.rank for weights in found.artifact.modules.values())
-    print(f"ranks {ranks[0]} to {ranks[-1]}, half of them up to {ranks[len(ranks) // 2]}")
+    several = f"ranks {ranks[0]} to {ranks[-1]}, half of them up to {ranks[len(ranks) // 2]}"
+    print(several if ranks[0] != ranks[-1] else f"rank {ranks[0]} in all modules")
     print(lost(found))
     save(found.artifact, names, options, file, layers)
     return 0

@@ -11,10 +11,14 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from loraloom.adapters.artifact import largest_difference
+from loraloom.adapters.format import read
 from loraloom.configs.errors import AfterTrainingError, UserError
 from loraloom.configs.schema import ModelSection
 from loraloom.inference.__main__ import main as sample
+from loraloom.inference.adapter.__main__ import main as adapter_verb
 from loraloom.inference.engine import Engine
+from loraloom.inference.layers import Layers
 from loraloom.inference.mixing import AdapterFile, attach, format_names
 from loraloom.inference.verify import Fresh, probe, verify_file
 from loraloom.models.encode import encoder_of
@@ -70,6 +74,30 @@ def test_plain_diffusers_makes_the_same_picture(run_folder, tiny_base, name):
     ours = picture(engine.pipeline)
     assert np.abs(picture(pipeline) - ours).max() < 1e-3
     assert np.abs(base - ours).max() > 1e-2
+
+
+def test_a_checkpoint_is_made_into_a_file_by_the_verbs(run_folder, tiny_base, tmp_path, capsys):
+    """All that was trained at that step, text encoder too; the last one's is what the run has exported."""
+    checkpoints = sorted((run_folder / "checkpoints").glob("step-*"))
+    names = Layers(str(tiny_base)).names
+    exported = read(run_folder / "tiny.safetensors", names)
+    made = [tmp_path / f"{folder.name}.safetensors" for folder in checkpoints]
+    for folder, file in zip(checkpoints, made, strict=True):
+        assert adapter_verb(["convert", str(folder), "--to", "kohya", "--out", str(file)]) == 0
+        assert "read again, the largest error of a change is 0" in capsys.readouterr().out
+    found = [largest_difference(read(file, names), exported)[0] for file in made]
+    assert found[-1] == 0 and all(apart > 0 for apart in found[:-1])
+    assert adapter_verb(["inspect", str(checkpoints[0]), "--json"]) == 0
+    (facts,) = json.loads(capsys.readouterr().out)
+    assert facts["modules"].keys() == {"unet", "text_encoder"} and not facts["problems"]
+    assert adapter_verb(["diff", str(checkpoints[-1]), str(made[-1]), "--json"]) == 0
+    assert all(row["apart"] == 0 for row in json.loads(capsys.readouterr().out)["blocks"])
+    try:
+        assert adapter_verb(["convert", str(checkpoints[0])]) == 0  # beside the run's own files, by its name
+        step = checkpoints[0].name.removeprefix("step-")
+        assert (run_folder / f"tiny-{step}.safetensors").is_file()
+    finally:
+        (run_folder / f"tiny-{step}.safetensors").unlink()
 
 
 def test_both_files_spell_text_model(run_folder):

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from loraloom.adapters.artifact import AdapterArtifact
+from loraloom.adapters.artifact import AdapterArtifact, Weights
 from loraloom.adapters.format import write
 from loraloom.configs.errors import UserError
 from loraloom.inference.adapter_file import format_names
@@ -68,6 +69,40 @@ def test_a_word_of_another_width_or_known_already_leaves_nothing_behind(engine, 
     assert len(engine.parts["tokenizer"]) == size
     assert torch.equal(embeddings(engine, "a <one> star"), plain)
     engine.adapters.load_adapter(word("wide"))  # the name is free
+    engine.adapters.unload()
+
+
+@pytest.mark.parametrize("plain", ["art", "v1.5-neg", "猫"])
+@pytest.mark.parametrize("vectors", [1, 2])
+def test_a_word_is_no_part_of_other_words(engine, tmp_path, plain, vectors):
+    """Unless its letters are of a script that has no spaces. A file's name is the word, with its dots."""
+    rows = torch.randn(vectors, 32, generator=torch.Generator().manual_seed(1))
+    save_file({"emb_params": rows}, tmp_path / f"{plain}.safetensors")
+    inside = f"a st{plain} of a {plain}y, p{plain}y or _{plain}_"
+    before = [embeddings(engine, prompt) for prompt in (inside, f"a ({plain}), {plain}")]
+    engine.adapters.load_adapter(tmp_path / f"{plain}.safetensors", "word")
+    after = [embeddings(engine, prompt) for prompt in (inside, f"a ({plain}), {plain}")]
+    engine.adapters.unload()
+    assert torch.equal(before[0], after[0]) == plain.isascii()
+    assert not torch.equal(before[1], after[1])
+
+
+NAMES = ["pop", "type", "half", "train", "values", "to", "keys", "v1.5 (final)", "猫", "1", "default"]
+
+
+def test_any_file_name_is_a_name(engine, tmp_path):
+    """Also those that PyTorch's dictionaries have for themselves."""
+    files = [tmp_path / f"{name}.safetensors" for name in NAMES]
+    shape = engine.parts["unet"].get_submodule("mid_block.attentions.0.proj_in").weight.shape
+    ones = {"down": torch.ones(1, *shape[1:]), "up": torch.ones(shape[0], 1, *[1] * (len(shape) - 2))}
+    artifact = AdapterArtifact({("unet", "mid_block.attentions.0.proj_in"): Weights("lora", ones)})
+    for file in files:
+        write(artifact, file, "kohya", format_names(engine.family, engine.parts))
+        engine.adapters.load_adapter(file)
+    assert len(engine.adapters.get_names()) == len(files)
+    for name in ("pop", "type", "to"):
+        with pytest.raises(UserError, match="one of PyTorch's own words"):
+            engine.adapters.load_adapter(files[0], name)
     engine.adapters.unload()
 
 

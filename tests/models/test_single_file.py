@@ -110,6 +110,29 @@ def test_marks_of_v_and_zero_snr_are_seen():
     }
 
 
+MARKS = {
+    "edm_vpred.sigma_max": "EDM's noise levels",
+    "edm_vpred.sigma_min": "EDM's noise levels",
+    "edm_mean": "EDM's latents",
+    "edm_std": "EDM's latents",
+    "scaled_fp8": "8 bits",
+    "model.diffusion_model.scaled_fp8": "8 bits",
+    "model.diffusion_model.out.2.scale_weight": "8 bits",
+    "model.diffusion_model.out.2.weight_scale": "8 bits",
+}
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_a_mark_that_is_not_understood_is_refused_for_every_use(mark, tmp_path):
+    """Not only by `convert`, which names every tensor that it leaves out."""
+    names = ["model.diffusion_model.out.2.weight", single_file._KINDS["sd1"]]
+    save_file({name: torch.ones(1) for name in (*names, mark)}, tmp_path / "x.safetensors")
+    (problem,) = check_base(str(tmp_path / "x.safetensors"))
+    assert MARKS[mark] in problem and mark in problem
+    with pytest.raises(UserError, match="not understood here"):
+        single_file.unpack(tmp_path / "x.safetensors", tmp_path / "folder")
+
+
 @pytest.mark.slow
 def test_an_inpainting_model_and_a_missing_tensor_are_refused(checkpoint):
     file, _ = checkpoint("sd1")

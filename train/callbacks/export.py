@@ -1,7 +1,7 @@
 """Writes the trained adapter in every wanted format and verifies the files; run.json says how the run stands."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ...adapters import format as adapter_format
 from ...adapters.artifact import AdapterArtifact
+from ...adapters.readers import note
 from ...adapters.sharded import whole
 from ...configs.errors import AfterTrainingError, TrainingError, UserError
 from ...configs.files import as_os_error
@@ -24,7 +25,7 @@ from ...models.encode import PROBE_PROMPT
 from ...models.noise.ddpm import scheduler_changes
 from ..callback import Callback
 from ..captions import prompt_options
-from ..fits import changes_base, formats_of, words_of_method
+from ..fits import changes_base, formats_of, kind_of, words_of_method
 from ..header import run_header
 from ..run import Run
 from ..run_folder import write_run_file
@@ -134,13 +135,36 @@ def _write_files(run: Run, artifact: AdapterArtifact, prediction: Tensor) -> dic
     """An adapter file in each format."""
     output, parts, results = run.config.output, run.parts | run.adapters.carriers, {}
     files = {kind: run.folder / adapter_format.file_name(output.name, kind) for kind in formats_of(run.config)}
+    problems: dict[str, UserError] = {}
     for kind, file in files.items():
-        adapter_format.write(artifact, file, kind, format_names(run.family, parts), output.dtype)
+        try:
+            adapter_format.write(artifact, file, kind, format_names(run.family, parts), output.dtype)
+        except UserError as error:  # the other formats may hold it
+            problems[kind] = error
     for kind, file in files.items():
-        with _fresh_base(run, artifact) as fresh:
-            results[kind] = file, verify_file(file, artifact, fresh, prediction, _types(run))
-        tqdm.write(f"wrote and verified {file}")
+        if kind in problems:
+            continue
+        try:
+            with _fresh_base(run, artifact) as fresh:
+                results[kind] = file, verify_file(file, artifact, fresh, prediction, _types(run))
+        except AfterTrainingError as error:
+            problems[kind] = error
+        else:
+            advice = note(kind, kind_of(run.config))
+            tqdm.write(f"wrote and verified {file}{f' ({advice})' if advice else ''}")
+    if problems:
+        run.facts["files"] = [file.name for file, _ in results.values()]
+        raise _incomplete(problems, [file for file, _ in results.values()])
     return results
+
+
+def _incomplete(problems: Mapping[str, UserError], sound: Sequence[Path]) -> UserError:
+    """Of the formats that refused the adapter, or whose files do not verify."""
+    lines = [f"{kind}: {line}" if len(problems) > 1 else line for kind, e in problems.items() for line in e.problems]
+    if sound:
+        lines[-1] += f"; {', '.join(map(str, sound))} {'is' if len(sound) == 1 else 'are'} written and verified"
+    kind = AfterTrainingError if any(isinstance(e, AfterTrainingError) for e in problems.values()) else UserError
+    return kind(lines)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -258,6 +260,51 @@ def test_verify_shows_errors_and_effect(file, layers, capsys):
     out = capsys.readouterr().out
     assert "largest error of a change      0.0e+00" in out
     assert "effect on a prediction" in out and "changes nothing" not in out
+
+
+def test_verify_says_ok_of_a_sound_file_whose_change_is_large(layers, tmp_path, capsys):
+    """Rounding grows with what is rounded; a change that is wrong is seen module by module."""
+    for number, scale in enumerate((0.5, 5.0, 200.0)):
+        file = tmp_path / f"{number}.safetensors"
+        write(lora(layers, scale=scale), file, "loraloom", layers.names)
+        assert run_command(main, ["verify", str(file), "--base", layers.title]) == 0, capsys.readouterr()
+        assert capsys.readouterr().out.splitlines()[-1] == "ok"
+
+
+def test_extract_says_what_no_lora_can_hold(layers, tmp_path, capsys):
+    """Biases, norms and embeddings, and what is not of the denoiser or a text encoder."""
+    tuned, out = tmp_path / "tuned", tmp_path / "x.safetensors"
+    shutil.copytree(layers.title, tuned)
+    changed = {"unet": ["conv_out.bias", "conv_norm_out.weight", "conv_in.weight"], "vae": ["encoder.conv_in.weight"]}
+    for part, names in changed.items():
+        (file,) = (tuned / part).glob("*.safetensors")
+        tensors = load_file(file)
+        save_file(tensors | {name: tensors[name] + 0.5 for name in names}, file, metadata={"format": "pt"})
+    assert main(["extract", str(tuned), layers.title, "--rank", "4", "--out", str(out)]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("not in the adapter")]
+    assert ["2 tensors of unet" in said[0], "1 tensor of vae" in said[1], len(said)] == [True, True, 2]
+    assert all("by up to 0.5" in line for line in said)
+    assert {path for _, path in read(out, layers.names).modules} == {"conv_in"}
+
+
+def test_words_are_left_out_by_their_name(layers, tmp_path):
+    """So that a format without words can hold the rest."""
+    word = {"text_encoder": {"<sks>": torch.ones(1, 32)}}
+    write(replace(lora(layers), embeddings=word), tmp_path / "a.safetensors", "loraloom", layers.names)
+    arguments = ["convert", str(tmp_path / "a.safetensors"), "--base", layers.title, "--to", "kohya"]
+    assert run_command(main, [*arguments, "--out", str(tmp_path / "b.safetensors")]) == 2
+    assert main([*arguments, "--without", "^words", "--out", str(tmp_path / "b.safetensors")]) == 0
+    assert len(read(tmp_path / "b.safetensors", layers.names).modules) == len(lora(layers).modules)
+
+
+def test_dora_for_kohya_is_said_to_be_for_few_readers(layers, tmp_path, capsys):
+    write(lora(layers, dora=True), tmp_path / "a.safetensors", "loraloom", layers.names)
+    out = tmp_path / "b.safetensors"
+    assert (
+        main(["convert", str(tmp_path / "a.safetensors"), "--base", layers.title, "--to", "kohya", "--out", str(out)])
+        == 0
+    )
+    assert "compute DoRA otherwise: `loraloom adapter convert FILE --base BASE --bake-dora" in capsys.readouterr().out
 
 
 def test_help_of_every_verb_has_examples(capsys):

@@ -32,6 +32,19 @@ def test_cells_are_every_combination_row_by_row():
     assert asked[5] == {"steps": 3, "prompt": "b", "seed": 0, "guidance": 4.0}
 
 
+@pytest.mark.parametrize("name", ["weight:style.v2", "weight:2"])
+def test_a_name_has_its_dots_and_two_of_a_name_are_told_apart_by_number(name):
+    several = {
+        "prompt": "x",
+        "adapters": [{"file": f"{each}.safetensors"} for each in ("style.v1", "style.v2", "a/dog")],
+    }
+    (cell,) = cells(several, lines([Axis(name, ["0.5"])]), lines([]))
+    assert [each.get("weight") for each in cell["adapters"]] == [None, 0.5, None]
+    twice = several | {"adapters": [*several["adapters"], {"file": "b/dog.kohya.safetensors"}]}
+    with pytest.raises(UserError, match="several adapters are called 'dog'"):
+        list(cells(twice, lines([Axis("weight:dog", ["0.5"])]), lines([])))
+
+
 @pytest.mark.parametrize("name", ["weight:vlk", "weight:2"])
 def test_a_weight_is_of_the_adapter_that_is_named(name):
     (cell,) = cells(TWO, lines([Axis(name, ["0.5"])]), lines([]))
