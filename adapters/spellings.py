@@ -74,8 +74,8 @@ _CONTROL = ("lora_controlnet", "input_hint_block.")
 
 
 def is_of_an_adapter(name: str) -> bool:
-    """Whether a tensor's name ends as those of adapters do, read here or not."""
-    return name.endswith((*ENDINGS, *OTHERS)) or name.startswith((*_CONTROL, *UNDERSCORED))
+    """Whether a tensor's name is as those of adapters and models are, read here or not."""
+    return name.endswith((*ENDINGS, *OTHERS, ".weight", ".bias")) or name.startswith((*_CONTROL, *UNDERSCORED))
 
 
 def what_else(names: Collection[str]) -> str | None:

@@ -47,7 +47,7 @@ class WeighedDora:
             lora_B=layer.lora_B[name],
             scaling=self.scale,
             base_layer=layer.get_base_layer(),
-            base_result=known,
+            base_result=_output(layer.get_base_layer(), x) if known is None else known,
             adapter_name=name,
         )
 
@@ -129,6 +129,12 @@ def _plain(layer: Any, name: str) -> Tensor:
     """B A in the shape of the weight."""
     down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
     return (up.flatten(1) @ down.flatten(1)).reshape(layer.get_base_layer().weight.shape)
+
+
+def _output(base: Any, x: Tensor) -> Tensor:
+    """W x + b, in the type of x: of a convolution in half precision PEFT would not ask it so."""
+    product = _product(base, x)
+    return product if base.bias is None else product + base.bias.reshape(-1, *[1] * (base.weight.ndim - 2))
 
 
 def _product(base: Any, x: Tensor) -> Tensor:

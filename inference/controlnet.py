@@ -152,7 +152,7 @@ def _from_hub(source: str, dtype: torch.dtype) -> Any:
 def _from_file(file: Path, dtype: torch.dtype) -> Any:
     """Its config is that of its family, with what the tensors tell of this one."""
     stored = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(file)[0].items()}
-    if not {_OURS, _ORIGINAL} & stored.keys():
+    if not {_OURS, _ORIGINAL} & stored.keys() or any("lora_controlnet" in name for name in stored):
         raise UserError(f"is no ControlNet: {_content(stored)}")
     kind = _kind_of(stored)
     usual = _unet_config(kind)

@@ -5,8 +5,8 @@ The UNet of SDXL has the names of its original code there (`lora_unet_input_bloc
 For LoRA the scale is folded into `lora_up`, all modules are padded with zeros to the largest rank, and alpha is that
 rank: readers that take one alpha for the whole file, or none, then agree with those that take one for each module.
 sd-scripts passes over modules outside of its own blocks (`conv_in`, `conv_out`, `time_embedding`); web UIs read them.
-LoHa, LoKr and DoRA have the names of LyCORIS (https://github.com/KohakuBlueleaf/LyCORIS); web UIs read the first two. Of
-DoRA ComfyUI, Forge and A1111 make something else (docs/adapters.md): for them it is to be baked into a LoRA.
+LoHa, LoKr and DoRA have the names of LyCORIS (https://github.com/KohakuBlueleaf/LyCORIS); web UIs read the first two.
+Of DoRA ComfyUI, Forge and A1111 make something else (docs/adapters.md): for them it is to be baked into a LoRA.
 """
 
 import hashlib

@@ -217,7 +217,10 @@ def test_what_is_no_controlnet_is_refused_in_a_line(folders, base_of, tiny_confi
     lacking = {name: tensor for name, tensor in tensors.items() if name != "controlnet_mid_block.bias"}
     files = {
         "adapter": ({"lora_unet_x.lora_down.weight": torch.ones(1)}, "is no ControlNet: it holds an adapter"),
-        "control-lora": ({"lora_controlnet": torch.ones(1)}, "it holds a control-LoRA"),
+        "control-lora": (
+            {"lora_controlnet": torch.ones(1), "input_hint_block.0.weight": torch.ones(1)},
+            "it holds a control-LoRA",
+        ),
         "model": ({"model.diffusion_model.x": torch.ones(1)}, "it holds a whole checkpoint"),
         "other": ({"x": torch.ones(1)}, "its 1 tensors are of something else"),
         "lacking": (lacking, r"lacks 1 of \d+ tensors of a sd1 ControlNet, first controlnet_mid_block.bias"),

@@ -80,8 +80,15 @@ def introduction(run: RunFiles) -> str:
         parts.append(NO_BASE)
     if merged := at(run.config, "model.adapters"):
         parts.append(f"Merged into the base in training, and needed beside this: {len(merged)} more adapters.")
-    parts.append("\n".join(f"* `{file}`: {KINDS.get(kind, kind)}" for kind, file in kinds.items()))
+    parts.append("\n".join(f"* `{file}`: {_what_for(run, kind)}" for kind, file in kinds.items()))
     return "\n\n".join(part for part in parts if part)
+
+
+def _what_for(run: RunFiles, kind: str) -> str:
+    """Of a DoRA, other web UIs make something else."""
+    if kind == "kohya" and at(run.config, "adapter.options.dora"):
+        return "the same for LyCORIS and SD.Next; other web UIs compute DoRA otherwise"
+    return KINDS.get(kind, kind)
 
 
 def usage(run: RunFiles) -> str:
