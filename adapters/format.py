@@ -16,7 +16,7 @@ from ..configs.choices import find
 from ..configs.choices import names as choices
 from ..configs.dtypes import DTYPES, torch_dtype
 from ..configs.errors import UserError
-from ..configs.files import replace_folder, replacing
+from ..configs.ownership import enter_folder, write_folder, writing
 from . import stored
 from .artifact import MAGNITUDES, AdapterArtifact, Tensors, Weights, listed
 from .origin import architecture_of, is_of
@@ -114,27 +114,42 @@ class FolderFormat(Format, Protocol):
 def file_name(name: str, format_name: str) -> str:
     """The file or folder of an adapter in a format: `<name>.safetensors`, `<name>.kohya.safetensors`, `<name>.peft`."""
     form = _format(format_name)
-    return f"{name}{form.SUFFIX}{'' if _is_folder(form) else '.safetensors'}"
+    return f"{name}{form.SUFFIX}{'' if _writes_folder(form) else '.safetensors'}"
+
+
+def is_folder(format_name: str) -> bool:
+    """Whether an adapter in a format is a folder. UserError for an unknown format."""
+    return _writes_folder(_format(format_name))
 
 
 def write(
-    artifact: AdapterArtifact, file: str | Path, format_name: str, names: FormatNames, dtype: str = "fp32"
+    artifact: AdapterArtifact,
+    file: str | Path,
+    format_name: str,
+    names: FormatNames,
+    dtype: str = "fp32",
+    owner: Path | None = None,
+    by: str = "",
 ) -> None:
     """Writes the adapter; the same adapter always gives the same bytes, and a file is replaced whole or not at all.
 
-    Raises UserError for weights that are not finite or too large for `dtype` (fp32, bf16, fp16), for modules that the
-    base does not have, and for a folder that does not exist, and for an unknown format.
+    Only a file, or folder, that loraloom wrote is replaced; `owner` and `by` as for `ownership.writing`.
+
+    Raises UserError for a foreign one, for weights that are not finite or too large for `dtype` (fp32, bf16, fp16), for
+    modules that the base does not have, for a folder that does not exist, and for an unknown format.
     """
     file = Path(file)
     if not file.parent.is_dir():
         raise UserError(f"cannot write {file}: there is no folder {file.parent}")
     form, contents = _format(format_name), _contents(artifact, format_name, names, dtype)
-    if _is_folder(form):
-        replace_folder(file, {path: _writer(content, torch_dtype(dtype)) for path, content in contents.items()})
+    if _writes_folder(form):
+        write_folder(file, {path: _writer(content, torch_dtype(dtype)) for path, content in contents.items()})
+        if owner is not None:
+            enter_folder(file, owner, by)
         return
     tensors, header = cast(tuple[Tensors, Header], contents[""])
     payload, seal = _payload(tensors, torch_dtype(dtype)), getattr(form, "seal", None)
-    with replacing(file) as new:
+    with writing(file, owner, by) as new:
         write_stream(new, payload.entries, payload.tensor, header if seal is None else seal(header, payload))
 
 
@@ -154,7 +169,7 @@ def _contents(artifact: AdapterArtifact, format_name: str, names: FormatNames, d
     _check_holds(form, format_name, artifact)
     folded = artifact.folded() if form.FOLDS else artifact
     folded.check_fits(torch_dtype(dtype))
-    if _is_folder(form):
+    if _writes_folder(form):
         return cast(FolderFormat, form).to_folder(folded, names)
     return {"": cast(FileFormat, form).to_tensors(folded, names)}
 
@@ -298,7 +313,7 @@ def carried(header: Mapping[str, str]) -> Header:
     return {name: value for name, value in header.items() if name not in _DERIVED}
 
 
-def _is_folder(form: Format) -> bool:
+def _writes_folder(form: Format) -> bool:
     return getattr(form, "FOLDER", False)
 
 
@@ -306,7 +321,7 @@ def _detect(keys: Collection[str], folder: bool) -> str:
     known = choices("adapters.formats")
     for name in known:
         form = _format(name)
-        if _is_folder(form) == folder and form.matches(keys):
+        if _writes_folder(form) == folder and form.matches(keys):
             return name
     if (what := what_else(keys)) is not None:
         raise UserError(what)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..configs.dtypes import DTYPES, torch_dtype
 from ..configs.errors import UserError, run_command
-from ..configs.files import replace_folder
+from ..configs.ownership import write_folder as replace_folder
 from ..models.original_names import TEXT_ENCODERS, Shape
 from ..models.part_tensors import expected_shapes, weights_name
 from ..models.single_file import shipped_configs, write_config

@@ -1,32 +1,49 @@
-"""Files that appear whole or not at all, whatever ends the process or the machine in the middle."""
+"""Files that appear whole or not at all, whatever ends the process or the machine in the middle.
+
+`replacing` and `replace_file` are for places of ours alone: caches, folders that are being built. Whatever a user may
+have put something into is written through `ownership`.
+"""
 
 import os
 import re
-import shutil
 import socket
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _OS_ERROR = re.compile(r"\(os error (?P<number>\d+)\)")  # as Rust words it
-_TEMPORARY = re.compile(r"\.tmp-(?P<host>.*)-(?P<pid>\d+)$")
-_DAY = 86_400  # seconds
+TEMPORARY = re.compile(r"\.tmp-(?P<host>.*)-(?P<pid>\d+)$")
+"""How the names of unfinished files and folders end."""
+
+
+def temporary_name(name: str) -> str:
+    """What a file of this process is called until it is finished."""
+    return f"{name}.tmp-{socket.gethostname()}-{os.getpid()}"
+
+
+@contextmanager
+def temporary_of(file: Path) -> Iterator[Path]:
+    """An empty new file beside `file`, gone when the block ends unless it has got another name."""
+    new = file.with_name(temporary_name(file.name))
+    if new.is_file() and not new.is_symlink():  # of a killed process that had the number of this one
+        new.unlink()
+    os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # never through a link
+    try:
+        yield new
+    finally:
+        new.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """A name for a new file, which takes the place of `file` when the block ends without an error.
 
-    It is on disk, with its name, when this returns. Permissions are by umask, as the block itself makes the file.
+    It is on disk, with its name, when this returns. Permissions are by umask.
     """
-    temporary = file.with_name(f"{file.name}.tmp-{socket.gethostname()}-{os.getpid()}")
-    try:
+    with temporary_of(file) as temporary:
         yield temporary
         sync(temporary)
         os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
     sync(file.parent)
 
 
@@ -34,23 +51,6 @@ def replace_file(file: Path, content: bytes | str) -> None:
     """Writes a file whole or not at all; text as UTF-8."""
     with replacing(file) as new:
         new.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def replace_folder(folder: Path, contents: Mapping[str, Callable[[Path], object]]) -> None:
-    """Writes a folder whole or not at all: path in it -> what writes that file. An old one goes when the new one is."""
-    new = folder.with_name(f"{folder.name}.tmp-{socket.gethostname()}-{os.getpid()}")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir()
-        for path, write in contents.items():
-            (new / path).parent.mkdir(parents=True, exist_ok=True)
-            write(new / path)
-            sync(new / path)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-    sync(folder.parent)
 
 
 @contextmanager
@@ -87,17 +87,8 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Unfinished files of processes that were killed; of other machines only those that nobody can still be writing."""
-    for file in folder.glob("*.tmp-*"):
-        if match := _TEMPORARY.search(file.name):
-            with suppress(OSError):  # another process removes it too, or the folder is only for reading
-                dead = match["host"] == socket.gethostname() and not _is_alive(int(match["pid"]))
-                if dead or time.time() - file.stat().st_mtime > _DAY:
-                    file.unlink()
-
-
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process with this number runs here."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

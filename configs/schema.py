@@ -1,8 +1,9 @@
 """The tree of settings of one run. Every field has a docstring, which is its help text and its entry in the schema."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from .data_sections import DataSection, PriorSource, Source
 from .dtypes import DType
@@ -314,13 +315,27 @@ class ValidationSection(Section):
         return self
 
 
+RESERVED = (
+    *("checkpoints", "logs", "samples", "replay", "config", "config.yaml", "run", "run.json", "report", "report.html"),
+    *("readme", "readme.md", "quarantine", "quarantine.jsonl", "stop", "save", ".lock", ".loraloom.jsonl"),
+)
+"""What a run folder has under these names, or may have: no adapter is called so."""
+
+
+def checked_name(name: str) -> str:
+    """A name that a file of the run's own cannot have. ValueError for the others."""
+    if not name.strip(".") or name.lower() in RESERVED or re.fullmatch(r"prior-[0-9a-f]{12}", name):
+        raise ValueError(f"{name!r} is a name that the run folder uses itself, or none for a file: take another")
+    return name
+
+
 class OutputSection(Section):
     """Where results go."""
 
     dir: PathText = Field(default=..., min_length=1)
     """Run folder."""
-    name: str = Field(default="adapter", pattern=r"^[\w.-]+$")
-    """File name of the adapter, without ending."""
+    name: Annotated[str, AfterValidator(checked_name)] = Field(default="adapter", pattern=r"^[\w.-]+$")
+    """File name of the adapter, without ending: none that the run folder has a file or folder of."""
     formats: list[str] = []
     """File formats: file names in `adapters/formats/`; those that suit the method when not given."""
     dtype: DType = "fp32"

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from tqdm import tqdm
 
 from ..configs.errors import UserError
-from ..configs.files import remove_abandoned, replace_file
+from ..configs.files import replace_file
+from ..configs.ownership import remove_abandoned, remove_file
 from .keys import FORMAT, content_key
 
 if TYPE_CHECKING:
@@ -315,7 +316,7 @@ def _read_row(content: "Tensor", shard: _Shard, row: int) -> Entry:
 def _removed(file: Path, reason: str) -> str:
     """A shard that is no good is taken away, so that the next start computes what it held, and only that."""
     try:
-        file.unlink(missing_ok=True)
+        remove_file(file)
     except OSError:
         return f"{file}: {reason}; delete it and start again: only what it held is computed anew"
     return f"{file}: {reason}; it was removed: start again or resume, and only what it held is computed anew"

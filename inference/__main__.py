@@ -36,8 +36,8 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(list(arguments))
     folder = writable(options.out or ("runs/samples" if options.again is None else "runs/again"))
 
-    from .pictures.batch import announce, behind, make_together, pictures_of, sheet_of, work_of
-    from .pictures.png import image_grid
+    from .pictures.batch import announce, behind, check_sheet, make_together, pictures_of, sheet_of, work_of
+    from .pictures.png import SHEET, image_grid, save_png
     from .pictures.prompts import advise, with_named_adapters
     from .pictures.request import missing_files
     from .pictures.sampler import Sampler
@@ -51,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     work = work_of(requests, sampler, folder)
     if options.out is None and not options.overwrite:
         work = behind(work, sampler)
+    check_sheet(folder / sheet_of(work), "sample", options.overwrite)
     announce(sampler.words(requests))
     done = make_together(work, sampler, "sampling", options.overwrite)
     if done.is_main:
@@ -59,7 +60,8 @@ def main(arguments: Sequence[str]) -> int:
         columns = max(request.num_images for request in requests) if len(requests) > 1 else min(count, 8)
         same, sheet = len({image.size for image in images}) == 1, sheet_of(work)
         if same:
-            image_grid(images, columns).save(folder / sheet)
+            grid = image_grid(images, columns)
+            save_png(grid, folder / sheet, by="sample", over=options.overwrite, marks={SHEET: "sample"})
         there = f" ({done.found} were there already)" if done.found and done.processes == 1 else ""
         there += f", by {done.processes} processes" if done.processes > 1 else ""
         grid = f", all on {folder / sheet}" if same else ""

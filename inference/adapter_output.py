@@ -6,13 +6,14 @@ from pathlib import Path
 
 from ..adapters.algebra import Approximated, Progress, Rank, by_energy, by_norm, fixed
 from ..adapters.artifact import AdapterArtifact, Key
-from ..adapters.format import FormatNames, file_name, read, write
+from ..adapters.format import FormatNames, file_name, is_folder, read, write
 from ..adapters.readers import note
 from ..adapters.titles import title_of
 from ..configs.arguments import path_text, positive
 from ..configs.choices import names as choices
 from ..configs.dtypes import DTYPES
 from ..configs.errors import AfterTrainingError, UserError
+from ..configs.ownership import check_out
 from .adapter_input import format_of
 from .checkpoint import is_checkpoint, title_of_checkpoint
 from .layers import Layers
@@ -54,14 +55,24 @@ def rank_of(options: argparse.Namespace) -> Rank:
     return by_energy(options.energy) if options.energy else by_norm(options.norm)
 
 
+def out_of(options: argparse.Namespace, source: Path) -> tuple[Path, str]:
+    """Where the result goes, and its format. UserError where something is in the way: before anything is computed."""
+    try:
+        form = options.to or format_of(source)
+    except UserError as error:
+        raise UserError([f"{source}: {problem}" for problem in error.problems]) from None
+    out = Path(options.out) if options.out else _beside(source, form)
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"cannot write {out}: there is no folder {out.parent}")
+    check_out(out, options.force, *([options.base] if options.base else []), whole=is_folder(form))
+    return out, form
+
+
 def save(
     artifact: AdapterArtifact, names: FormatNames, options: argparse.Namespace, source: Path, layers: Layers | None
 ) -> Path:
     """Writes it, reads it again, and says how far the two are apart. UserError where that is too far."""
-    form = options.to or format_of(source)
-    out = Path(options.out) if options.out else _beside(source, form)
-    if out.exists() and not options.force:
-        raise UserError(f"{out} is there already: give another --out, or --force")
+    out, form = out_of(options, source)
     write(artifact, out, form, names, options.dtype)
     kinds = {weights.kind for weights in artifact.modules.values()}
     for advice in dict.fromkeys(note(form, kind) for kind in sorted(kinds)):

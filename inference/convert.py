@@ -2,9 +2,6 @@
 
 import argparse
 import json
-import os
-import shutil
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +9,7 @@ from pathlib import Path
 from ..configs.arguments import Parser, path_text
 from ..configs.dtypes import DTYPES, torch_dtype
 from ..configs.errors import UserError, run_command
+from ..configs.ownership import check_out
 
 EPILOG = """\
 SOURCE is a single file (.safetensors, the names of CompVis and Stability) or a pipeline folder of diffusers; TARGET is
@@ -29,10 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     """Converts, and says what was written and what was not."""
     options = _parser().parse_args(list(arguments))
     out = Path(options.out)
-    if out.exists() and not options.force:
-        raise UserError(f"--out {out}: is there already; give another, or --force")
-    if out.is_dir() and not (out / "model_index.json").is_file():
-        raise UserError(f"--out {out}: is a folder that holds no pipeline, so it is not replaced")
+    check_out(out, options.force, options.source, whole=True)
     if _is_file(options.source) == (out.suffix == ".safetensors"):
         both = "single files" if _is_file(options.source) else "folders"
         raise UserError(f"{options.source} and --out {out} are both {both}: one has to be a folder, one a .safetensors")
@@ -49,7 +44,7 @@ def file_to_folder(source: str, folder: Path, dtype: str | None = None) -> list[
 
     UserError for a file that is no checkpoint, lacks a tensor, or has one that is not known.
     """
-    from ..configs.files import sync
+    from ..configs.ownership import writing_folder
     from ..models.base import INDEX, check_base
     from ..models.single_file import kind_of, read_header, unpack
 
@@ -59,19 +54,10 @@ def file_to_folder(source: str, folder: Path, dtype: str | None = None) -> list[
     shapes, header = read_header(file)
     kind = kind_of(shapes)
     pipeline, beside = _pipeline_of(file, kind, shapes), _beside(file, kind, shapes)
-    partial = folder.absolute().with_name(f"{folder.name}.tmp-{socket.gethostname()}-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with writing_folder(folder) as partial:
         unpack(file, partial, None if dtype is None else torch_dtype(dtype))
         index = json.loads((partial / INDEX).read_text()) | {"_class_name": pipeline}
         (partial / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-        for path in partial.rglob("*"):
-            sync(path)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sync(folder.absolute().parent)
     lines = [f"  left out: {len(names)} tensors, {what} ({names[0]} …)" for what, names in beside.items()]
     if words := sorted(key for key in header if key != "format"):
         lines.append(f"  left out: {len(words)} entries of its header, for which a folder has no place ({words[0]} …)")

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = writable(options.out or "runs/grid")
 
     from .pictures.axes import cells, lines
-    from .pictures.batch import announce, behind, make_together, sheet_of, work_of
+    from .pictures.batch import announce, behind, check_sheet, make_together, sheet_of, work_of
     from .pictures.prompts import advise, with_named_adapters
     from .pictures.request import PictureRequest, missing_files, validated
     from .pictures.sampler import Sampler
@@ -61,11 +61,12 @@ def main(arguments: Sequence[str]) -> int:
     work = work_of(requests, sampler, folder / "cells")
     if options.out is None and not options.overwrite:
         work = behind(work, sampler)
+    check_sheet(folder / sheet_of(work), "grid", options.overwrite)
     (folder / "cells").mkdir(exist_ok=True)
     announce(sampler.words(requests))
     if make_together(work, sampler, "grid", options.overwrite).is_main:
         sheet = folder / sheet_of(work)
-        _draw(work, columns, rows, options.title or "", _note(requests), sheet)
+        _draw(work, columns, rows, options.title or "", _note(requests), sheet, options.overwrite)
         print(f"{counted(len(requests), 'cell')} in {folder / 'cells'}, all on {sheet}")
     return 0
 
@@ -90,12 +91,14 @@ def _asked(options: argparse.Namespace) -> "tuple[dict[str, Any], list[Axis], li
     return values | given(options), across, down
 
 
-def _draw(work: Any, columns: Any, rows: Any, title: str, note: str, file: Path) -> None:
+def _draw(work: Any, columns: Any, rows: Any, title: str, note: str, file: Path, overwrite: bool) -> None:
     from .pictures.batch import pictures_of
     from .pictures.labelled import labelled
+    from .pictures.png import SHEET, save_png
 
     labels = [line.label for line in columns], [line.label for line in rows]
-    labelled([*pictures_of(work)], *labels, title=title, note=note).save(file)
+    drawn = labelled([*pictures_of(work)], *labels, title=title, note=note)
+    save_png(drawn, file, by="grid", over=overwrite, marks={SHEET: "grid"})
 
 
 def _note(requests: Sequence[Any]) -> str:

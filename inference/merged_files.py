@@ -10,7 +10,7 @@ from ..adapters import algebra
 from ..adapters.artifact import AdapterArtifact, Key, Weights
 from ..adapters.stored import Entry, opened, write_stream
 from ..configs.errors import UserError
-from ..configs.files import replacing
+from ..configs.ownership import writing
 from ..models.original_names import layer_tensor, standard_name
 from .layers import Layers
 from .pipeline_folder import write_pipeline
@@ -69,7 +69,7 @@ def merge_into_file(layers: Layers, mixed: Mixed, source: Path, file: Path) -> i
     for key in changes:
         name, third = layer_tensor(layers.base.family.name, key[0], key[1], layers.names.original)
         places[name].append((key, third))
-    with opened(source) as content, replacing(file) as new:
+    with opened(source) as content, writing(file) as new:
         entries = {}
         for name in content.keys():  # noqa: SIM118  it is no mapping
             piece = content.get_slice(name)

@@ -1,7 +1,6 @@
 """A whole base with trained weights in it, as a diffusers pipeline folder: written from the base's own files."""
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -15,7 +14,8 @@ from tqdm import tqdm
 from ..adapters.stored import Entry, entry_type, opened, write_stream
 from ..configs.dtypes import torch_dtype
 from ..configs.errors import UserError
-from ..configs.files import replace_file, sync
+from ..configs.files import replace_file
+from ..configs.ownership import writing_folder
 from ..models.base import INDEX, PipelineFiles
 from ..models.load import Base
 
@@ -31,23 +31,16 @@ def write_pipeline(base: Base, states: States, folder: Path, dtype: str, schedul
     """Copies the base's folder with `states` in place of its weights, and `scheduler` in its scheduler's config.
 
     Tensors keep the names of the base's files, whatever today's libraries call them, so that older ones read the copy
-    as they read the base. A part is in memory one file at a time. Nothing is there under the name until all of it is.
+    as they read the base. A part is in memory one file at a time. Nothing is there under the name until all of it is; a
+    folder that was there goes if all of it is ours, UserError else.
     """
-    partial = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
     files = PipelineFiles(base.folder)
     parts = [name for name in files.index if files.has(name) and (base.folder / name).is_dir()]
-    try:
-        partial.mkdir(parents=True)
+    with writing_folder(folder) as partial:
         _copy(base.folder / INDEX, partial / INDEX)
         for part in tqdm(parts, desc="writing the pipeline", unit="part", leave=False):
             _write_part(base.folder / part, partial / part, states.get(part, {}), torch_dtype(dtype))
         _update(partial / "scheduler" / "scheduler_config.json", scheduler)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    sync(folder.parent)
 
 
 def _write_part(source: Path, target: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
@@ -58,7 +51,6 @@ def _write_part(source: Path, target: Path, state: Mapping[str, Tensor], dtype: 
             left -= _write_weights(file, target / file.name, state, dtype)
         else:
             _copy(file, target / file.name)
-        sync(target / file.name)
     if left:
         raise UserError(f"{source}: its files have no place for {len(left)} trained tensors, first {min(left)!r}")
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ..adapters.stored import Entry, entry_type, look, opened, write_stream
 from ..configs.errors import UserError
-from ..configs.files import replacing
+from ..configs.ownership import writing
 from ..models.original_names import Original, Shape, current_name
 from ..models.part_tensors import cast, same_numbers, tensors_of
 from .pipeline_folder import VARIANT
@@ -41,7 +41,7 @@ def write_single_file(folder: Path, held: Held, file: Path, dtype: torch.dtype |
     entries = {name: _entry(pieces, dtype) for name, pieces in wanted.items()}
     entries |= {name: Entry("F32", (0,)) for name in held.marks}
     shown = tqdm(total=len(entries), desc=f"writing {file.name}", unit="tensor", leave=False)
-    with ExitStack() as stack, replacing(file) as new, shown:
+    with ExitStack() as stack, writing(file) as new, shown:
         contents = {
             source.file: stack.enter_context(opened(source.file))
             for pieces in wanted.values()

@@ -1,6 +1,7 @@
 """`loraloom init`: a small, commented config for a folder of images, or from another trainer's file."""
 
 import argparse
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from pathlib import Path
 from ..configs.arguments import Parser, a_path, path_text, positive
 from ..configs.errors import UserError
 from ..configs.loader import SHIPPED, accepted, inline_yaml
+from ..configs.ownership import why_foreign, write_file
+from ..configs.schema import checked_name
 from ..configs.words import not_on_path
 from .translation.values import file_word
 
@@ -214,19 +217,31 @@ def _check_together(chosen: argparse.Namespace) -> None:
 def _checked_name(name: str) -> str:
     if not re.fullmatch(r"[\w.-]+", name):
         raise UserError(f"--name {name!r}: may have letters, digits, '.', '-' and '_'; such as {file_word(name)}")
-    return name
+    try:
+        return checked_name(name)
+    except ValueError as error:
+        raise UserError(f"--name: {error}") from error
 
 
 def _name_of(folder: Path) -> str:
-    return file_word(folder.resolve().name)
+    name = file_word(folder.resolve().name)
+    try:
+        return checked_name(name)
+    except ValueError:  # a folder called samples
+        return f"my-{name}"
 
 
 def _write(out: Path, text: str, force: bool) -> None:
+    if os.path.lexists(out):
+        if not force:
+            raise UserError(
+                f"{out}: is there already; --force writes over what loraloom wrote and nobody changed, "
+                "--out names another file"
+            )
+        if why := why_foreign(out):
+            raise UserError(f"{out}: is there already, and {why}: it is never written over; --out names another file")
     try:
-        with out.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise UserError(f"{out}: is there already; --force writes over it, --out names another file") from error
+        write_file(out, text, by="init")
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from error
 

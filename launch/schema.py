@@ -7,6 +7,7 @@ from pathlib import Path
 from ..configs.arguments import Parser, a_path
 from ..configs.errors import UserError
 from ..configs.loader import json_schema
+from ..configs.ownership import write_file
 
 
 def schema_text() -> str:
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
         print(schema_text(), end="")
         return 0
     try:
-        out.write_text(schema_text(), encoding="utf-8")
+        write_file(out, schema_text(), by="schema")
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from error
     print(f"{out}: use it in a YAML file with the line  # yaml-language-server: $schema={out}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..configs.arguments import Parser, add_config, path_text, positive
 from ..configs.errors import UserError, run_command
 from ..configs.loader import load_config
+from ..configs.ownership import write_file
 
 HELP = """\
 Write a batch script for Slurm that runs the same command as by hand, on several nodes. Some time (--warning)
@@ -65,23 +66,25 @@ def main(arguments: Sequence[str]) -> int:
     run = Path(config.output.dir)
     out = Path(options.out or f"{run}.sbatch")
     words = [str(options.config), *options.overrides]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        SCRIPT.format(
-            name=config.output.name,
-            nodes=options.nodes,
-            gpus=f"#SBATCH --gpus-per-node={options.gpus}\n" if options.gpus else "",
-            cpus=options.cpus,
-            time=options.time,
-            warning=options.warning,
-            run=run,
-            run_word=shlex.quote(str(run)),
-            command=shlex.join(["loraloom", "slurm", *map(str, arguments)]),
-            arguments=shlex.join(words),
-            launch=_launch(options.nodes, options.gpus),
-            python=shlex.quote(sys.executable),
-        )
+    text = SCRIPT.format(
+        name=config.output.name,
+        nodes=options.nodes,
+        gpus=f"#SBATCH --gpus-per-node={options.gpus}\n" if options.gpus else "",
+        cpus=options.cpus,
+        time=options.time,
+        warning=options.warning,
+        run=run,
+        run_word=shlex.quote(str(run)),
+        command=shlex.join(["loraloom", "slurm", *map(str, arguments)]),
+        arguments=shlex.join(words),
+        launch=_launch(options.nodes, options.gpus),
+        python=shlex.quote(sys.executable),
     )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_file(out, text, by="slurm")
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from error
     print(f"wrote {out}: start it with `sbatch {out}` in this folder, which every node has to see")
     return 0
 

@@ -7,9 +7,7 @@ torch before there is something to unpack.
 import hashlib
 import json
 import lzma
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ import yaml
 from ..configs.errors import UserError
 from ..configs.files import permit
 from ..configs.machine import cache_folder
+from ..configs.ownership import building
 from ..configs.paths import looked_in
 from .original_names import UNET, Original, Shape, by_standard_name, standard_name
 from .part_tensors import cast, differences, pixels_of_a_latent, tensors_of, weights_name
@@ -83,13 +82,8 @@ def unpacked(file: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            partial = folder.with_name(f"{folder.name}.tmp")
-            shutil.rmtree(partial, ignore_errors=True)
-            try:
+            with building(folder) as partial:
                 unpack(file, partial)
-                os.replace(partial, folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

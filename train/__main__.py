@@ -17,7 +17,8 @@ from ..configs.files import reason
 from ..configs.imports import importing
 from ..configs.loader import load_config
 from ..configs.schema import RunConfig
-from .run_folder import LOCK, write_run_file
+from .footprint import LOCK, check_start
+from .run_folder import write_run_file
 
 if TYPE_CHECKING:
     from ..data.dataset import Images
@@ -43,10 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         config = _saved_config(Path(options.config), options.overrides)
     else:
         config = load_config(options.config, options.overrides)
-    from .preflight import check_fresh  # brings Pillow: a typo in the config is answered before
-
-    if not options.resume and not options.overwrite:
-        check_fresh(Path(config.output.dir))
+    check_start(config, overwrite=options.overwrite, resume=options.resume)
     images = _look(config, resumed=options.resume)
     folder = Path(config.output.dir)
     with _locked(folder):

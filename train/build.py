@@ -102,8 +102,8 @@ def assemble(
         adapters.begin_with(read(config.adapter.start_from, base.names))
     check_formats(config, base.family, parts, adapters)
     objective = make_objective(config, base.family, parts, adapters)
-    if writes and accelerator.is_main_process and checkpoint is None:
-        prepare_folder(folder, config.output.name, overwrite=overwrite)
+    if writes and accelerator.is_main_process:
+        prepare_folder(folder, config.output.name, overwrite=overwrite and checkpoint is None)
     encode = _make_encode(config, base.family, parts, wanted, accelerator)
     data = dataset.fingerprint(loop.micro_batch) | {"base": base_key(config)}
     run = _make_run(config, folder, accelerator, base, parts, adapters, encode, data)
@@ -113,7 +113,7 @@ def assemble(
     if checkpoint is not None:
         load_checkpoint(run, checkpoint)
     if writes and run.is_main:
-        write_config(config, folder)
+        write_config(config, folder, resumed=checkpoint is not None)
     share = Share(loop.batch_size, loop.micro_batch, accelerator.process_index, accelerator.num_processes)
     samples = Samples(dataset, dataset.order(loop.steps, loop.batch_size, loop.micro_batch), wanted.cached)
     batches = micro_batches(samples, share, first_step=run.step, steps=loop.steps, workers=config.data.workers)

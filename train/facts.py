@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..configs.words import counted
+from .footprint import LOCK
 from .pages.words import in_words, number
-from .run_folder import LOCK, RunFiles, is_locked
+from .run_folder import RunFiles, is_locked
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..adapters.sharded import is_sharded
 from ..configs.errors import TrainingError
+from .footprint import RUN
 from .journal import Journal
 from .run import SampleLoss, StepResult
 
@@ -90,7 +91,7 @@ class Guard:
             )
         run.skipped += 1
         if run.is_main:
-            self.quarantine = self.quarantine or Journal(run.folder / QUARANTINE)
+            self.quarantine = self.quarantine or Journal(run.folder / QUARANTINE, run.folder, RUN)
             self.quarantine.add(_entry(result))
             tqdm.write(f"warning: {words}; the step is left out ({run.skipped} of {section.max_skips} allowed)")
         if run.skipped > section.max_skips:

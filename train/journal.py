@@ -1,8 +1,6 @@
 """What is written about a run, beside its weights: a disk that refuses it costs a warning and never the training."""
 
-import errno
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +10,7 @@ from tqdm import tqdm
 
 from ..configs.errors import UserError
 from ..configs.files import reason
+from ..configs.ownership import append, begin_log, cut_half_line
 
 
 @contextmanager
@@ -26,19 +25,24 @@ def tolerated(what: str) -> Iterator[None]:
 
 
 class Journal:
-    """A file with one JSON object in each line; lines that the disk refuses wait and are written with the next."""
+    """A file with one JSON object in each line; lines that the disk refuses wait and are written with the next.
 
-    def __init__(self, file: Path):
+    `owner` is the folder whose record has it; without one it lies in a place of ours alone. UserError for a file there
+    that is not ours.
+    """
+
+    def __init__(self, file: Path, owner: Path | None = None, by: str = ""):
         file.parent.mkdir(parents=True, exist_ok=True)
         self.file, self.waiting, self.refused = file, b"", False
-        if file.exists():
-            os.truncate(file, _whole_lines(file))
+        if owner is not None:
+            begin_log(file, owner, by)
+        cut_half_line(file)
 
     def add(self, entry: dict[str, Any]) -> None:
         """Appends a line; a warning for the first of those that have to wait."""
         self.waiting += json.dumps(entry).encode() + b"\n"
         try:
-            self._write()
+            append(self.file, self.waiting)
         except OSError as error:
             if not self.refused:
                 tqdm.write(f"warning: {self.file} cannot be written ({reason(error)}); its lines wait in memory")
@@ -46,14 +50,13 @@ class Journal:
         else:
             self.waiting, self.refused = b"", False
 
-    def _write(self) -> None:
-        with self.file.open("ab", buffering=0) as stream:
-            end = stream.tell()
-            if stream.write(self.waiting) < len(self.waiting):  # a disk takes what it has room for, without an error
-                stream.truncate(end)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _whole_lines(file: Path) -> int:
-    """Bytes up to the last newline: a run that was killed may have left half a line."""
-    return file.read_bytes().rfind(b"\n") + 1
+    def close(self) -> None:
+        """A last try; a warning says how many lines are lost."""
+        if not self.waiting:
+            return
+        try:
+            append(self.file, self.waiting)
+        except OSError as error:
+            lost = self.waiting.count(b"\n")
+            tqdm.write(f"warning: {self.file}: {lost} line{'s' * (lost != 1)} could not be written ({reason(error)})")
+        self.waiting = b""

@@ -71,8 +71,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_intermixed_args(list(arguments))
     config = load_config(options.config, options.overrides)
+    from .footprint import check_way
     from .preflight import preflight
 
+    check_way(config)
     images = preflight(config, trust_sizes=not options.measure)
     plan = make_plan(config, images, options.processes)
     if options.measure:

@@ -14,6 +14,7 @@ from ..configs.schema import RunConfig
 from ..data.dataset import Images
 from ..models.base import check_base
 from .doubts import doubts_of_config, doubts_of_words, trained_and_held_out
+from .footprint import misplaced_inputs, problems_of_names
 from .gather import Say, gather, held_out_data, warn
 from .header import check_build_time
 
@@ -26,6 +27,8 @@ def preflight(
         *check_base(config.model.base),
         *check_adapter_files(config),
         *check_output(Path(config.output.dir), config),
+        *misplaced_inputs(config),
+        *problems_of_names(config),
         *check_trackers(config.trackers),
         *check_spans(config),
         *check_build_time(),
@@ -113,12 +116,3 @@ def check_trackers(trackers: Sequence[str]) -> list[str]:
     return [
         f"trackers: {name} is not installed; pip install {packages.get(name, name)}, or take it out" for name in absent
     ]
-
-
-def check_fresh(folder: Path) -> None:
-    """Raises UserError if the run folder holds a run already."""
-    if (folder / "checkpoints").is_dir() or (folder / "run.json").exists():
-        raise UserError(
-            f"{folder} holds a run already: `loraloom resume {folder}` goes on with it, "
-            "--overwrite starts again, output.dir=… trains elsewhere"
-        )

@@ -7,6 +7,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..configs.errors import UserError
+from ..configs.ownership import check_file, remove_recorded, why_foreign, writing
+from ..configs.plain import plain
 from ..configs.schema import RunConfig
 from ..configs.words import counted
 from ..data.dataset import Dataset, Images
@@ -20,6 +22,8 @@ from .pages.preview_page import Bucket, Preview, preview_page
 from .preflight import check_output, preflight
 from .view import changed, cuts_of, find_uses, look, reddened
 
+PREVIEW = "preview"
+"""What wrote a file, in the record of its folder."""
 SHEET = re.compile(r"sheet-\d+x\d+\.png")
 
 
@@ -34,13 +38,15 @@ def write_preview(config: RunConfig, folder: Path, num_images: int) -> Preview:
     dataset = _dataset(config, _images(config, folder, note), note)
     _make_empty(folder)
     preview = _draw(config, dataset, folder, num_images, notes)
-    write_page(folder / "preview.html", preview_page(preview))
+    write_page(folder / "preview.html", preview_page(preview), by=PREVIEW)
     return preview
 
 
 def _images(config: RunConfig, folder: Path, say: Say) -> list[Images | None]:
     """The images of each source as training will have them."""
     problems, images = check_output(folder, config, "--out"), []
+    if why := why_foreign(folder / "preview.html", by=PREVIEW):
+        problems.append(f"--out {plain(folder)}: preview.html {why}: it stays as it is; give another --out")
     try:
         images = preflight(config, say=say)
     except UserError as error:
@@ -68,15 +74,14 @@ def _make_empty(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be made ({error.strerror})") from error
-    if (folder / "preview.html").is_file():
-        for file in folder.iterdir():
-            if SHEET.fullmatch(file.name):
-                file.unlink()
+    remove_recorded(folder, lambda path, by: by == PREVIEW and SHEET.fullmatch(path) is not None)
 
 
 def _draw(config: RunConfig, dataset: Dataset, folder: Path, num_images: int, notes: list[str]) -> Preview:
     """All views; the sheets are written on the way."""
     outlook, choices = look_ahead(config, dataset), choose(dataset, num_images)
+    for found in outlook.buckets:
+        check_file(folder / f"sheet-{found.width}x{found.height}.png", by=PREVIEW)
     notes = [*notes, *missed_shares(outlook)]
     uses = find_uses(config, dataset, [place for choice in choices for place in (*choice.page, *choice.sheet)])
     buckets, total = [], sum(len(choice.page) + len(choice.sheet) for choice in choices)
@@ -94,7 +99,9 @@ def _draw(config: RunConfig, dataset: Dataset, folder: Path, num_images: int, no
                 for words in choice.planned
             ]
             sheet = f"sheet-{found.width}x{found.height}.png"
-            contact_sheet(_title(found, choice), tiles, (found.width, found.height)).save(folder / sheet)
+            drawn = contact_sheet(_title(found, choice), tiles, (found.width, found.height))
+            with writing(folder / sheet, by=PREVIEW) as new:
+                drawn.save(new, format="PNG")
             buckets.append(Bucket(found, views, choice.planned, sheet))
     return Preview(config, outlook, buckets, sum(choice.images for choice in choices), notes)
 

@@ -10,6 +10,7 @@ from ..configs.schema import RunConfig
 from ..data.draws import key_seed
 from ..data.keys import content_key
 from .base_key import base_key
+from .footprint import RUN
 from .pages.words import shortened
 
 if TYPE_CHECKING:
@@ -61,4 +62,4 @@ def _make(source: PriorSource, config: RunConfig, files: list[Path], missing: li
         title = f"{shortened(source.prior, 40)!r} {start + len(chunk)}/{len(missing)}"
         images = engine.generate(request, progress=f"class images of {title}")
         for index, image in zip(chunk, images, strict=True):
-            save_png(image, files[index], prompt=source.prior)
+            save_png(image, files[index], Path(config.output.dir), RUN, prompt=source.prior)

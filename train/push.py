@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from ..configs.arguments import Parser, path_text
 from ..configs.errors import AFTER_TRAINING, AfterTrainingError, UserError, run_command
+from ..configs.record import NAME as RECORD
 from .facts import at
+from .footprint import CARD
 from .pages.usage import REPOSITORY
-from .run_folder import CARD, RunFiles, read_run, write_run_file
+from .run_folder import RunFiles, read_run, write_run_file
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -152,7 +154,7 @@ def _below(path: Path) -> Iterator[Upload]:
         yield Upload(path.name, path)
         return
     for file in sorted(path.rglob("*")):
-        if file.is_file():
+        if file.is_file() and file.name != RECORD:
             yield Upload(file.relative_to(path).as_posix(), file)
 
 

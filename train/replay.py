@@ -13,6 +13,8 @@ from ..configs.arguments import Parser, path_text, positive
 from ..configs.errors import UserError, run_command
 from ..configs.imports import importing
 from ..configs.loader import load_config
+from ..configs.ownership import check_file, writing
+from .footprint import RUN
 from .run_folder import read_history
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ def replay(folder: Path, step: int) -> tuple[list[Replayed], float, Path]:
         raise UserError(f"--step {step}: {folder} has {config.loop.steps} steps")
     from .pages.contact_sheet import Tile, contact_sheet
 
+    picture = folder / "replay" / f"step-{step:06d}.png"
+    check_file(picture, folder, RUN)
     trainer, dataset = _trainer_before(config, folder, step)
     samples: list[Replayed] = []
     tiles: list[Tile] = []
@@ -80,9 +84,10 @@ def replay(folder: Path, step: int) -> tuple[list[Replayed], float, Path]:
             tiles.append(
                 Tile(pixels, [sample.caption or "(no words)", f"timestep {timesteps[index]}, loss {loss:.4f}"])
             )
-    picture = folder / "replay" / f"step-{step:06d}.png"
     picture.parent.mkdir(exist_ok=True)
-    contact_sheet(f"step {step}: loss {total:.4f}", tiles, samples[0].bucket).save(picture)
+    sheet = contact_sheet(f"step {step}: loss {total:.4f}", tiles, samples[0].bucket)
+    with writing(picture, folder, RUN) as new:
+        sheet.save(new, format="PNG")
     return samples, total, picture
 
 

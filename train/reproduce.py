@@ -1,6 +1,7 @@
 """loraloom reproduce FILE --data DIR: the config of the run that made an adapter file, from its header."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +14,9 @@ from ..configs.arguments import Parser, path_text
 from ..configs.data_sections import SOURCE_KINDS
 from ..configs.document import Document
 from ..configs.errors import UserError, run_command
-from ..configs.files import reason, replace_file
+from ..configs.files import reason
 from ..configs.loader import accepted, dump_yaml
+from ..configs.ownership import write_file
 from ..configs.words import counted
 from .facts import at
 from .record import Record, changed_texts, file_hash, hashed, is_hashed, read_record, texts_of
@@ -84,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
     given = Given(options.data, options.base, options.adapter, [*options.caption, *options.token])
     config, notes = config_of(record, given, options.file)
     out = Path(options.out or f"{config.output.name}.yaml")
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"{out}: there is such a file already; name another with --out")
     found = [*compare_data(config, record), *compare_base(config, record)]
     print("\n".join([*(each.line() for each in found), *(f"left out {note}" for note in notes)]))
@@ -93,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
     if not options.force and (other := [each.what for each in found if each.same is False]):
         raise UserError(f"{', '.join(other)}: not as in the run, so {out} was not written; --force writes it")
     try:
-        replace_file(out, dump_yaml(config))
+        write_file(out, dump_yaml(config), by="reproduce")
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({reason(error)})") from error
     print(f"wrote {out}")

@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,17 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from tqdm import tqdm
 
 from ..configs.errors import UserError
-from ..configs.files import replace_file
+from ..configs.ownership import why_foreign, write_file
+from ..configs.record import record_of
+from .footprint import CARD, CARD_MARK, LOCK, RUN, adopt, remove_run
 from .journal import tolerated
 
 if TYPE_CHECKING:
     from ..configs.schema import RunConfig
     from .run import Run
 
-LOCK = ".lock"
-"""Held by the process that trains in the folder, for all of its run."""
 STATE = "run_state.json"
 """In each checkpoint: where the run stood, and the fingerprint of its images."""
 LIBRARIES = ("loraloom", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
@@ -40,32 +40,32 @@ RECORD = {
 """Types of what is read in run.json; each may be null as well."""
 NUMBERS = {int, float, type(None)}
 """Types of the values of a history; null is a number that was not finite."""
-CARD = "README.md"
-"""The model card, under the name that the hub shows."""
-CARD_MARK = "<!-- Written by loraloom. Take this line out, and no run writes over your changes. -->"
 
 
 def prepare_folder(folder: Path, name: str, *, overwrite: bool) -> None:
-    """Makes the run folder; removes what an old run left in it if that was asked for (not its class images)."""
+    """Makes the run folder; removes what an old run wrote in it if that was asked for (not its class images)."""
     folder.mkdir(parents=True, exist_ok=True)
+    adopt(folder)
     if overwrite:
-        for below in ("checkpoints", "logs", "samples", name):
-            shutil.rmtree(folder / below, ignore_errors=True)
-        old_card = [folder / CARD] if is_our_card(folder / CARD) else []
-        for file in (*old_card, folder / "run.json", folder / "report.html", *folder.glob(f"{name}*.safetensors")):
-            file.unlink(missing_ok=True)
+        for line in remove_run(folder, name):
+            tqdm.write(line)
 
 
-def is_our_card(file: Path) -> bool:
-    """Whether a model card is as a run wrote it; one without the mark has become its owner's."""
-    return file.is_file() and CARD_MARK in file.read_text("utf-8", "replace")
+def is_our_card(folder: Path) -> bool:
+    """Whether the model card is as a run wrote it: one that was changed, or has no mark, has become its owner's."""
+    card = folder / CARD
+    if card.is_symlink() or not card.is_file() or CARD_MARK not in card.read_text("utf-8", "replace"):
+        return False
+    record = record_of(folder)
+    return record.path_of(card) not in record.entries or record.owns(card)
 
 
-def write_config(config: "RunConfig", folder: Path) -> None:
-    """config.yaml, resolved: what `loraloom resume` goes on with."""
+def write_config(config: "RunConfig", folder: Path, *, resumed: bool = False) -> None:
+    """config.yaml, resolved: what `loraloom resume` goes on with. A resumed run leaves one that was edited by hand."""
     from ..configs.loader import dump_yaml
 
-    replace_file(folder / "config.yaml", dump_yaml(config))
+    if not (resumed and why_foreign(folder / "config.yaml", folder, RUN)):
+        write_file(folder / "config.yaml", dump_yaml(config), folder, RUN)
 
 
 def write_run_file(run: "Run", **facts: Any) -> None:
@@ -86,7 +86,7 @@ def write_run_file(run: "Run", **facts: Any) -> None:
         **run.facts,
     }
     with tolerated("run.json"):
-        replace_file(run.folder / "run.json", json.dumps(content, indent=1) + "\n")
+        write_file(run.folder / "run.json", json.dumps(content, indent=1) + "\n", run.folder, RUN)
 
 
 def installed() -> dict[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..configs.arguments import Parser, path_text
 from ..configs.errors import UserError, run_command
+from ..configs.ownership import check_file
 from .facts import (
     Measured,
     at,
@@ -29,6 +30,8 @@ from .run_folder import RunFiles, checkpoints, is_run_folder, read_run
 
 DEPTH = 3  # folders below those that are named
 WIDEST = 32  # characters of a base's name
+COMPARISON = "runs"
+"""What wrote a page, in the record of its folder."""
 HEAD = ("run", "state", "step", "base", "adapter", "loss", "best held-out loss", "time", "started")
 SIDES = "<<><<>>><"
 HELP = """\
@@ -92,10 +95,11 @@ def _compare(folders: list[Path], out: Path, as_json: bool) -> int:
     from .pages.comparison_page import comparison_page
     from .pages.page import write_page
 
+    check_file(out, by=COMPARISON)
     comparison = compare(folders)
     page = comparison_page(comparison)
     try:
-        write_page(out, page)
+        write_page(out, page, by=COMPARISON)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror})") from error
     if as_json:

@@ -6,10 +6,9 @@ leaves behind is never taken for a checkpoint. accelerate's own files stay as th
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,22 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from ..adapters.sharded import own, whole
 from ..configs.errors import TrainingError, UserError
 from ..configs.files import as_os_error, permit, reason, replace_file, sync
+from ..configs.ownership import (
+    publish_folder,
+    remove_checkpoint,
+    remove_if_empty,
+    remove_named,
+    set_aside,
+    write_file,
+)
+from ..configs.plain import plain
 from ..data.dataset import PROFILES
+from .footprint import IN_CHECKPOINT, RUN, remove_unfinished
 from .journal import tolerated
 from .optim import arrange_as
 from .run import Best, Run
@@ -88,11 +98,13 @@ def save_checkpoint(run: Run) -> Path:
             together(run.accelerator, partial(write, run, unfinished))
     except UserError:
         if run.is_main:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            with suppress(OSError):
+                remove_named(unfinished, IN_CHECKPOINT)
+                remove_if_empty(unfinished)
         raise
     if run.is_main:
         with tolerated(f"{final} is saved, but what points to it, or what is older,"):
-            replace_file(final.with_name(LATEST), final.name)
+            write_file(final.with_name(LATEST), final.name, run.folder, RUN)
             _prune(run.folder, run.step, run.config.checkpoint.keep, run.best and run.best.step)
     return final
 
@@ -112,7 +124,8 @@ def _begin(run: Run, unfinished: Path) -> None:
     check_finite(run)
     if not run.is_main:
         return
-    _clear_partial(unfinished.parent)
+    for left in remove_unfinished(run.folder):
+        tqdm.write(f"warning: {left}: holds what is none of ours; it is now {set_aside(left).name}")
     unfinished.mkdir(parents=True)
     needed, free = checkpoint_bytes(run), shutil.disk_usage(unfinished).free
     if free < needed:
@@ -142,9 +155,8 @@ def _publish(run: Run, unfinished: Path) -> None:
     state = {"step": run.step, "seconds": run.seconds, "skipped": run.skipped, "best": best, "data": run.data}
     (unfinished / STATE).write_text(json.dumps(state))
     _seal(unfinished)
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(unfinished, final)
+    if aside := publish_folder(unfinished, final):
+        tqdm.write(f"warning: {final}: held what was damaged or none of ours; that is now {aside.name}")
     sync(final.parent)
 
 
@@ -263,11 +275,6 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
             yield f"{new['name']}: its images or captions were changed since the checkpoint was saved ({counts})"
 
 
-def _clear_partial(folder: Path) -> None:
-    for path in folder.glob("step-*.tmp"):
-        shutil.rmtree(path)
-
-
 def _seal(folder: Path) -> None:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     entries = {str(file.relative_to(folder)): {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
@@ -282,8 +289,8 @@ def _prune(folder: Path, step: int, keep: int, best: int | None) -> None:
     void = [path for path in checkpoints(folder) if checkpoint_step(path) > step]
     old = [path for path in checkpoints(folder) if checkpoint_step(path) <= step][:-keep]
     for path in void + old:
-        if checkpoint_step(path) != best:
-            shutil.rmtree(path)
+        if checkpoint_step(path) != best and (left := remove_checkpoint(path)):
+            tqdm.write(f"warning: {path}: left {plain(', '.join(left[:3]))}, which is damaged or none of ours")
 
 
 def _sha256(file: Path) -> str:

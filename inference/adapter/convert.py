@@ -9,7 +9,7 @@ from ...adapters.artifact import AdapterArtifact
 from ...configs.arguments import path_text, positive
 from ...configs.errors import UserError
 from ..adapter_input import opened
-from ..adapter_output import add_output, lost, save, shown
+from ..adapter_output import add_output, lost, out_of, save, shown
 from ..layers import Layers
 
 EXAMPLES = [
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     file = Path(options.file)
+    out_of(options, file)
     layers = Layers(options.base) if options.base else None
     artifact, names = opened(file, layers, as_stored=True)
     if options.without:

@@ -7,8 +7,9 @@ from pathlib import Path
 from ...adapters import algebra, stored
 from ...configs.arguments import path_text
 from ...configs.errors import UserError
+from ...configs.ownership import check_out
 from ...configs.words import counted
-from ..adapter_output import add_output, add_rank, lost, rank_of, save, shown
+from ..adapter_output import add_output, add_rank, lost, out_of, rank_of, save, shown
 from ..layers import Layers
 
 EXAMPLES = [
@@ -30,14 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.out is None:
+        raise UserError("--out is needed: the file of the adapter")
+    options.to = options.to or "diffusers"
+    check_out(Path(options.out), options.force, options.tuned, options.original)
+    out_of(options, Path(options.out))
     tuned, original = Layers(options.tuned), Layers(options.original)
     sizes = [layers.names.module_paths for layers in (tuned, original)]
     if sizes[0] != sizes[1]:
         names = [f"{layers.title} ({layers.names.architecture})" for layers in (tuned, original)]
         raise UserError(f"{names[0]} has other layers than {names[1]}: one was not trained from the other")
-    if options.out is None:
-        raise UserError("--out is needed: the file of the adapter")
-    options.to = options.to or "diffusers"
     for line in left_out(tuned, original):
         print(line)
     found = algebra.extracted(

@@ -9,9 +9,10 @@ from ...adapters.artifact import AdapterArtifact
 from ...adapters.format import FormatNames, read
 from ...configs.arguments import path_text, positive
 from ...configs.errors import UserError
+from ...configs.ownership import check_out
 from ..adapter_file import AdapterFile
 from ..adapter_input import opened
-from ..adapter_output import add_output, lost, save, share, shown
+from ..adapter_output import add_output, lost, out_of, save, share, shown
 from ..checkpoint import is_checkpoint, read_checkpoint
 from ..layers import Layers
 from ..merged_files import merge_into_file, merge_into_folder
@@ -43,9 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     files = [AdapterFile.parse(text) for text in options.files]
-    layers = Layers(options.base) if options.base else None
     if options.out is None:
         raise UserError("--out is needed: where the result is written")
+    folder = options.into_base and Path(options.out).suffix != ".safetensors"
+    given = [*(file.file for file in files), *([options.base] if options.base else [])]
+    check_out(Path(options.out), options.force, *given, whole=folder or Path(options.out).is_dir())
+    if not options.into_base:
+        out_of(options, files[0].file)
+    layers = Layers(options.base) if options.base else None
     first, names = opened(files[0].file, layers)
     others = [read_checkpoint(file.file) if is_checkpoint(file.file) else read(file.file, names) for file in files[1:]]
     mixed = [(artifact, file.weight) for artifact, file in zip([first, *others], files, strict=True)]
@@ -58,8 +64,6 @@ def _into_base(mixed: algebra.Weighted, layers: Layers | None, options: argparse
     if layers is None:
         raise UserError("--into-base needs the base: --base FOLDER, FILE or hub id")
     out, source = Path(options.out), Path(options.base)
-    if out.exists() and not options.force:
-        raise UserError(f"{out} is there already: give another --out, or --force")
     if out.suffix == ".safetensors":
         if source.suffix != ".safetensors":
             raise UserError(f"--out {out}: a single file is only written from a single-file --base; give a folder")

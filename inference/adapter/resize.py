@@ -6,7 +6,7 @@ from pathlib import Path
 from ...adapters import algebra
 from ...configs.arguments import path_text
 from ..adapter_input import opened
-from ..adapter_output import add_output, add_rank, lost, rank_of, save, shown
+from ..adapter_output import add_output, add_rank, lost, out_of, rank_of, save, shown
 from ..layers import Layers
 
 EXAMPLES = [
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     file = Path(options.file)
+    out_of(options, file)
     layers = Layers(options.base) if options.base else None
     artifact, names = opened(file, layers)
     found = algebra.resized(artifact, rank_of(options), layers and layers.weight, shown("resizing"))

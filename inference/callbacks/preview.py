@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...configs.errors import UserError
+from ...configs.ownership import writing
 from ..callback import Callback, is_due
 from ..latent_images import decoded, mapped
 
@@ -58,7 +59,8 @@ class Preview(Callback):
             images = self._images(pipeline, torch.stack(list(rows.values())))
             if self.folder:
                 for place, image in zip(rows, images, strict=True):
-                    image.save(self.folder / f"{place:04d}-{step_index + 1:03d}.png")
+                    with writing(self.folder / f"{place:04d}-{step_index + 1:03d}.png") as new:
+                        image.save(new, format="PNG")
             if self.show:
                 self.show(images, step_index + 1)
         return callback_kwargs

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...configs.errors import UserError
+from ...configs.ownership import writing
 from ...models.family import ModelFamily
 from ..callback import Callback, is_due
 from ..latent_images import mapped, strip
@@ -49,14 +50,17 @@ class Recorder(Callback):
 
     def write_strip(self, file: str | Path) -> None:
         """A row for each image, a column for each frame. UserError where there are none, or no family is known."""
-        strip(self._drawn()).save(file)
+        drawn = strip(self._drawn())
+        with writing(Path(file)) as new:
+            drawn.save(new, format=_format_of(file))
 
     def write_gif(self, file: str | Path, milliseconds: int = 100) -> None:
         """Images side by side, a frame after another; the last one of an image stays. UserError as for the strip."""
         rows = self._drawn()
         length = max(map(len, rows))
         first, *rest = [strip([[row[min(k, len(row) - 1)] for row in rows]]) for k in range(length)]
-        first.save(file, save_all=True, append_images=rest, duration=milliseconds, loop=0)
+        with writing(Path(file)) as new:
+            first.save(new, format="GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
 
     def _drawn(self) -> list[list[Image.Image]]:
         if not self._frames:
@@ -65,3 +69,11 @@ class Recorder(Callback):
             raise UserError("Recorder: colours need a family: attached(..., call=Call(family)); `latents` do not")
         factors = self._family.latent_rgb(self._pipeline.components)
         return [mapped(latents, factors, self._pipeline.vae_scale_factor) for latents in self.latents]
+
+
+def _format_of(file: str | Path) -> str:
+    """Of a picture, by its ending. UserError for one that is not known."""
+    ending = Path(file).suffix.lower()
+    if ending not in Image.registered_extensions():
+        raise UserError(f"{file}: should end as a picture does, such as .png")
+    return Image.registered_extensions()[ending]

@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...configs.errors import UserError
+from ...configs.ownership import why_foreign
 from .png import REQUEST, request_in, save_png
 from .request import PictureRequest
 from .sampler import Sampler, versions
@@ -106,11 +107,11 @@ def announce(words: str) -> None:
 def make_together(work: Sequence[Work], sampler: Sampler, title: str, overwrite: bool = False) -> Made:
     """`make` in every process of a launcher, each its share; all of it is there when this returns.
 
-    UserError, before anything is made, for pictures of other requests that would be replaced, unless `overwrite`.
+    UserError, before anything is made, for pictures of other requests that would be replaced, unless `overwrite`; and
+    for whatever else has their names, always.
     """
     rank, processes = process()
-    if not overwrite:
-        _check_free(work, sampler)
+    _check_free(work, sampler, overwrite)
     try:
         done = make(work, sampler, title, rank, processes)
     except KeyboardInterrupt:
@@ -129,18 +130,30 @@ def make(work: Sequence[Work], sampler: Sampler, title: str, rank: int = 0, proc
     with tqdm(total=total, desc=title, unit="picture", disable=rank > 0, leave=False) as bar:
         for each, facts in left:
             for image, file, own in zip(sampler.pictures(each.request), each.files, facts, strict=True):
-                save_png(image, file, **{REQUEST: own}, prompt=each.request.prompt, software=versions())
+                save_png(image, file, marks={REQUEST: own}, prompt=each.request.prompt, software=versions())
                 made += 1
                 bar.update()
     return Made(made, sum(len(each.files) for each in mine) - total)
 
 
-def _check_free(work: Sequence[Work], sampler: Sampler) -> None:
-    """Nobody's picture is lost: what is there is what would be made, or no picture at all."""
+def _check_free(work: Sequence[Work], sampler: Sampler, overwrite: bool) -> None:
+    """Nobody's picture is lost: what is there is what would be made, or may be replaced."""
     for each in work:
         for file, own in zip(each.files, _facts(each, sampler), strict=True):
-            if file.is_file() and _is_picture(file) and not _says(file, own):
+            if not os.path.lexists(file) or (not file.is_symlink() and _says(file, own)):
+                continue
+            if why := why_foreign(file):
+                raise UserError(f"{file}: {why}, so it is never replaced; give another --out, or move it away")
+            if not overwrite:
                 raise UserError(f"{file}: is the picture of another request; give another --out, or --overwrite")
+
+
+def check_sheet(file: Path, verb: str, overwrite: bool) -> None:
+    """UserError, before anything is made, where the picture of all would take the place of another one."""
+    if why := why_foreign(file):
+        raise UserError(f"{file}: {why}, so it is never replaced; give another --out, or move it away")
+    if not overwrite and why_foreign(file, by=verb):
+        raise UserError(f"{file}: was made by another verb than {verb}; give another --out, or --overwrite")
 
 
 def _is_picture(file: Path) -> bool:

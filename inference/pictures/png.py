@@ -10,10 +10,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ...configs.errors import UserError
-from ...configs.files import replacing
+from ...configs.ownership import writing
 
 REQUEST = "loraloom"
 """The text field of a PNG that holds the whole request as JSON."""
+SHEET = "loraloom.grid"
+"""The text field of a picture of many, with the verb that made it."""
 
 
 def image_grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
@@ -33,9 +35,21 @@ def png_info(**facts: Any) -> PngInfo:
     return info
 
 
-def save_png(image: Image.Image, file: Path, **facts: Any) -> None:
-    """Writes the picture with its facts, whole or not at all."""
-    with replacing(file) as new:
+def save_png(
+    image: Image.Image,
+    file: Path,
+    owner: Path | None = None,
+    by: str = "",
+    over: bool = False,
+    marks: Mapping[str, Any] | None = None,
+    **facts: Any,
+) -> None:
+    """Writes the picture with its facts, whole or not at all; `owner`, `by`, `over` as for `ownership.writing`.
+
+    `marks` are facts with names of ours: `REQUEST`, `SHEET`.
+    """
+    facts = {**(marks or {}), **facts}
+    with writing(file, owner, by, over) as new:
         image.save(new, format="PNG", pnginfo=png_info(**facts))
 
 

@@ -324,7 +324,7 @@ def test_nan_leaves_the_good_file_alone(
     with pytest.raises(UserError, match=f"NaN or Inf: unet {path}"):
         format.write(bad, tmp_path / "x", format_name, names)
     assert (tmp_path / "x").read_bytes() == good
-    assert os.listdir(tmp_path) == ["x"]
+    assert sorted(os.listdir(tmp_path)) == [".loraloom.jsonl", "x"]
 
 
 @every_format
@@ -348,7 +348,7 @@ def test_a_failing_disk_leaves_the_good_file_alone(
     with pytest.raises(OSError, match="no space left"):
         format.write(artifact, tmp_path / "x", "kohya", names)
     assert (tmp_path / "x").read_bytes() == good
-    assert os.listdir(tmp_path) == ["x"]
+    assert sorted(os.listdir(tmp_path)) == [".loraloom.jsonl", "x"]
 
 
 def test_writing_checks_its_arguments(artifact: AdapterArtifact, names: FormatNames, tmp_path: Path):

@@ -235,9 +235,12 @@ def test_wrong_arguments_are_one_line(tmp_path, monkeypatch, capsys, source, out
 
 def test_a_folder_of_other_things_is_never_replaced(tmp_path, capsys):
     (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/me.jpg").write_bytes(b"precious")
     assert run_command(main, ["x.safetensors", "--out", str(tmp_path / "photos"), "--force"]) == 2
-    assert "holds no pipeline, so it is not replaced" in capsys.readouterr().err
-    assert (tmp_path / "photos").is_dir()
+    assert (
+        "holds what loraloom did not write, or what was changed since (me.jpg): it is never" in capsys.readouterr().err
+    )
+    assert (tmp_path / "photos/me.jpg").read_bytes() == b"precious"
 
 
 def test_help_teaches(capsys):

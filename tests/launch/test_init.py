@@ -67,8 +67,12 @@ def test_a_file_is_not_lost(photos: Path) -> None:
     with pytest.raises(UserError, match=r"x\.yaml: is there already; --force"):
         main(["--data", str(photos), "--out", "x.yaml"])
     assert Path("x.yaml").read_text() == "precious"
-    assert main(["--data", str(photos), "--out", "x.yaml", "--force"]) == 0
-    assert load_config("x.yaml").model.base == "pocket"
+    with pytest.raises(UserError, match=r"x\.yaml: is there already, and was not written by loraloom"):
+        main(["--data", str(photos), "--out", "x.yaml", "--force"])
+    assert Path("x.yaml").read_text() == "precious"
+    assert main(["--data", str(photos), "--out", "y.yaml"]) == 0
+    assert main(["--data", str(photos), "--out", "y.yaml", "--force"]) == 0
+    assert load_config("y.yaml").model.base == "pocket"
 
 
 def test_what_cannot_be_used_is_said(photos: Path) -> None:

@@ -135,6 +135,7 @@ def test_each_image_stands_beside_exactly_what_the_model_gets(preview):
     headings = {"".join(title.itertext()) for title in page.iter("h2")}
     assert headings == {"Sources", "24 × 40", "32 × 32", "40 × 24"}
     assert {file.name for file in folder.iterdir()} == {
+        ".loraloom.jsonl",
         "preview.html",
         *(f"sheet-{wide}x{high}.png" for wide, high in dataset.buckets),
     }
@@ -310,10 +311,16 @@ def test_an_older_preview_makes_room_and_other_files_stay(preview, tmp_path):
     (folder / "sheet-8x8.png").write_bytes(b"mine")
     preview()
     assert not (folder / "preview.html.tmp").exists()
-    assert (folder / "sheet-8x8.png").read_bytes() == b"mine"  # there was no preview yet
+    assert (folder / "sheet-8x8.png").read_bytes() == b"mine"
     (folder / "sheet-notes.png").write_bytes(b"mine")
     preview("data.buckets.enabled=false")
-    assert sorted(file.name for file in folder.iterdir()) == ["preview.html", "sheet-32x32.png", "sheet-notes.png"]
+    assert sorted(file.name for file in folder.glob("[!.]*")) == [
+        "preview.html",
+        "sheet-32x32.png",
+        "sheet-8x8.png",
+        "sheet-notes.png",
+    ]
+    assert (folder / "sheet-8x8.png").read_bytes() == b"mine"
 
 
 def test_all_problems_at_once_and_nothing_is_written(write_config, people, tmp_path, capsys):

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from loraloom import launch
 from loraloom.configs.errors import UserError, run_command
 from loraloom.configs.loader import load_config
+from loraloom.configs.record import NAME as RECORD
 from loraloom.train.__main__ import main
 from loraloom.train.build import build_trainer
 from loraloom.train.callback import Callback
@@ -323,9 +324,11 @@ def test_a_step_can_be_replayed_alone(finished, step, capsys):
     said = capsys.readouterr().out
     assert "as in the history" in said
     assert said.count("timestep") == 2
-    picture = finished / "replay" / f"step-{step:06d}.png"
+    picture, record = finished / "replay" / f"step-{step:06d}.png", finished / RECORD
     assert Image.open(picture).size[0] > 100
-    assert {file: file.read_bytes() for file in finished.rglob("*") if file.is_file() and file != picture} == before
+    assert before.pop(record) in record.read_bytes()
+    new = (picture, record)
+    assert {file: file.read_bytes() for file in finished.rglob("*") if file.is_file() and file not in new} == before
 
 
 def test_a_step_that_there_is_not_cannot_be_replayed(finished, tmp_path, capsys):

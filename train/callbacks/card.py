@@ -4,9 +4,9 @@ from tqdm import tqdm
 
 from ...configs.errors import AfterTrainingError
 from ..callback import Callback
+from ..footprint import CARD
 from ..pages.card import write_card
 from ..run import Run
-from ..run_folder import CARD
 
 
 class Card(Callback):

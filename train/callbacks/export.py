@@ -17,6 +17,7 @@ from ...adapters.readers import note
 from ...adapters.sharded import whole
 from ...configs.errors import AfterTrainingError, TrainingError, UserError
 from ...configs.files import as_os_error
+from ...configs.ownership import enter_folder
 from ...inference.adapter_file import format_names
 from ...inference.merged import MergedBase
 from ...inference.pipeline_folder import write_pipeline
@@ -26,6 +27,7 @@ from ...models.noise.ddpm import scheduler_changes
 from ..callback import Callback
 from ..captions import prompt_options
 from ..fits import changes_base, formats_of, kind_of, words_of_method
+from ..footprint import by_result
 from ..header import run_header
 from ..run import Run
 from ..run_folder import write_run_file
@@ -138,7 +140,8 @@ def _write_files(run: Run, artifact: AdapterArtifact, prediction: Tensor) -> dic
     problems: dict[str, UserError] = {}
     for kind, file in files.items():
         try:
-            adapter_format.write(artifact, file, kind, format_names(run.family, parts), output.dtype)
+            by, names = by_result(output.name), format_names(run.family, parts)
+            adapter_format.write(artifact, file, kind, names, output.dtype, run.folder, by)
         except UserError as error:  # the other formats may hold it
             problems[kind] = error
     for kind, file in files.items():
@@ -188,6 +191,7 @@ def _write_pipeline(run: Run, trained: Trained) -> tuple[Path, Verification]:
     merged, states = base.changed(), trained.states
     changed = {part: merged.get(part, {}) | states.get(part, {}) for part in merged.keys() | states}
     write_pipeline(base, changed, folder, output.dtype, scheduler_changes(run.config.noise))
+    enter_folder(folder, run.folder, by_result(output.name))
     device, prompts = str(run.accelerator.device), prompt_options(run.config)
     found = verify_pipeline(
         folder, states, trained.predictions[PROBE_PROMPT], dtypes=_types(run), device=device, prompts=prompts

@@ -3,6 +3,7 @@
 from tqdm import tqdm
 
 from ..callback import Callback
+from ..footprint import RUN
 from ..journal import Journal
 from ..run import Best, Run
 
@@ -14,7 +15,7 @@ class HeldOutLoss(Callback):
         if run.held_out is None:
             return
         if run.is_main:
-            self.curve = Journal(run.folder / "logs" / "held_out.jsonl")
+            self.curve = Journal(run.folder / "logs" / "held_out.jsonl", run.folder, RUN)
         if run.step == 0:
             self._measure(run)
 

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from types import FrameType
 
+from ...configs.ownership import take_request
 from ..callback import Callback
 from ..run import Run
 
@@ -50,7 +51,6 @@ class Requests(Callback):
 def _file(folder: Path) -> str | None:
     """A request by file, which is taken away."""
     for name in FILES:
-        if (folder / name).exists():
-            (folder / name).unlink()
+        if take_request(folder / name):
             return name
     return None

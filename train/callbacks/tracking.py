@@ -8,8 +8,10 @@ from typing import Any
 from tqdm import tqdm
 
 from ...configs.errors import UserError
+from ...configs.ownership import claim_logs
 from ..callback import Callback
-from ..journal import Journal
+from ..footprint import RUN, events_of
+from ..journal import Journal, tolerated
 from ..run import Run, StepResult
 
 EVERY = 1.0  # seconds
@@ -24,7 +26,9 @@ class Tracking(Callback):
     def on_start(self, run: Run) -> None:
         start_trackers(run)
         if run.is_main:
-            self.history = Journal(run.folder / "logs" / "history.jsonl")
+            with tolerated("logs"):
+                claim_logs(events_of(run.folder), run.folder, RUN)
+            self.history = Journal(run.folder / "logs" / "history.jsonl", run.folder, RUN)
 
     def on_results(self, run: Run, results: Sequence[StepResult]) -> None:
         for result in results:
@@ -50,6 +54,8 @@ class Tracking(Callback):
     def on_exit(self, run: Run) -> None:
         tell_trackers(run)
         finish_trackers(run)
+        if self.history is not None:
+            self.history.close()
 
 
 def start_trackers(run: Run) -> None:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from ...configs.files import replace_file
+from ...configs.ownership import write_file
 from ...inference.engine import Engine, Request
 from ...inference.pictures.png import image_grid, save_png
 from ..callback import Callback
 from ..captions import prompt_options
 from ..contrast import collapsed, contrast
+from ..footprint import RUN
 from ..journal import tolerated
 from ..run import Run
 from ..run_folder import read_pictures
@@ -90,10 +91,10 @@ def _write_pictures(run: Run, folder: Path, images: "Sequence[Image]", requests:
     for index, (image, (prompt, seed)) in enumerate(zip(images, asked, strict=True)):
         row, column = divmod(index, num_images)
         name = f"{row:02d}-{slug(prompt)}-{column}.png"
-        save_png(image, folder / name, prompt=prompt, seed=seed, step=run.step)
+        save_png(image, folder / name, run.folder, RUN, prompt=prompt, seed=seed, step=run.step)
         listed.append({"file": name, "prompt": prompt, "seed": seed, "contrast": contrast(image)})
-    replace_file(folder / "samples.json", json.dumps(listed, indent=1))
-    image_grid(images, num_images).save(folder / "grid.png")
+    write_file(folder / "samples.json", json.dumps(listed, indent=1), run.folder, RUN)
+    save_png(image_grid(images, num_images), folder / "grid.png", run.folder, RUN)
     _warn_of_collapse(run, folder)
 
 

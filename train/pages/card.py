@@ -4,15 +4,17 @@ By itself it tells nothing of the data: no prompt, caption, trigger word, name o
 `output.metadata: full` lets the prompts and trigger words in, and the validation images as a gallery.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...configs.files import replace_file
+from ...configs.ownership import enter_file, write_file
 from ...models.base import EMBEDDED, hub_id
 from ..facts import at, trigger_words
-from ..run_folder import CARD, CARD_MARK, Picture, RunFiles, is_our_card, read_pictures, read_run
+from ..footprint import CARD, CARD_MARK, RUN, adopt
+from ..run_folder import Picture, RunFiles, is_our_card, read_pictures, read_run
 from .told import adapter_of, batch_of, learning_rate_of, loss_of, time_of
 from .usage import REPOSITORY, in_diffusers, on_the_command_line, resolution_of, tells_all, written
 from .words import in_words, number
@@ -40,9 +42,11 @@ def write_card(run_folder: Path) -> Path | None:
     The repository is the one of `output.push_to`, or stays open. The same files give the same bytes.
     """
     card = run_folder / CARD
-    if card.exists() and not is_our_card(card):
+    if os.path.lexists(card) and not is_our_card(run_folder):
         return None
-    replace_file(card, card_of(read_run(run_folder)).encode("utf-8", "replace"))
+    adopt(run_folder)
+    enter_file(card, run_folder, RUN)
+    write_file(card, card_of(read_run(run_folder)).encode("utf-8", "replace"), run_folder, RUN)
     return card
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...configs.files import replace_file
+from ...configs.ownership import write_file
 from .chart import Markup, join, tag
 
 LARGEST_PNG = 120_000
@@ -34,9 +34,9 @@ def page(title: str, *content: object, style: str = "", script: str = "") -> Mar
     return join(Markup("<!doctype html>\n"), tag("html", head, body, lang="en"), Markup("\n"))
 
 
-def write_page(file: Path, content: Markup) -> None:
+def write_page(file: Path, content: Markup, owner: Path | None = None, by: str = "") -> None:
     """The page appears at once or not at all, so it may be written again and again while someone looks at it."""
-    replace_file(file, content.encode("utf-8", "replace"))  # a lone surrogate in a prompt becomes "?"
+    write_file(file, content.encode("utf-8", "replace"), owner, by)  # a lone surrogate in a prompt becomes "?"
 
 
 def picture_uri(content: bytes, kind: str) -> str:

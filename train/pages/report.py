@@ -8,6 +8,7 @@ from typing import Any
 
 from ..contrast import collapsed
 from ..facts import at
+from ..footprint import RUN
 from ..run_folder import Picture, RunFiles, read_pictures, read_run
 from . import chart
 from .chart import Markup, Series, join, tag
@@ -31,7 +32,7 @@ def write_report(run_folder: Path) -> Path:
             cut off is not damage).
     """
     report = run_folder / "report.html"
-    write_page(report, page_of(read_run(run_folder)))
+    write_page(report, page_of(read_run(run_folder)), run_folder, RUN)
     return report
 
 

@@ -54,8 +54,8 @@ def test_a_folder_holds_each_image_under_its_place_without_padding(engine_of, tm
     engine, folder = engine_of("sd1"), tmp_path / "a" / "b"
     request = Request.repeat(["a star"], MICRO_BATCH + 1, 0, steps=2)
     engine.generate(request, callbacks=[Preview(folder=folder, every=2)])
-    assert sorted(file.name for file in folder.iterdir()) == [f"{k:04d}-002.png" for k in range(MICRO_BATCH + 1)]
-    pixels = {Image.open(file).tobytes() for file in folder.iterdir()}
+    assert sorted(file.name for file in folder.glob("0*")) == [f"{k:04d}-002.png" for k in range(MICRO_BATCH + 1)]
+    pixels = {Image.open(file).tobytes() for file in folder.glob("0*")}
     assert len(pixels) == MICRO_BATCH + 1
 
 

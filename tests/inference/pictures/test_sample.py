@@ -257,7 +257,7 @@ def test_prompts_are_tried_one_after_the_other_into_one_folder(tiny_base, tmp_pa
     star, moon = [*common, "--prompt", "a star", "--num-images", "2"], [*common, "--prompt", "a moon"]
     assert main(star) == main([*moon, "--num-images", "2"]) == 0
     folder = tmp_path / "runs/samples"
-    first = {file.name: file.read_bytes() for file in folder.iterdir()}
+    first = {file.name: file.read_bytes() for file in folder.glob("[!.]*")}
     assert sorted(first) == ["0000.png", "0001.png", "0002.png", "0003.png", "grid-0002.png", "grid.png"]
     (folder / "0003.png").unlink()
     capsys.readouterr()

@@ -173,9 +173,15 @@ def test_a_card_that_a_person_wrote_or_changed_is_left_alone(run):
     assert write_card(folder) is None
     prepare_folder(folder, "tiny", overwrite=True)
     assert card.read_text() == "# mine"
-    card.write_text(f"# ours, once\n{CARD_MARK}\n")
+    card.write_text(f"# ours, once\n{CARD_MARK}\n")  # of a version that kept no record
     assert write_card(folder) == card
-    assert "# ours, once" not in card.read_text()
+    ours = card.read_text()
+    assert "# ours, once" not in ours
+    card.write_text(f"{ours}\nmy words\n")
+    assert write_card(folder) is None
+    prepare_folder(folder, "tiny", overwrite=True)
+    assert card.read_text() == f"{ours}\nmy words\n"
+    card.write_text(ours)
     prepare_folder(folder, "tiny", overwrite=True)
     assert not card.exists()
 
