@@ -237,7 +237,7 @@ def foreign_in(folder: Path) -> list[str]:
     record = record_of(folder)
     return [
         plain(os.path.relpath(path, folder))
-        for path in _walk(folder)
+        for path in _walk(folder.absolute())
         if path != record.file and not (is_regular(path) and record.owns(path))
     ]
 
