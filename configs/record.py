@@ -181,11 +181,12 @@ class Record:
         if line.get("gone") is True:
             self._entries.pop(path, None)
             return
+        if "sha256" not in line or not (sha256 is None or (isinstance(sha256, str) and _DIGEST.fullmatch(sha256))):
+            return
         entry = self._entries.setdefault(path, Entry())
         entry.by = line["by"] if isinstance(line.get("by"), str) else ""
-        entry.grows = "sha256" in line and sha256 is None
-        if isinstance(sha256, str) and _DIGEST.fullmatch(sha256):
-            entry.hashes.add(sha256)
+        entry.grows = sha256 is None
+        entry.hashes |= {sha256} if sha256 else set()
 
 
 def record_of(root: Path) -> Record:

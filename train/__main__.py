@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         config = _saved_config(Path(options.config), options.overrides)
     else:
         config = load_config(options.config, options.overrides)
-    check_start(config, overwrite=options.overwrite, resume=options.resume)
+    check_start(config, overwrite=options.overwrite, resume=options.resume, changes=options.overrides)
     images = _look(config, resumed=options.resume)
     folder = Path(config.output.dir)
     with _locked(folder):

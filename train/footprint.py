@@ -5,7 +5,7 @@ No torch. A run is known by the `config.yaml` and the `run.json` that it wrote, 
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,13 +194,23 @@ def in_the_way(config: "RunConfig", resume: bool = False) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def check_start(config: "RunConfig", *, overwrite: bool, resume: bool) -> None:
-    """UserError where a run is in the folder already and no word was given to it, or something else is in the way."""
+def check_start(
+    config: "RunConfig", *, overwrite: bool = False, resume: bool = False, changes: Sequence[str] = ()
+) -> None:
+    """UserError where a run is in the folder already and no word was given to it, or something else is in the way.
+
+    `changes` are what the command line changes of a run that is resumed: its config.yaml is to keep them.
+    """
     folder = Path(config.output.dir)
     if not (overwrite or resume) and holds_run(folder):
         raise UserError(
             f"{plain(folder)} holds a run already: `loraloom resume {plain(folder)}` goes on with it, "
             "--overwrite starts again, output.dir=… trains elsewhere"
+        )
+    if resume and changes and _record(folder).why_foreign(folder / "config.yaml", RUN):
+        raise UserError(
+            f"{plain(folder / 'config.yaml')}: was edited since the run wrote it, so it cannot keep {changes[0]!r}: "
+            "write that in it, too, instead of on the command line"
         )
     check_way(config, resume)
 
