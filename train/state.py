@@ -289,8 +289,12 @@ def _prune(folder: Path, step: int, keep: int, best: int | None) -> None:
     void = [path for path in checkpoints(folder) if checkpoint_step(path) > step]
     old = [path for path in checkpoints(folder) if checkpoint_step(path) <= step][:-keep]
     for path in void + old:
-        if checkpoint_step(path) != best and (left := remove_checkpoint(path)):
-            tqdm.write(f"warning: {path}: left {plain(', '.join(left[:3]))}, which is damaged or none of ours")
+        if checkpoint_step(path) == best or not (left := remove_checkpoint(path)):
+            continue
+        words = f"{plain(', '.join(left[:3]))}, which is damaged or none of ours"
+        if path in void:  # nobody shall take it for the newest one
+            words += f"; it is now {set_aside(path).name}"
+        tqdm.write(f"warning: {path}: left {words}")
 
 
 def _sha256(file: Path) -> str:
