@@ -1,6 +1,7 @@
 """Bad input: one clear line each, exit code 2, no traceback, and found before any model is loaded."""
 
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -114,7 +115,9 @@ def test_what_only_the_model_can_tell(write_config, photos, capsys, sections, wo
     AcceleratorState._reset_state(True)
     folder = write_config().parent / "run"
     folder.mkdir()
-    (folder / "run.json").write_text("{}")
+    (folder / "run.json").write_text(
+        json.dumps({"state": "done", "step": 1, "steps": 1, "versions": {"loraloom": "0.1.0"}})
+    )
     sources = {"sources": [{"path": str(photos), "caption": "x"}, {"prior": "a creature", "count": 4}]}
     config = write_config(**sections | {"data": sources | sections.get("data", {})})
     (line,) = answer(config, capsys, "--overwrite")
