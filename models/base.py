@@ -90,8 +90,12 @@ class PipelineFiles:
         return str(self.index.get("_class_name"))
 
     def has(self, part: str) -> bool:
-        """Whether the pipeline has this part; an index says [null, null] for one that it does without."""
-        return bool((self.index.get(part) or [None])[0])
+        """Whether the pipeline has this part; an index says [null, null] for one that it does without.
+
+        Beside parts it has settings of the pipeline, such as `"force_zeros_for_empty_prompt": true`.
+        """
+        named = self.index.get(part)
+        return isinstance(named, list) and bool(named and named[0])
 
     def config(self, part: str) -> dict[str, Any]:
         """The config of a part; {} where there is none."""
