@@ -4,6 +4,7 @@
 """
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
@@ -21,14 +22,15 @@ from ..configs.errors import UserError
 from ..configs.schema import ModelSection
 from ..models.device import chosen_device, chosen_dtype
 from ..models.encode import Encode, encoder_of
-from ..models.family import ONE_WINDOW, ModelFamily, Parts, PromptOptions
+from ..models.family import ONE_WINDOW, Conditioning, ModelFamily, Parts, PromptOptions
 from ..models.quiet import quietly
 from .callback import Call, attached, begin, stopped
 from .controlnet import Control, with_controlnets
+from .finite import decoding_finite
 from .given_pictures import shown_mask, shown_picture
 from .merged import MergedBase
 from .mixing import Mixing
-from .schedulers import DEFAULT_SCHEDULER, make_scheduler
+from .schedulers import DEFAULT_SCHEDULER, check_steps, make_scheduler
 
 MICRO_BATCH = 4  # small images of one forward pass; another number, or another place in it, gives other bits
 SMALL = 32  # latents each way; of larger ones each image has a forward pass of its own
@@ -154,7 +156,8 @@ class Engine:
         found = MergedBase(ModelSection.model_validate(model))
         engine = cls(found.family, found.load(), scheduler, base=base)
         try:
-            engine.pipeline.to(device)
+            with quietly():  # diffusers says of fp16 that a CPU has no kernels for it
+                engine.pipeline.to(device)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
         return engine
@@ -199,7 +202,7 @@ class Engine:
     def generate(
         self, request: Request, *, callbacks: Sequence[PipelineCallback] = (), progress: str | None = None
     ) -> list[Image.Image]:
-        """One image for each prompt, in order; `progress` is the title of a progress bar.
+        """One image for each prompt, in order; `progress` is the title of a progress bar. NotFinite instead of black.
 
         `callbacks` are ours or diffusers' own, called after each step of each micro-batch. When one of them stops the
         sampling, there are only the images that were begun.
@@ -212,6 +215,7 @@ class Engine:
     ) -> Iterator[list[Image.Image]]:
         """The same, micro-batch by micro-batch."""
         self.check(request)
+        check_steps(self.scheduler, request.steps)
         encode = self.encode or encoder_of(self.family, self.parts, request.prompt_options)
         size, count = self.micro_batch_of(request), len(request.prompts)
         if not count:
@@ -224,6 +228,11 @@ class Engine:
             yield self._generate_micro_batch(batch, encode, callbacks, range(start, end))
             if stopped(callbacks):
                 break
+
+    def negative(self, request: Request, encode: Encode, count: int) -> Conditioning:
+        """Embeddings of the negative prompt for so many images; without one they may be zeros, as the base has it."""
+        found = encode([request.negative_prompt] * count)
+        return found.zeros() if not request.negative_prompt and self.family.zeroes_empty_negative(self.parts) else found
 
     def micro_batch_of(self, request: Request) -> int:
         """Images of one forward pass: the request's, or what suits the base, but never how many there are to make."""
@@ -247,7 +256,7 @@ class Engine:
         padded = request.part([min(max(k - request.place, 0), count - 1) for k in range(size)])
         pipeline = self._pipeline_of(request)
         arguments = {
-            **self.family.pipeline_prompts(encode(padded.prompts), encode([request.negative_prompt] * size)),
+            **self.family.pipeline_prompts(encode(padded.prompts), self.negative(request, encode, size)),
             **_pictures(request),
             "num_inference_steps": request.steps,
             "guidance_scale": request.guidance,
@@ -259,6 +268,10 @@ class Engine:
         with ExitStack() as stack:
             for enter in self.around:
                 stack.enter_context(enter(MicroBatch(request, padded.prompts, kept, encode)))
+            stack.enter_context(decoding_finite(self.parts.get("vae"), self.parts))
+            stack.enter_context(quietly())
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", ".*upcast_vae")  # diffusers', of its own call
             further = stack.enter_context(attached(pipeline, callbacks, request.steps, call))
             return pipeline(**arguments | further).images[kept.start : kept.stop]
 

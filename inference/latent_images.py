@@ -18,9 +18,16 @@ def mapped(latents: Tensor, factors: Tensor, zoom: int) -> list[Image.Image]:
 
 @torch.no_grad()
 def decoded(pipeline: Any, latents: Tensor) -> list[Image.Image]:
-    """Latents (B, C, h, w), scaled, through the pipeline's VAE, in the VAE's own type."""
+    """Latents (B, C, h, w), scaled, through the VAE of a pipeline, in its type, or in fp32 where it asks for that."""
     vae = pipeline.vae
-    pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+    dtype = vae.dtype
+    overflows = dtype == torch.float16 and vae.config.force_upcast
+    if overflows:
+        vae.float()
+    try:
+        pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+    finally:
+        vae.to(dtype)
     return pipeline.image_processor.postprocess(pixels.float(), output_type="pil")
 
 

@@ -33,8 +33,8 @@ class MergedBase(Base):
         """The adapters with their weights. UserError for a file that does not fit the base."""
         return [(read(adapter.file, self.names), adapter.weight) for adapter in self.adapters]
 
-    def load(self, only: Collection[str] | None = None) -> Parts:
-        parts = super().load(only)
+    def load(self, only: Collection[str] | None = None, dtype: torch.dtype | None = None) -> Parts:
+        parts = super().load(only, dtype)
         if self.adapters:
             for part in parts.keys() & self.family.kohya_prefixes.keys():
                 self._merge(part, parts[part])
@@ -43,7 +43,7 @@ class MergedBase(Base):
     def changed(self) -> dict[str, dict[str, Tensor]]:
         """Part -> parameter -> its value with the adapters in it, of all that they change."""
         parts = super().load({part for artifact, _ in self.merged for part, _ in artifact.modules})
-        return {part: self._merge(part, model) for part, model in parts.items()}
+        return {part: self._merge(part, m) for part, m in parts.items() if isinstance(m, torch.nn.Module)}
 
     @torch.no_grad()
     def _merge(self, part: str, model: torch.nn.Module) -> dict[str, Tensor]:

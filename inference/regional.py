@@ -85,7 +85,7 @@ class _Regional:
         prompts = micro_batch.prompts if region.prompt is None else [region.prompt] * len(micro_batch.prompts)
         with self._engine.adapters.weighted(region.adapters):
             positive = micro_batch.encode(prompts)
-            negative = micro_batch.encode([micro_batch.request.negative_prompt] * len(prompts))
+            negative = self._engine.negative(micro_batch.request, micro_batch.encode, len(prompts))
             return _Pass(positive, negative, active.switches([self._denoiser]))
 
     def _blended(self, passes: "Sequence[_Pass]") -> Callable[..., Any]:

@@ -1,5 +1,7 @@
 """The samplers, by the names that users write, on the noise schedule of a base."""
 
+import inspect
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ class Scheduler(NamedTuple):
     options: dict[str, Any] = {}
 
 
+FLOW = "FlowMatch"  # how the names of diffusers' samplers for flow matching begin
 KARRAS = {"use_karras_sigmas": True}  # Karras et al. 2022, equation 5
 SCHEDULERS = {
     "dpmsolver++": Scheduler("DPMSolverMultistepScheduler"),
@@ -56,7 +59,49 @@ def make_scheduler(name: str, base: Any) -> Any:
     """
     name = known_name(name)
     sampler = SCHEDULERS.get(name) or _compatible(name, base)
-    return getattr(diffusers, sampler.kind).from_config(base.config, **sampler.options)
+    kind = getattr(diffusers, sampler.kind)
+    try:
+        return kind.from_config(base.config, **sampler.options | _flow_options(name, kind, base))
+    except ImportError as error:  # of a class that diffusers has in name only, without its library
+        raise UserError(f"scheduler {name!r}: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise UserError(f"scheduler {name!r} does not fit this base: {' '.join(str(error).split())}") from error
+
+
+def _flow_options(name: str, kind: Any, base: Any) -> dict[str, Any]:
+    """What a sampler has to be told for a base of flow matching; UserError for one that knows noise schedules only."""
+    if not type(base).__name__.startswith(FLOW) or kind.__name__.startswith(FLOW):
+        return {}
+    if "use_flow_sigmas" not in inspect.signature(kind).parameters:
+        able = [own for own, each in SCHEDULERS.items() if _takes_flow(each)]
+        raise UserError(f"scheduler {name!r} is not for bases of flow matching; there are: {', '.join(able)}")
+    return {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": base.config.get("shift", 1.0)}
+
+
+def _takes_flow(sampler: Scheduler) -> bool:
+    kind = getattr(diffusers, sampler.kind)
+    return sampler.options.keys().isdisjoint(KARRAS) and "use_flow_sigmas" in inspect.signature(kind).parameters
+
+
+def check_steps(scheduler: Any, steps: int) -> None:
+    """UserError for a number of steps that a sampler cannot make on its schedule."""
+    if not hasattr(scheduler, "set_timesteps"):
+        return
+    words = f"{type(scheduler).__name__} cannot make {counted(steps)} on this base"
+    total = scheduler.config.get("num_train_timesteps") or math.inf
+    if steps > total:
+        raise UserError(f"{words}, which was trained with {total}: give fewer steps")
+    try:
+        scheduler.set_timesteps(steps)
+    except (ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{words}: give another number of steps, or another --scheduler ({reason})") from error
+    if float(scheduler.timesteps.max()) >= total:
+        raise UserError(f"{words}: its spacing of timesteps goes beyond the last one, {total - 1}; give fewer steps")
+
+
+def counted(steps: int) -> str:
+    return f"{steps} step" if steps == 1 else f"{steps} steps"
 
 
 def known_name(name: str) -> str:
@@ -73,8 +118,19 @@ def _plain_name(name: str) -> str:
 
 
 def compatibles(base: Any) -> list[str]:
-    """The classes of diffusers that sample on the same kind of noise schedule."""
-    return sorted(kind.__name__ for kind in base.compatibles)
+    """The classes of diffusers that sample on the same kind of noise schedule.
+
+    diffusers also names some that know nothing of a base's betas (EDM's), and draw something else.
+    """
+    kinds = base.compatibles
+    if "beta_schedule" in base.config:
+        kinds = [kind for kind in kinds if _knows_betas(kind)]
+    return sorted(kind.__name__ for kind in kinds)
+
+
+def _knows_betas(kind: Any) -> bool:
+    """Also where diffusers has it in name only, as its library is not installed."""
+    return hasattr(kind, "_backends") or "beta_schedule" in inspect.signature(kind).parameters
 
 
 def _compatible(name: str, base: Any) -> Scheduler:

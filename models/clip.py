@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..configs.errors import UserError
 from ..configs.new_words import is_plain_word
 
 
@@ -64,8 +65,12 @@ def encode_tokens(
         hidden = output.last_hidden_state
     else:
         # [0] are the embeddings, [-1] is what the last layer makes, before the norm
+        if skip >= (states := len(output.hidden_states)):
+            raise UserError(f"clip_skip: {skip} layers of a text encoder are left out, and it has {states - 1}")
         hidden = output.hidden_states[-1 - skip]
-        hidden = _final_norm(encoder)(hidden) if norm else hidden
+        if norm:
+            last = _final_norm(encoder)  # outside of accelerate's wrapper, whose answers are fp32
+            hidden = last(hidden.to(last.weight.dtype))
     return hidden.unflatten(0, tokens.shape[:2]), output
 
 

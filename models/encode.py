@@ -17,6 +17,10 @@ from .to_device import to_like
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+IMAGE_DTYPE = torch.float32
+"""Type of image encoders while they encode, whatever the base's is: a latent is computed once and used thousands of
+times, and half precision would leave an error of 4e-3 in it for good."""
+
 PROBE_PROMPT = "a probe"
 """Its embedding is at hand wherever a model is to be compared with another."""
 
@@ -26,7 +30,7 @@ Encode = Callable[[Sequence[str]], Conditioning]
 
 @torch.no_grad()
 def encode_image(family: ModelFamily, parts: Parts, pixels: Tensor) -> Tensor:
-    """(3, H, W) in [-1, 1] to (2, C, h, w): mean and standard deviation of the latents, fp32 where the encoder is."""
+    """(3, H, W) in [-1, 1] to (2, C, h, w): mean and standard deviation of the latents; see `IMAGE_DTYPE`."""
     device = _device(parts, family.image_encoders)
     with torch.autocast(device.type, enabled=False):
         return family.encode_images(parts, pixels[None].to(device))[0]

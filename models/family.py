@@ -43,12 +43,21 @@ class Conditioning:
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor[index] for name, tensor in tensors.items() if tensor is not None}
 
+    def zeros(self) -> "Conditioning":
+        """Of the same shapes."""
+        pooled = self.pooled_prompt_embeds
+        return Conditioning(_zeros(self.prompt_embeds), None if pooled is None else _zeros(pooled))
+
     @classmethod
     def stack(cls, rows: "Sequence[Mapping[str, Tensor]]", device: Any = None) -> "Conditioning":
         """A batch of the tensors of single samples."""
         import torch
 
         return cls(**{name: to_device(torch.stack([row[name] for row in rows]), device) for name in rows[0]})
+
+
+def _zeros(tensor: "Tensor") -> "Tensor":
+    return tensor.new_zeros(tensor.shape)
 
 
 class ModelFamily(Protocol):
@@ -114,6 +123,17 @@ class ModelFamily(Protocol):
         self, parts: Parts, captions: Sequence[str], options: PromptOptions = ONE_WINDOW
     ) -> Conditioning:
         """Embeddings of captions, with gradient where a text encoder trains."""
+        ...
+
+    def zeroes_empty_negative(self, parts: Parts) -> bool:
+        """Whether pictures without a negative prompt are guided away from zeros, not from the embeddings of no words.
+
+        So diffusers has it of some bases.
+        """
+        ...
+
+    def unread(self, parts: Parts, part: str, clip_skip: int = 0) -> Collection[str]:
+        """Names of modules of a part on whose weights no prediction depends, such as a text encoder's last layers."""
         ...
 
     def pipeline_prompts(self, positive: Conditioning, negative: Conditioning) -> dict[str, Any]:

@@ -22,9 +22,9 @@ class Base:
         if problems := self.family.problems(PipelineFiles(self.folder)):
             raise UserError([f"base {model.base!r}: {problem}" for problem in problems])
 
-    def load(self, only: Collection[str] | None = None) -> Parts:
-        """All parts or some, frozen, in evaluation mode, on the device."""
-        parts = self.family.load(self.folder, torch_dtype(self.dtype), only)
+    def load(self, only: Collection[str] | None = None, dtype: torch.dtype | None = None) -> Parts:
+        """All parts or some, frozen, in evaluation mode, on the device; in the base's type unless another is given."""
+        parts = self.family.load(self.folder, dtype or torch_dtype(self.dtype), only)
         for part in parts.values():
             if isinstance(part, torch.nn.Module):
                 part.to(self.device)

@@ -44,6 +44,7 @@ class StableDiffusion:
     token_window = 77
     layers_left_out = 0  # at the end of each text encoder
     final_norm = True  # whether its last layer norm follows
+    pooled_from: Sequence[str] = ()  # text encoders whose pooled output is read too, which is that of all layers
 
     tokenizers: Mapping[str, str] = {"text_encoder": "tokenizer"}
     embedding_keys: Mapping[str, str] = {"text_encoder": "emb_params"}
@@ -143,12 +144,35 @@ class StableDiffusion:
         plain = window_tokens(tokenizer, [plain_text(caption) for caption in captions], options.windows)
         return torch.cat(hidden), encode_tokens(encoder, plain, skip, norm=self.final_norm)[1]
 
+    def zeroes_empty_negative(self, parts: Parts) -> bool:
+        return False
+
+    def unread(self, parts: Parts, part: str, clip_skip: int = 0) -> list[str]:
+        if part not in self.text_encoders or part in self.pooled_from:
+            return []
+        model = parts[part]
+        prefix, layers = "text_model." if hasattr(model, "text_model") else "", model.config.num_hidden_layers
+        skipped = range(max(0, layers - self.layers_left_out - clip_skip), layers)
+        behind = [f"{prefix}encoder.layers.{number}" for number in skipped]
+        return behind if self.final_norm else [*behind, f"{prefix}final_layer_norm"]
+
     def pipeline_prompts(self, positive: Conditioning, negative: Conditioning) -> dict[str, Any]:
         return {"prompt_embeds": positive.prompt_embeds, "negative_prompt_embeds": negative.prompt_embeds}
 
     def predict(self, parts: Parts, noised: Noised, conditioning: Conditioning, geometry: Tensor) -> Tensor:
-        embeds = conditioning.prompt_embeds
-        return parts["unet"](noised.latents.to(embeds.dtype), noised.timesteps, embeds).sample
+        latents, embeds = as_inputs(parts["unet"], noised.latents, conditioning.prompt_embeds)
+        return parts["unet"](latents, noised.timesteps, embeds).sample
+
+
+def as_inputs(denoiser: Any, latents: Tensor, embeds: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the type of the denoiser's weights, which is not that of the text encoders where one of them trains.
+
+    Autocast casts by itself.
+    """
+    if torch.is_autocast_enabled(embeds.device.type):
+        return latents.to(embeds.dtype), embeds
+    dtype = next(denoiser.parameters()).dtype
+    return latents.to(dtype), embeds.to(dtype)
 
 
 def _load_part(folder: Path, name: str, kind: Kind, dtype: torch.dtype) -> Any:

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,11 +143,32 @@ def _clip(**options) -> CLIPTextConfig:
     return CLIPTextConfig(vocab_size=len(tokenizer), **tokens, **sizes | options)
 
 
-_spec = importlib.util.spec_from_file_location("checkpoints", Path(__file__).with_name("models") / "checkpoints.py")
-assert _spec is not None and _spec.loader is not None
-_checkpoints = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_checkpoints)
-checkpoint = _checkpoints.checkpoint
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory):
+    """The folder of a still smaller base for a family, for tests that look at many settings; see `small_base.py`."""
+
+    @functools.cache
+    def small_base(family: str) -> Path:
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp("small") / family
+        _small.pipeline_of(family).save_pretrained(folder)
+        return folder
+
+    return small_base
+
+
+def _neighbour(path: str) -> Any:
+    """A module of the tests, which are no package."""
+    file = Path(__file__).parent / path
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_small = _neighbour("small_base.py")
+checkpoint = _neighbour("models/checkpoints.py").checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from ..controlnet import Control, check_fits, load_controlnets
 from ..engine import Engine, Request
 from ..given_pictures import read_mask, read_picture
 from ..mixing import adapter_title
-from ..schedulers import make_scheduler
+from ..schedulers import check_steps, make_scheduler
 from .request import AdapterChoice, ControlChoice, PictureRequest
 
 PACKAGES = ("loraloom", "torch", "diffusers", "transformers", "peft")
@@ -54,7 +54,7 @@ class Sampler:
         engine.check(asked)
         for control in asked.controls:
             check_fits(engine.family, engine.parts, control.model)
-        make_scheduler(request.scheduler, engine.parts["scheduler"])
+        check_steps(make_scheduler(request.scheduler, engine.parts["scheduler"]), request.steps)
         self._check_words(engine, request)
         for choice in request.adapters:
             self._check_adapter(engine, choice)

@@ -10,7 +10,10 @@ from torch import Tensor
 from ..base import PipelineFiles
 from ..family import ONE_WINDOW, Conditioning, Parts, PromptOptions
 from ..noise.process import Noised
-from ..stable_diffusion import CLIP, UNET, Kind, StableDiffusion
+from ..stable_diffusion import CLIP, UNET, Kind, StableDiffusion, as_inputs
+
+ZEROS = "force_zeros_for_empty_prompt"
+"""What diffusers' pipelines call the setting; true where an index does not say it."""
 
 
 class SDXL(StableDiffusion):
@@ -28,6 +31,7 @@ class SDXL(StableDiffusion):
     text_encoders = ("text_encoder", "text_encoder_2")
     layers_left_out = 1
     final_norm = False
+    pooled_from = ("text_encoder_2",)
     prompt_encoders = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     targets = {"unet": UNET, "text_encoder": CLIP, "text_encoder_2": CLIP}
     kohya_version = "sdxl_base_v1-0"
@@ -54,10 +58,11 @@ class SDXL(StableDiffusion):
         return "stable-diffusion-xl-v1-base"
 
     def load(self, folder: Path, dtype: torch.dtype, only: Collection[str] | None = None) -> Parts:
-        parts = super().load(folder, dtype, only)
-        if dtype == torch.float16 and "vae" in parts and parts["vae"].config.force_upcast:
-            parts["vae"].float()  # it overflows in fp16; the config of a VAE that does not says so
-        return parts
+        """With the setting of the base's index that says how a pipeline takes an empty negative prompt."""
+        return super().load(folder, dtype, only) | {ZEROS: bool(PipelineFiles(folder).index.get(ZEROS, True))}
+
+    def zeroes_empty_negative(self, parts: Parts) -> bool:
+        return parts.get(ZEROS, True)
 
     def encode_prompts(
         self, parts: Parts, captions: Sequence[str], options: PromptOptions = ONE_WINDOW
@@ -82,10 +87,11 @@ class SDXL(StableDiffusion):
         }
 
     def predict(self, parts: Parts, noised: Noised, conditioning: Conditioning, geometry: Tensor) -> Tensor:
-        embeds, pooled = conditioning.prompt_embeds, conditioning.pooled_prompt_embeds
-        added = {"text_embeds": pooled, "time_ids": geometry.to(embeds)}
-        unet = parts["unet"]
-        return unet(noised.latents.to(embeds.dtype), noised.timesteps, embeds, added_cond_kwargs=added).sample
+        unet, pooled = parts["unet"], conditioning.pooled_prompt_embeds
+        latents, embeds = as_inputs(unet, noised.latents, conditioning.prompt_embeds)
+        sizes = geometry.to(embeds.device, torch.float32)  # bf16 knows no 1333
+        added = {"text_embeds": pooled, "time_ids": sizes}
+        return unet(latents, noised.timesteps, embeds, added_cond_kwargs=added).sample
 
 
 FAMILY = SDXL()

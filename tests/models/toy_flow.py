@@ -121,6 +121,12 @@ class ToyFlow:
         letters = torch.tensor([[ord(letter) % 128 for letter in caption[:8].ljust(8)] for caption in captions])
         return Conditioning(parts["text_encoder"](letters))
 
+    def zeroes_empty_negative(self, parts):
+        return False
+
+    def unread(self, parts, part, clip_skip=0):
+        return []
+
     def pipeline_prompts(self, positive, negative):
         return {"prompt_embeds": positive.prompt_embeds}
 
