@@ -1,7 +1,7 @@
 """Which modules of a part are adapted: presets of the family, and regular expressions over module names."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..configs.choices import did_you_mean, find
@@ -49,17 +49,21 @@ def problems_of(selection: Selection, presets: Presets, *, whole: bool = False) 
     return problems
 
 
-def select(part: str, module: "nn.Module", selection: Selection, presets: Presets) -> list[str]:
+def select(
+    part: str, module: "nn.Module", selection: Selection, presets: Presets, unread: Collection[str] = ()
+) -> list[str]:
     """Names of the linear and convolution layers that a selection means, in the order of the model.
 
-    `all` means every module with weights of its own, norms and embeddings too.
+    `all` means every module with weights of its own, norms and embeddings too. Modules in `unread`, and what is below
+    them, are left out: nothing would train them.
 
     UserError for a preset or expression that matches nothing: PEFT is silent about one of several.
     """
     from torch import nn
 
     if ALL in words_of(selection):
-        return [name for name, each in module.named_modules() if any(True for _ in each.parameters(recurse=False))]
+        named = (name for name, each in module.named_modules() if any(True for _ in each.parameters(recurse=False)))
+        return [name for name in named if not _is_below(name, unread)]
     layers = {name: each for name, each in module.named_modules() if isinstance(each, nn.Linear | nn.Conv2d)}
     chosen: set[str] = set()
     for word in words_of(selection):
@@ -71,8 +75,18 @@ def select(part: str, module: "nn.Module", selection: Selection, presets: Preset
             found = {name for name in layers if name.endswith(tuple(f".{ending}" for ending in presets[word]))}
         if not found:
             raise UserError(f"adapter.parts.{part}: {word!r} matches no layer of {part}")
-        chosen |= found
+        read = {name for name in found if not _is_below(name, unread)}
+        if not read:
+            raise UserError(
+                f"adapter.parts.{part}: {word!r} matches only layers that nothing reads ({', '.join(unread)}): this "
+                "family, or model.clip_skip, leaves them out, so they cannot be trained"
+            )
+        chosen |= read
     return [name for name in layers if name in chosen]
+
+
+def _is_below(name: str, modules: Collection[str]) -> bool:
+    return any(f"{name}.".startswith(f"{module}.") for module in modules)
 
 
 def layer_parts(section: "AdapterSection", denoiser: str) -> Mapping[str, Selection]:
@@ -82,10 +96,19 @@ def layer_parts(section: "AdapterSection", denoiser: str) -> Mapping[str, Select
 
 
 def targets_of(
-    parts: Mapping[str, Any], selections: Mapping[str, Selection], presets: Mapping[str, Presets]
+    parts: Mapping[str, Any],
+    selections: Mapping[str, Selection],
+    presets: Mapping[str, Presets],
+    unread: Callable[[str], Collection[str]] = lambda part: (),
 ) -> dict[str, list[str]]:
-    """Part -> names of the modules to adapt. UserError for a preset or an expression that matches none."""
-    return {part: select(part, parts[part], selection, presets[part]) for part, selection in selections.items()}
+    """Part -> names of the modules to adapt. UserError for a preset or an expression that matches none.
+
+    `unread` answers with the modules of a part that cannot be trained, as `select` has it.
+    """
+    return {
+        part: select(part, parts[part], selection, presets[part], unread(part))
+        for part, selection in selections.items()
+    }
 
 
 def by_pattern(

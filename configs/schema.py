@@ -108,7 +108,8 @@ class NoiseSection(Section):
     density: Literal["uniform", "logit_normal", "cosmap"] = "uniform"
     """How often each timestep is trained: all alike, or the middle ones more often (Esser et al. 2024)."""
     min_snr_gamma: float | None = Field(default=None, gt=0)
-    """Weight losses by min(SNR, gamma) / SNR (Hang et al. 2023); 5 is usual."""
+    """Weight losses by min(SNR, gamma) / SNR (Hang et al. 2023); 5 is usual. For bases that predict v the weight of
+    pure noise, the last timestep with `zero_terminal_snr`, is 0."""
     debiased: bool = False
     """Weight losses by 1 / sqrt(SNR) (Yu et al. 2023): more for high noise, where colours and layout are decided."""
     offset: float = Field(default=0.0, ge=0)
@@ -165,7 +166,8 @@ class OptimizerSection(Section):
     lora_plus_ratio: float = Field(default=1.0, ge=1)
     """Learning rate of a LoRA's B as a multiple of A's (LoRA+); 16 is usual where it is used."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """Decoupled weight decay."""
+    """Decoupled weight decay, towards 0: also of DoRA's magnitudes and of new words, which it makes smaller than they
+    began. 0 for either of them, or in `parts`, leaves them alone."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global norm."""
     schedule: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "piecewise_constant"] = (
@@ -207,7 +209,8 @@ class LoopSection(Section):
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time. A list of
     blocks of the denoiser, such as `down_blocks.0`, does so only there: those at full resolution keep the most."""
     deterministic: bool = True
-    """Ask torch for deterministic kernels, so that a run can be repeated to the bit."""
+    """Ask torch for deterministic kernels: on CPUs a run can be repeated to the bit; on GPUs the backward pass of
+    memory-efficient attention stays as it is, with a warning of torch."""
     fast: bool = True
     """Layers and an AdamW that do the sums of diffusers', PEFT's and torch's in less time, to rounding."""
     compile: bool | Literal["model"] = False

@@ -1,6 +1,7 @@
 """The adapter in a checkpoint of a run, as it would have been exported at that step."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -10,11 +11,14 @@ from ..adapters.artifact import AdapterArtifact
 from ..adapters.combined import Combined
 from ..adapters.targets import layer_parts, targets_of
 from ..adapters.token_embeddings import inject_tokens
+from ..configs.bounded import read_json
 from ..configs.choices import find
 from ..configs.errors import UserError
 from ..configs.loader import load_config
 from ..configs.schema import RunConfig
 from .merged import MergedBase
+
+STATE = "run_state.json"
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -46,7 +50,9 @@ def read_checkpoint(folder: Path) -> AdapterArtifact:
     parts = base.load([*dict.fromkeys([*selections, *words, *words.values()])])
     sets: list[AdapterSet] = []
     if selections:
-        targets = targets_of(parts, selections, base.family.targets)
+        unread = partial(base.family.unread, parts, clip_skip=config.model.clip_skip)
+        left_out = "latents" in read_json(folder / STATE).get("data", ())  # older versions adapted those layers too
+        targets = targets_of(parts, selections, base.family.targets, unread if left_out else lambda part: ())
         sets.append(method.inject(parts, config.adapter, targets, 0))
     if tokens:
         sets.append(inject_tokens(parts, words, tokens, 0))

@@ -1,9 +1,11 @@
 """Proof that an adapter file holds what was trained: it is loaded into a fresh base and compared."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,11 +77,13 @@ def verify_file(
     fresh: Fresh,
     trained_prediction: Tensor,
     dtypes: Collection[str] = ("fp32",),
+    written: str | None = None,
 ) -> Verification:
     """Compares every delta-W and one prediction of the file, as it was read, with what was trained.
 
-    `dtypes` are all types that take part (of the file, the base, the forward pass): the coarsest decides how much
-    rounding is allowed. AfterTrainingError if a module is missing or a difference is more than that.
+    `dtypes` are all types that take part (of the file, of the base): the coarsest decides how much rounding is allowed
+    in the prediction; in the changes it is that of the file, `written`, where it is given. AfterTrainingError if a
+    module is missing or a difference is more than that.
     """
     mixing = fresh.mixing
     mixing.exact = True  # a base of half precision would round the adapter as well, and its layers enlarge that
@@ -88,7 +92,7 @@ def verify_file(
         relative, worst = furthest(artifact, again, base_weights(mixing.parts))
     except UserError as error:
         raise AfterTrainingError([f"{file}: does not verify: {problem}" for problem in error.problems]) from error
-    if not relative <= max(TOLERANCE[dtype] for dtype in dtypes):
+    if not relative <= max(TOLERANCE[dtype] for dtype in ([written] if written else dtypes)):
         raise AfterTrainingError(f"{file}: does not verify: {worst} is off by {relative:.2g} of its norm")
     prompt = probe_prompt(artifact)
     prediction = probe(mixing.family, mixing.parts, fresh.encode, prompt)
@@ -211,9 +215,30 @@ def probe_prompt(artifact: AdapterArtifact) -> str:
     return " ".join([PROBE_PROMPT, *words])
 
 
+@contextmanager
+def whole_products() -> Iterator[None]:
+    """Within, fp32 is multiplied as fp32: GPUs since Ampere round what convolutions take to TF32 unless they are told.
+
+    Two sound files whose numbers differ in the last bit would differ by 6e-4 in a prediction.
+    """
+    cudnn, cuda = cast(Any, torch.backends.cudnn), cast(Any, torch.backends.cuda)
+    switches, whole = [(cudnn, "allow_tf32"), (cuda.matmul, "allow_tf32")], cast(Any, False)
+    if hasattr(cudnn, "conv"):  # since torch 2.9; the older switches refuse where these were used
+        switches, whole = [(cudnn.conv, "fp32_precision"), (cuda.matmul, "fp32_precision")], "ieee"
+    before = [getattr(owner, name) for owner, name in switches]
+    try:
+        for owner, name in switches:
+            setattr(owner, name, whole)
+        yield
+    finally:
+        for (owner, name), value in zip(switches, before, strict=True):
+            setattr(owner, name, value)
+
+
 @torch.no_grad()
+@whole_products()
 def probe(family: ModelFamily, parts: Parts, encode: Encode | None = None, prompt: str = PROBE_PROMPT) -> Tensor:
-    """One prediction, (1, C, h, w) in fp32, for a fixed prompt, noise and timestep; dropout is off.
+    """One prediction, (1, C, h, w) in fp32, for a fixed prompt, noise and timestep; dropout is off, and so is TF32.
 
     Few latents are enough to see every weight, and those of a whole picture would take seconds on a CPU. `encode`
     gives the prompt's embeddings where the text encoders are not loaded.

@@ -3,8 +3,9 @@
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from ..adapters.adapter import AdapterSet
+from ..adapters.artifact import AdapterArtifact, canonical_path
 from ..adapters.combined import Combined
 from ..adapters.format import read
 from ..adapters.targets import layer_parts, targets_of
@@ -29,7 +31,7 @@ from ..inference.compilation import compile_blocks, compile_whole
 from ..inference.engine import Engine
 from ..inference.merged import MergedBase
 from ..models.base import pin_revision
-from ..models.encode import Encode, encoder_of
+from ..models.encode import IMAGE_DTYPE, Encode, encoder_of
 from ..models.family import Conditioning, ModelFamily, Parts
 from ..models.noise.ddpm import training_scheduler
 from .base_key import base_key
@@ -43,12 +45,12 @@ from .callbacks.report import Report
 from .callbacks.requests import Requests
 from .callbacks.tracking import Tracking
 from .callbacks.validation import Validation
-from .captions import find_long_captions, prompt_options
+from .captions import find_long_captions, find_unseen_captions, prompt_options
 from .ema import Ema
 from .fast import fast_optimizer, use_fast_layers
 from .fits import check_base_fits, trained_parts
 from .gather import class_images, gather, held_out_data, make_dataset
-from .held_out import HeldOut, encode_held_out, samples_of
+from .held_out import HeldOut, HeldOutImage, encode_held_out, samples_of
 from .objective import Objective
 from .optim import make_optimizer, make_schedule
 from .precompute import Wanted, fill, want
@@ -56,7 +58,7 @@ from .prior import class_image_files
 from .run import Run
 from .run_folder import prepare_folder, write_config
 from .sharding import set_up_sharding, shards, wrap
-from .state import load_checkpoint, register_hooks
+from .state import is_of_older, load_checkpoint, register_hooks
 from .together import leave_in_peace
 from .trainer import Trainer
 from .writable import check_formats
@@ -95,17 +97,23 @@ def assemble(
     assert loop.micro_batch is not None
     parts = base.load(_resident(config, base.family, wanted))
     encoders = base.family.image_encoders
-    held_out = [] if ready.held_out is None else encode_held_out(ready.held_out, base.family, base.load(encoders))
+    if wanted.latents is None:
+        parts |= base.load(encoders, IMAGE_DTYPE)
+    held_out: list[HeldOutImage] = []
+    if ready.held_out is not None:
+        held_out = encode_held_out(ready.held_out, base.family, base.load(encoders, IMAGE_DTYPE))
     parts["scheduler"] = training_scheduler(parts["scheduler"], config.noise)
-    adapters = make_adapters(config, base.family, parts)
+    unread_too = checkpoint is not None and is_of_older(checkpoint)
+    adapters = make_adapters(config, base.family, parts, unread_too=unread_too)
     if config.adapter.start_from is not None:
-        adapters.begin_with(read(config.adapter.start_from, base.names))
+        adapters.begin_with(_read_by(config, base, parts, read(config.adapter.start_from, base.names)))
     check_formats(config, base.family, parts, adapters)
     objective = make_objective(config, base.family, parts, adapters)
     if writes and accelerator.is_main_process:
         prepare_folder(folder, config.output.name, overwrite=overwrite and checkpoint is None)
     encode = _make_encode(config, base.family, parts, wanted, accelerator)
-    data = dataset.fingerprint(loop.micro_batch) | {"base": base_key(config)}
+    data = dataset.fingerprint(loop.micro_batch) | {"base": base_key(config), "dtype": config.model.dtype}
+    data |= {"latents": "fp32"}
     run = _make_run(config, folder, accelerator, base, parts, adapters, encode, data)
     if held_out:
         run.held_out = HeldOut(held_out, objective.noise, config.validation.timesteps, loop.micro_batch)
@@ -176,7 +184,7 @@ def build_dataset(
         assert known is not None
         found.append(known)
     dataset = make_dataset(data, found, base.family.size_multiple, config.loop.seed)
-    for line in find_long_captions(config, base.family, base.load, dataset):
+    for line in (*find_long_captions(config, base.family, base.load, dataset), *find_unseen_captions(config, dataset)):
         accelerator.print(f"warning: {line}", file=sys.stderr)
     return dataset
 
@@ -236,17 +244,38 @@ def set_numerics(config: RunConfig) -> None:
     settings.fill_uninitialized_memory = False  # with NaN, before every kernel, to find readers of it: there are none
 
 
-def make_adapters(config: RunConfig, family: ModelFamily, parts: Parts) -> AdapterSet:
-    """Injects the adapter of the config into the parts."""
+def make_adapters(config: RunConfig, family: ModelFamily, parts: Parts, *, unread_too: bool = False) -> AdapterSet:
+    """Injects the adapter of the config into the parts.
+
+    `unread_too` also into layers on which no prediction depends, as runs of older versions have it.
+    """
     method = find("adapters.methods", config.adapter.method)
     seed, tokens = key_seed(config.loop.seed, "adapter"), config.adapter.tokens
     sets: list[AdapterSet] = []
     if selections := layer_parts(config.adapter, family.denoiser):
-        targets = targets_of(parts, selections, family.targets)
+        unread = partial(family.unread, parts, clip_skip=config.model.clip_skip)
+        targets = targets_of(parts, selections, family.targets, unread if not unread_too else lambda part: ())
         sets.append(method.inject(parts, config.adapter, targets, seed))
     if tokens:
         sets.append(inject_tokens(parts, family.tokenizers, tokens, key_seed(config.loop.seed, "tokens")))
     return sets[0] if len(sets) == 1 else Combined(sets)
+
+
+def _read_by(config: RunConfig, base: MergedBase, parts: Parts, artifact: AdapterArtifact) -> AdapterArtifact:
+    """An adapter without layers on which no prediction of the run depends: other trainers' files have them."""
+    skip = config.model.clip_skip
+    unread = {
+        (part, canonical_path(part, path))
+        for part in {part for part, _ in artifact.modules}
+        if part in parts
+        for path in base.family.unread(parts, part, skip)
+    }
+    kept = {
+        (part, path): weights
+        for (part, path), weights in artifact.modules.items()
+        if not any(part == other and f"{path}.".startswith(f"{above}.") for other, above in unread)
+    }
+    return replace(artifact, modules=kept)
 
 
 def make_objective(config: RunConfig, family: ModelFamily, parts: Parts, adapters: AdapterSet) -> Objective:
@@ -264,11 +293,11 @@ def make_objective(config: RunConfig, family: ModelFamily, parts: Parts, adapter
 
 
 def _resident(config: RunConfig, family: ModelFamily, wanted: Wanted) -> list[str]:
-    """The parts that training needs in memory."""
+    """The parts that training needs in memory in the type of the base; what encodes images has its own."""
     needed = [family.denoiser, "scheduler"]
     if wanted.prompts is None:
         needed += family.prompt_encoders
-    if wanted.latents is None or config.data.cache.keep_vae:
+    if wanted.latents is not None and config.data.cache.keep_vae:
         needed += family.image_encoders
     return needed
 
@@ -298,7 +327,8 @@ def _make_run(
     data: dict[str, Any],
 ) -> Run:
     if config.loop.gradient_checkpointing:
-        checkpoint_gradients(adapters.carriers, config.loop.gradient_checkpointing)
+        flows = {base.family.denoiser: parts[base.family.denoiser]} | adapters.carriers
+        checkpoint_gradients(flows, config.loop.gradient_checkpointing)
     _quicken(config, accelerator, base.family, adapters)
     optimizer = make_optimizer(adapters, config.optimizer)
     if config.loop.fast and not shards(accelerator):
@@ -344,12 +374,13 @@ def compiler_options(device: str) -> dict[str, Any]:
     return {"dynamic": False} | ({"options": {"layout_optimization": False}} if device == "cpu" else {})
 
 
-def checkpoint_gradients(carriers: Mapping[str, Any], where: bool | Sequence[str] = True) -> None:
+def checkpoint_gradients(modules: Mapping[str, Any], where: bool | Sequence[str] = True) -> None:
     """Activations of the repeated blocks are computed again in the backward pass; dropout draws the same again.
 
-    `where` names blocks of the denoiser, or takes all blocks of all carriers. UserError for a block that is not there.
+    `modules` are those that gradients go through: what trains, and the denoiser behind a text encoder or words that
+    do. `where` names blocks of the denoiser, or takes all blocks of all. UserError for a block that is not there.
     """
-    for module in carriers.values():
+    for module in modules.values():
         if hasattr(module, "gradient_checkpointing_enable"):  # of transformers
             if where is True:
                 module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -74,6 +74,17 @@ def find_long_captions(
     return [*lines, advice]
 
 
+def find_unseen_captions(config: RunConfig, dataset: Dataset) -> list[str]:
+    """A line where images have more captions than variants, which go through them in turn: the last are never seen."""
+    variants = config.data.variants
+    if variants is None:
+        return []
+    counts = (len(dataset.captions(s, row)) for s, found in enumerate(dataset.images) for row in range(len(found.kept)))
+    if (most := max(counts, default=0)) <= variants:
+        return []
+    return [f"data.variants {variants}: of the {most} captions of an image the last are never seen; {most} sees all"]
+
+
 def _spoken(config: RunConfig, dataset: Dataset) -> Iterator[tuple[str, str]]:
     """Where a caption stands, and the caption with all of its tags."""
     for source, images in enumerate(dataset.images):

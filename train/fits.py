@@ -24,6 +24,7 @@ def check_base_fits(config: RunConfig, family: ModelFamily) -> None:
             )
     for rules in bucket_rules(config.data, family.size_multiple):
         problems += check_rules(rules, family.size_multiple)
+    problems += _problems_of_types(config)
     problems += _problems_of_method(config, family)
     problems += _problems_of_selection(config, family)
     problems += _problems_of_formats(config)
@@ -65,6 +66,23 @@ def _problems_of_selection(config: RunConfig, family: ModelFamily) -> Iterator[s
     for part in config.optimizer.parts:
         if part not in known:
             yield f"optimizer.parts: {part} is not trained{did_you_mean(part, known)}; there are: {', '.join(known)}"
+
+
+def _problems_of_types(config: RunConfig) -> Iterator[str]:
+    """Types in which gradients, or what training begins with, would be rounded to nothing."""
+    model, precision = config.model.dtype, config.loop.precision
+    if model == "fp16" and precision != "fp16":
+        yield (
+            f"model.dtype fp16 with loop.precision {precision}: gradients of fp16 vanish without the scaling that "
+            "loop.precision fp16 brings; take that, or model.dtype bf16 or fp32"
+        )
+    if model == "bf16" and precision == "fp16":
+        yield "model.dtype bf16 with loop.precision fp16: torch does not compute with both; take bf16 for both, or none"
+    if model != "fp32" and config.adapter.options.get("init") == "pissa":
+        yield (
+            f"adapter.options.init pissa with model.dtype {model}: what is left of the weights when their singular "
+            "values are taken out is rounded, and no adapter file holds that; take model.dtype fp32, or another init"
+        )
 
 
 def _problems_of_method(config: RunConfig, family: ModelFamily) -> Iterator[str]:

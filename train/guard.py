@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from ..adapters.sharded import is_sharded
+from ..adapters.sharded import is_sharded, own
 from ..configs.errors import TrainingError
 from .footprint import RUN
 from .journal import Journal
@@ -25,27 +25,36 @@ QUARANTINE = "quarantine.jsonl"
 MOST_OVERFLOWS = 10  # of fp16 gradients in a row, each of which only lowers the loss scale
 
 
-def fault_of(run: "Run", loss: "Tensor", norm: "Tensor") -> "Tensor":
-    """1 where the loss or the gradient's norm is not finite on any process, else 0; on the device, nothing waits.
-
-    With a gradient scaler the loss alone decides: it leaves out steps whose gradients overflow by itself.
-    """
-    finite = loss.isfinite() if run.accelerator.scaler is not None else loss.isfinite() & norm.isfinite()
+def fault_of(run: "Run", *values: "Tensor") -> "Tensor":
+    """1 where a value is not finite on any process, else 0; on the device, nothing waits."""
+    finite = values[0].isfinite()
+    for value in values[1:]:
+        finite = finite & value.isfinite()
     faults: Any = 1 - finite.float()
     if run.accelerator.num_processes > 1:
         faults = run.accelerator.reduce(faults, "sum")
     return faults.clamp(max=1)
 
 
-def step_unless(optimizer: Any, fault: "Tensor", scaled: bool) -> None:
-    """One step of the optimiser unless `fault` is 1.
+def spoil(run: "Run", fault: "Tensor") -> None:
+    """Makes a gradient NaN if `fault` is 1, so that the gradient scaler leaves the step out and lowers its scale.
+
+    It does so with gradients that overflow; of a loss it knows nothing.
+    """
+    gradient = next((own(each.grad) for each in run.trained() if each.grad is not None), None)
+    if gradient is not None:
+        gradient.masked_fill_(fault > 0, math.nan)
+
+
+def step_unless(optimizer: Any, fault: "Tensor") -> None:
+    """One step of the optimiser unless `fault` is 1; where there is no gradient scaler, which decides by itself.
 
     Fused optimisers of torch take the answer as a tensor, by the attribute through which gradient scalers give it; all
     others have to wait for it.
     """
     inner = optimizer.optimizer
     sharded = any(is_sharded(each) for group in optimizer.param_groups for each in group["params"][:1])
-    if getattr(inner, "_step_supports_amp_scaling", False) and not scaled and not sharded:
+    if getattr(inner, "_step_supports_amp_scaling", False) and not sharded:
         inner.found_inf = fault
         try:
             inner.step()  # accelerate's looks for a package on the disk each time

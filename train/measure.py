@@ -68,7 +68,8 @@ def measure(config: RunConfig, images: Sequence[Images | None]) -> Measured:
             )
             run, start = trainer.run, time.perf_counter() - started - caches.seconds
             bar.update()
-            first, steps = _train(trainer)
+            with trainer:
+                first, steps = _train(trainer)
             seconds_of = {name: seconds / STEPS for name, seconds in run.seconds_of.items()}
             checkpoint, memory = _save(run), run.peak_memory
             bar.update()
@@ -128,10 +129,10 @@ class _Caches:
         ):
             loading = 0.0
 
-            def timed_load(parts: Sequence[str]) -> Parts:
+            def timed_load(*asked: Any) -> Parts:
                 nonlocal loading
                 started = time.perf_counter()
-                loaded = load(parts)
+                loaded = load(*asked)
                 loading += time.perf_counter() - started
                 return loaded
 

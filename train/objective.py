@@ -79,7 +79,10 @@ class Objective:
         if moments is None:
             assert batch.pixels is not None
             moments = torch.stack([encode_image(self.family, parts, pixels) for pixels in batch.pixels])
-        return draw_latents(to_device(moments, device), draws.normal("vae", moments.shape[2:]))
+        moments = to_device(moments, device)
+        if moments.shape[1] == 1:  # drawn once, for all times
+            return moments[:, 0]
+        return draw_latents(moments, draws.normal("vae", moments.shape[2:]))
 
     def _errors(self, parts: Parts, batch: Batch, inputs: Inputs) -> Tensor:
         """(B,), before any weight."""

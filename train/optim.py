@@ -104,6 +104,8 @@ def make_schedule(optimizer: torch.optim.Optimizer, section: OptimizerSection, s
 
 def clip_gradients(run: "Run", max_norm: float) -> torch.Tensor:
     """Scales all gradients to a common norm of at most `max_norm`; returns what it was."""
+    if run.accelerator.scaler is not None and all(parameter.grad is None for parameter in run.trained()):
+        return torch.zeros((), device=run.accelerator.device)  # all parts have stopped: nothing to unscale
     if run.is_sharded or run.accelerator.scaler is not None:
         return torch.as_tensor(run.accelerator.clip_grad_norm_(run.trained(), max_norm))
     if isinstance(run.optimizer.optimizer, FlatAdamW):

@@ -106,11 +106,13 @@ def make_plan(config: RunConfig, images: "Sequence[Images | None]", processes: i
         later = "(the base is on the hub: modules, captions and caches are counted once it is downloaded)"
         return Plan(config, outlook, [], [], [later])
     with importing():
-        from .captions import find_long_captions
+        from .captions import find_long_captions, find_unseen_captions
         from .precompute import count_latents, count_prompts, weigh
 
     caches = [count(config, base.family, base.folder, dataset) for count in (count_latents, count_prompts)]
     long = find_long_captions(config, base.family, base.load, dataset)
+    for line in find_unseen_captions(config, dataset):
+        warn(line)
     del images, dataset  # a million rows make room for the model
     pyarrow.default_memory_pool().release_unused()
     adapter = list(_describe_adapter(config, base))

@@ -21,7 +21,7 @@ from ..data.keys import content_key, weights_hash
 from ..data.loader import Cached
 from ..data.transforms import Geometry, mask_to_tensor, to_tensor
 from ..models.base import merged_key
-from ..models.encode import PROBE_PROMPT, draw_latents, encode_caption, encode_image, pool_masks
+from ..models.encode import IMAGE_DTYPE, PROBE_PROMPT, draw_latents, encode_caption, encode_image, pool_masks
 from ..models.family import ModelFamily, Parts, PromptOptions
 from .captions import prompt_options
 from .fits import trained_parts
@@ -29,7 +29,7 @@ from .fits import trained_parts
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Load = Callable[[Sequence[str]], Parts]  # some parts of the base
+Load = Callable[..., Parts]  # some parts of the base, in its type or in another
 COUNTED_CAPTIONS = 100_000  # of more, the plan says how many there are at most
 
 
@@ -94,12 +94,13 @@ def prompt_key(caption: str, options: PromptOptions) -> str:
 
 def latent_store(config: RunConfig, family: ModelFamily, folder: Path) -> Store:
     """Where the latents of this VAE lie."""
-    return _store("latents", config, folder, family.image_encoders, config.data.cache.latent_draw)
+    return _store("latents", config, folder, family.image_encoders, "fp32", config.data.cache.latent_draw)
 
 
 def prompt_store(config: RunConfig, family: ModelFamily, folder: Path) -> Store:
     """Where the embeddings of these text encoders lie."""
-    return _store("prompts", config, folder, family.prompt_encoders, *astuple(prompt_options(config)))
+    options = astuple(prompt_options(config))
+    return _store("prompts", config, folder, family.prompt_encoders, config.model.dtype, *options)
 
 
 def why_no_latents(config: RunConfig) -> str | None:
@@ -213,7 +214,7 @@ def fill(
         for problem in store.problems if store is not None else ():
             accelerator.print(f"warning: {problem}", file=sys.stderr)
     if wanted.latents is not None and latents:
-        parts = load(family.image_encoders)
+        parts = load(family.image_encoders, IMAGE_DTYPE)
         once = dataset.data.cache.latent_draw == "once"
         title = "latents" if accelerator.is_main_process else None
 
@@ -252,8 +253,8 @@ def _latents(
     moments = encode_image(family, parts, to_tensor(picture)).cpu()
     if not moments.isfinite().all():
         raise UserError(
-            f"{dataset.location(source, row)}: the VAE makes numbers of it that are not finite; "
-            "its weights may not bear model.dtype fp16: try bf16 or fp32"
+            f"{dataset.location(source, row)}: the VAE makes numbers of it that are not finite, in float32: "
+            "its weights are damaged, or it is not the VAE of this base"
         )
     if draw is not None:
         noise = torch.randn(moments.shape[1:], generator=keyed_generator(0, f"latents/{draw}"))
@@ -274,11 +275,11 @@ def _embeddings(family: ModelFamily, parts: Parts, caption: str, options: Prompt
     return entry
 
 
-def _store(name: str, config: RunConfig, folder: Path, parts: Sequence[str], *rest: str | int) -> Store:
+def _store(name: str, config: RunConfig, folder: Path, parts: Sequence[str], dtype: str, *rest: str | int) -> Store:
     """The store whose name is a hash of the encoder's files, their precision and how they are used."""
     root = cache_folder(config.data.cache.dir)
     hashes = tuple(weights_hash(folder / part, root) for part in parts)
-    return Store(root / name / content_key(hashes, config.model.dtype, rest, merged_key(config.model)))
+    return Store(root / name / content_key(hashes, dtype, rest, merged_key(config.model)))
 
 
 def _cuts(dataset: Dataset) -> dict[str, tuple[int, int, int]]:

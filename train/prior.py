@@ -9,6 +9,7 @@ from ..configs.errors import UserError
 from ..configs.schema import RunConfig
 from ..data.draws import key_seed
 from ..data.keys import content_key
+from ..models.base import PipelineFiles, find_base
 from .base_key import base_key
 from .footprint import RUN
 from .pages.words import shortened
@@ -21,11 +22,21 @@ def class_image_paths(source: PriorSource, config: RunConfig) -> list[Path]:
     """Where the class images of a run lie, made or not.
 
     The name of their folder holds a hash of everything that decides the pictures, so that others are never mixed in.
+    A folder of an older version, which took the embeddings of no words where a base wants zeros, goes on being used.
     """
     model = config.model
     made = (model.dtype, source.prior, source.steps, source.guidance, max(config.data.resolutions), config.loop.seed)
-    key = content_key("class images", tuple(sorted(base_key(config).items())), *made)[:12]
-    return [Path(config.output.dir) / f"prior-{key}" / f"{index:05d}.png" for index in range(source.count)]
+    parts = ("class images", tuple(sorted(base_key(config).items())), *made)
+    folder = Path(config.output.dir) / f"prior-{content_key(*parts)[:12]}"
+    if _zeroes_empty_prompt(config) and not folder.is_dir():
+        folder = folder.with_name(f"prior-{content_key(*parts, 'zeros')[:12]}")
+    return [folder / f"{index:05d}.png" for index in range(source.count)]
+
+
+def _zeroes_empty_prompt(config: RunConfig) -> bool:
+    """As the base's index says."""
+    base = find_base(config.model.base, config.model.revision)
+    return base is not None and bool(PipelineFiles(base).index.get("force_zeros_for_empty_prompt"))
 
 
 def class_image_files(source: PriorSource, config: RunConfig, make_engine: Callable[[], "Engine"]) -> list[Path]:

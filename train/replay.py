@@ -73,7 +73,9 @@ def replay(folder: Path, step: int) -> tuple[list[Replayed], float, Path]:
     samples: list[Replayed] = []
     tiles: list[Tile] = []
     total = 0.0
-    for batch in [next(trainer.batches) for _ in range(trainer.accumulation)]:
+    with trainer:
+        batches = [next(trainer.batches) for _ in range(trainer.accumulation)]
+    for batch in batches:
         losses, timesteps = trainer.forward(batch), trainer.timesteps(batch)
         total += losses.total.item()
         for index, sample in enumerate(batch.samples):
@@ -112,8 +114,12 @@ def _trainer_before(config: "RunConfig", folder: Path, step: int) -> "tuple[Trai
     trainer = assemble(ready, accelerator, checkpoint=sound_checkpoint_before(folder, step), writes=False)
     trainer.callbacks = []
     first = trainer.run.step
-    for _ in tqdm(range(first, step - 1), desc=f"from step {first} to {step - 1}", unit="step", disable=None):
-        trainer.train_step()
+    try:
+        for _ in tqdm(range(first, step - 1), desc=f"from step {first} to {step - 1}", unit="step", disable=None):
+            trainer.train_step()
+    except BaseException:
+        trainer.close()
+        raise
     return trainer, ready.dataset
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .kernels.adamw import FlatAdamW
 from .sharding import shards
 
 if TYPE_CHECKING:
@@ -26,6 +27,21 @@ if TYPE_CHECKING:
     from .held_out import HeldOut
 
 
+@contextmanager
+def without_autocast(module: "nn.Module") -> "Iterator[None]":
+    """Within, a module's own `forward`: accelerate's answers in fp32, which a VAE of half precision refuses."""
+    held = vars(module)
+    wrapper = held.get("forward")
+    if wrapper is None or "_original_forward" not in held:
+        yield
+        return
+    held["forward"] = held["_original_forward"]
+    try:
+        yield
+    finally:
+        held["forward"] = wrapper
+
+
 @dataclass(slots=True)
 class Run:
     """One training run on its way."""
@@ -39,7 +55,7 @@ class Run:
     optimizer: Any
     schedule: Any
     encode: "Encode"  # embeddings of prompts for sampling, also where no text encoder is loaded
-    load: "Callable[[Sequence[str]], Parts]"  # parts of the base that are not in `parts`
+    load: "Callable[..., Parts]"  # parts of the base that are not in `parts`, in its type or in another
     data: dict[str, Any]  # fingerprint of the images: a resumed run must find the same
     ema: "Ema | None" = None
     step: int = 0  # optimiser steps done
@@ -96,7 +112,10 @@ class Run:
 
     @contextmanager
     def exported(self) -> "Iterator[None]":
-        """Within, carriers hold the weights that are sampled and exported (averages, if there are), without dropout."""
+        """Within, carriers hold the weights that are sampled and exported (averages, if there are), without dropout.
+
+        They compute in the types of their weights, as after loading: mixed precision is for training.
+        """
         modes = {part: module.training for part, module in self.adapters.carriers.items()}
         with ExitStack() as stack:
             if self.config.loop.compile:
@@ -111,6 +130,7 @@ class Run:
             for part, module in self.adapters.carriers.items():
                 module.eval()
                 stack.callback(module.train, modes[part])
+                stack.enter_context(without_autocast(module))
             yield
 
     def _gather_no_more(self) -> None:
@@ -119,6 +139,14 @@ class Run:
             for module in carrier.modules():
                 if hasattr(module, "reshard"):
                     module.reshard()  # type: ignore[operator]
+
+    def forget_optimizer(self) -> None:
+        """Lets go of gradients and of what the optimiser keeps of each weight: no step follows, all is saved."""
+        optimizer = self.optimizer.optimizer
+        optimizer.zero_grad(set_to_none=True)
+        optimizer.state.clear()
+        if isinstance(optimizer, FlatAdamW):
+            optimizer.forget_rows()
 
     @contextmanager
     def parked(self) -> "Iterator[None]":

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Generator, Iterator, Sequence
+from typing import Self
 
 import torch
 
@@ -10,7 +11,7 @@ from ..adapters.sharded import whole
 from ..data.draws import key_seed
 from ..data.sample import Batch
 from .callback import Callback
-from .guard import Guard, fault_of, step_unless
+from .guard import Guard, fault_of, spoil, step_unless
 from .objective import Losses, Objective
 from .optim import clip_gradients, drop_stopped
 from .readings import Unread, read_all
@@ -29,12 +30,21 @@ class Trainer:
         loop, self.world = run.config.loop, run.accelerator.num_processes
         self.accumulation = loop.batch_size // ((loop.micro_batch or loop.batch_size // self.world) * self.world)
 
+    def close(self) -> None:
+        """Ends the workers that read images, which Python would wait for at its own end. `fit` does it by itself."""
+        if isinstance(self.batches, Generator):
+            self.batches.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def fit(self) -> None:
         """All steps that are left, with the callbacks around them."""
         run = self.run
-        with contextlib.ExitStack() as stack:
-            if isinstance(self.batches, Generator):
-                stack.enter_context(contextlib.closing(self.batches))  # and with it the workers
+        with self, contextlib.ExitStack() as stack:
             for callback in self.callbacks:
                 stack.callback(callback.on_exit, run)
                 callback.on_start(run)
@@ -81,9 +91,14 @@ class Trainer:
         """One step of the optimiser, unless it is faulty; the norm of the gradient before it was clipped."""
         run = self.run
         drop_stopped(run.optimizer, run.step)
+        loss, scaled = torch.stack([each.total for _, each in losses]).sum(), run.accelerator.scaler is not None
+        if scaled:
+            spoil(run, fault_of(run, loss))
         norm = whole(clip_gradients(run, run.config.optimizer.max_grad_norm))
-        loss = torch.stack([each.total for _, each in losses]).sum()
-        step_unless(run.optimizer, fault_of(run, loss, norm), scaled=run.accelerator.scaler is not None)
+        if scaled and any(parameter.grad is not None for parameter in run.trained()):
+            run.optimizer.step()  # in any case: a scaler that is not asked stays in the middle of a step
+        elif not scaled:
+            step_unless(run.optimizer, fault_of(run, loss, norm))
         run.schedule.step()
         run.optimizer.optimizer.zero_grad()  # accelerate's looks up its arguments each time
         run.step += 1

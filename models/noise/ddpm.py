@@ -33,6 +33,20 @@ class DDPMNoise:
                 f"the base's schedule has the timesteps 0 to {self.total - 1}"
             )
 
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        """Both weights divide by the signal-to-noise ratio, which may be 0 at the end of the schedule."""
+        alphas = self.scheduler.alphas_cumprod[self.section.min_timestep : self.end]
+        finite = self._weight(alphas / (1 - alphas)).isfinite()
+        if not finite.all():
+            at = self.section.min_timestep + int(finite.logical_not().nonzero()[0])
+            name = "debiased" if self.section.debiased else "min_snr_gamma"
+            raise UserError(
+                f"noise.{name}: this base predicts noise and has none but noise at timestep {at} (zero terminal SNR), "
+                f"where the weight is not finite: give noise.max_timestep {at - 1}, or leave the weight out"
+            )
+
     def sample(self, latents: Tensor, draws: KeyedDraws) -> Noised:
         """Keyed by purpose: "timestep", "noise" and, if used, "noise_offset", "noise/<k>", "input_perturbation"."""
         section = self.section

@@ -155,7 +155,7 @@ def test_other_encoders_other_caches(write, tiny_base, tmp_path):
     save_file(tensors | {name: tensors[name] + 1e-3}, file)
     assert wanted(config, f"model.base={other}")[1] == 0
     assert wanted(config, f"model.base={other}")[0] == 4
-    assert all(wanted(config, "model.dtype=bf16")), "another precision, other numbers"
+    assert wanted(config, "model.dtype=bf16") == (0, 6), "images are encoded in fp32, captions in the base's type"
     assert wanted(config, "data.token_windows=2")[0] == 0
     assert wanted(config, "data.token_windows=2")[1] > 0
     assert wanted(config, "data.background=[0, 0, 0]")[0] == 4

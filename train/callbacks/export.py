@@ -149,7 +149,7 @@ def _write_files(run: Run, artifact: AdapterArtifact, prediction: Tensor) -> dic
             continue
         try:
             with _fresh_base(run, artifact) as fresh:
-                results[kind] = file, verify_file(file, artifact, fresh, prediction, _types(run))
+                results[kind] = file, verify_file(file, artifact, fresh, prediction, _types(run), output.dtype)
         except AfterTrainingError as error:
             problems[kind] = error
         else:
@@ -193,17 +193,18 @@ def _write_pipeline(run: Run, trained: Trained) -> tuple[Path, Verification]:
     write_pipeline(base, changed, folder, output.dtype, scheduler_changes(run.config.noise))
     enter_folder(folder, run.folder, by_result(output.name))
     device, prompts = str(run.accelerator.device), prompt_options(run.config)
-    found = verify_pipeline(
-        folder, states, trained.predictions[PROBE_PROMPT], dtypes=_types(run), device=device, prompts=prompts
-    )
+    run.forget_optimizer()  # a second base has to fit where optimiser and gradients were
+    with run.parked():
+        found = verify_pipeline(
+            folder, states, trained.predictions[PROBE_PROMPT], dtypes=_types(run), device=device, prompts=prompts
+        )
     tqdm.write(f"wrote and verified {folder}")
     return folder, found
 
 
 def _types(run: Run) -> set[str]:
-    """What decides how near a reloaded result has to come."""
-    precision = run.config.loop.precision
-    return {run.config.output.dtype, run.config.model.dtype, "fp32" if precision == "no" else precision}
+    """What decides how near a reloaded result has to come; mixed precision is for training alone."""
+    return {run.config.output.dtype, run.config.model.dtype}
 
 
 def _numel(tensor: Any) -> int:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from ...configs.errors import TrainingError
 from ...configs.ownership import write_file
 from ...inference.engine import Engine, Request
+from ...inference.finite import NotFinite
 from ...inference.pictures.png import image_grid, save_png
 from ..callback import Callback
 from ..captions import prompt_options
@@ -20,9 +22,12 @@ from ..footprint import RUN
 from ..journal import tolerated
 from ..run import Run
 from ..run_folder import read_pictures
+from ..together import together
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
+    from torch import nn
 
 
 class Validation(Callback):
@@ -37,9 +42,20 @@ class Validation(Callback):
             self._sample(run)
 
     def _sample(self, run: Run, base: bool = False) -> None:
-        if run.config.validation.prompts and run.takes_part:
+        if run.config.validation.prompts:
+            together(run.accelerator, lambda: self._pictures(run, base) if run.takes_part else None)
+
+    def _pictures(self, run: Run, base: bool) -> None:
+        """Weights that make no finite latents are a fault as a loss is; what the VAE does to them is said."""
+        try:
             sample_prompts(run, run.folder / "samples" / f"step-{run.step:06d}", base=base)
-        run.accelerator.wait_for_everyone()
+        except NotFinite as error:
+            words = f"step {run.step}: validation: {error}"
+            if error.latents and run.config.guard.on_fault == "stop":
+                raise TrainingError(
+                    f"{words}. Training goes on without a look at it by `guard.on_fault: skip`"
+                ) from error
+            tqdm.write(f"warning: {words}")
 
 
 def requests_of(run: Run) -> list[Request]:
@@ -63,11 +79,21 @@ def requests_of(run: Run) -> list[Request]:
 
 @contextmanager
 def sampling(run: Run) -> Iterator[Engine]:
-    """Within, an engine on the modules in memory; what decodes is loaded for it."""
-    absent = [part for part in run.family.image_encoders if part not in run.parts]
-    parts = run.parts | run.adapters.carriers | run.load(absent)
+    """Within, an engine on the modules in memory, all in the denoiser's type; what decodes is loaded for it.
+
+    Text encoders of another type stay away: embeddings are `run.encode`'s, and a pipeline would cast them to that type.
+    """
+    family, parts = run.family, run.parts | run.adapters.carriers
+    dtype = _type_of(parts[family.denoiser])
+    others = [part for part in (*family.text_encoders, *family.image_encoders) if part in parts]
+    parts = {name: part for name, part in parts.items() if name not in others or _type_of(part) == dtype}
+    absent = [part for part in family.image_encoders if part not in parts]
     with run.exported():
-        yield Engine(run.family, parts, encode=run.encode)
+        yield Engine(family, parts | run.load(absent, dtype), encode=run.encode)
+
+
+def _type_of(module: "nn.Module") -> "torch.dtype":
+    return next(module.parameters()).dtype
 
 
 def sample_prompts(run: Run, folder: Path, base: bool = False) -> None:

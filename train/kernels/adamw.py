@@ -63,6 +63,10 @@ class FlatAdamW(AdamW):
         found["state"] = {key: state | {"step": state["step"].clone()} for key, state in found["state"].items()}
         return found
 
+    def forget_rows(self) -> None:
+        """Without the averages that the rows hold; weights stay where they are."""
+        self._rows = {}
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch has it."""
         self._gradients = {}
