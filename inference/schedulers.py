@@ -96,7 +96,8 @@ def check_steps(scheduler: Any, steps: int) -> None:
     except (ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{words}: give another number of steps, or another --scheduler ({reason})") from error
-    if float(scheduler.timesteps.max()) >= total:
+    is_flow = type(scheduler).__name__.startswith(FLOW) or scheduler.config.get("use_flow_sigmas")
+    if not is_flow and float(scheduler.timesteps.max()) >= total:  # those of flow matching end at 1, which is the total
         raise UserError(f"{words}: its spacing of timesteps goes beyond the last one, {total - 1}; give fewer steps")
 
 

@@ -16,6 +16,7 @@ from loraloom.inference.schedulers import SCHEDULERS, check_steps, compatibles, 
 
 pytestmark = pytest.mark.slow
 
+STEPS = {"sd1": (1, 2, 4, 20, 1001), "sd2": (1, 4, 1001)}
 ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
 
@@ -27,7 +28,7 @@ def test_every_sampler_draws_or_is_refused_in_one_line(small_base, family, chang
     engine.parts["scheduler"] = base = type(base).from_config(base.config, **change)
     refused: dict[tuple[str, int], UserError] = {}
     for name in [*SCHEDULERS, *compatibles(base)]:
-        for steps in (1, 2, 4, 20, 1001) if name in SCHEDULERS else (1, 2, 4, 1001):
+        for steps in STEPS[family] if name in SCHEDULERS else (1, 1001):
             try:
                 engine.set_scheduler(name)
                 (image,) = engine.generate(Request(["a star"], [0], steps=steps, guidance=1.0, micro_batch=1))
