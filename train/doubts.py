@@ -10,6 +10,7 @@ from unicodedata import normalize
 import numpy as np
 
 from ..configs.data_sections import PriorSource
+from ..configs.new_words import is_plain_word
 from ..configs.schema import RunConfig
 from ..data.captions import longest_caption
 from ..data.dataset import Images
@@ -69,9 +70,11 @@ def doubts_of_words(config: RunConfig, images: Sequence[Images | None]) -> tuple
 def _said(config: RunConfig, section: object, known: Images | None, token: str) -> tuple[int, int, list[str]]:
     """How many captions of a source say a word, of how many, and the images of the first that do not."""
     count, total, without = 0, 0, []
+    word = re.escape(_plain(token))
+    spoken = re.compile(rf"(?<!\w){word}(?!\w)" if is_plain_word(token) else word)  # as tokenizers find it
     for where, text in _texts(config, section, known):
         total += 1
-        if _plain(token) in _plain(text):
+        if spoken.search(_plain(text)):
             count += 1
         elif len(without) <= NAMED:
             without.append(where)

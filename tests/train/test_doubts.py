@@ -78,11 +78,12 @@ def test_a_word_that_stands_in_no_caption_is_refused_and_in_some_is_told(photos_
     case = data.draw(st.sampled_from([str.lower, str.upper, str]))
     dropout = data.draw(st.sampled_from([0.0, 0.5, 1.0]))
     said = f"{{{case(token)}|a long alternative}}" if by == "wildcards" else case(token)
-    captions = [f"a {said} x" if own and by in ("captions", "wildcards") else "a <cat>" for own in says]
+    missed = "a <cat> xsksx" if token == "sks" else "a <cat>"  # a word is no part of another
+    captions = [f"a {said} x" if own and by in ("captions", "wildcards") else missed for own in says]
     rules = {
         "trigger": {"trigger": token},
         "template": {"template": f"a {token} [caption]"},
-        "prefix": {"prefix": token},
+        "prefix": {"prefix": f"{token} "},
         "wildcards": {"wildcards": True},
     }.get(by, {})
     section = config(
@@ -103,7 +104,7 @@ def test_a_word_that_stands_in_no_caption_is_refused_and_in_some_is_told(photos_
     assert len(notes) == (0 < count < len(says))
     if problems:
         assert f"the word {token!r} stands in no caption" in problems[0]
-        assert ("they say <cat>" in problems[0]) == (dropout < 1 and "a <cat>" in captions)
+        assert ("they say <cat>" in problems[0]) == (dropout < 1 and missed in captions)
     if notes:
         assert f"in {count} of {len(says)} captions" in notes[0]
 

@@ -169,7 +169,7 @@ def test_what_has_no_place_in_the_base_is_refused_and_nothing_is_left(tiny_base,
         ({"method": "lora", "parts": {"unet": "all"}}, {}, "no preset 'all'"),
         (
             {"parts": {"text_encoder": "all"}, "tokens": [{"token": "<sks>"}]},
-            {},
+            {"data": {"captions": {"trigger": "<sks>"}}},
             "trains the words of a text encoder too",
         ),
         ({}, {"optimizer": {"parts": {"text_encoder": {"learning_rate": 1e-4}}}}, "text_encoder is not trained"),
@@ -189,8 +189,12 @@ def test_the_plan_says_what_is_trained_and_written(config_of, capsys):
     assert "tiny/ (a diffusers pipeline)" in told
 
 
-def test_new_words_beside_it_get_a_file_of_their_own(config_of):
-    config = config_of(adapter={"parts": {"unet": "attention"}, "tokens": [{"token": "<sks>"}]}, loop={"steps": 2})
+def test_new_words_beside_it_get_a_file_of_their_own(config_of, photos):
+    config = config_of(
+        adapter={"parts": {"unet": "attention"}, "tokens": [{"token": "<sks>"}]},
+        data={"sources": [{"path": str(photos), "caption": "a <sks> creature"}]},
+        loop={"steps": 2},
+    )
     assert main([str(config)]) == 0
     record = json.loads((config.parent / "run/run.json").read_text())
     assert record["files"] == ["tiny", "tiny.embedding.safetensors"]

@@ -7,7 +7,8 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 import torch
@@ -281,9 +282,17 @@ def marked(section: BaseModel) -> Any:
             changes[key] = marked(value)
         elif isinstance(value, list) and any(isinstance(item, BaseModel) for item in value):
             changes[key] = [marked(item) for item in value]
-        elif entry.annotation in (str, str | None):
+        elif is_text(entry.annotation):
             changes[key] = MARK
     return section.model_copy(update=changes)
+
+
+def is_text(kind: Any) -> bool:
+    """Whether a field takes any text, checked or not, or none."""
+    if get_origin(kind) is Annotated:
+        return is_text(get_args(kind)[0])
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else [kind]
+    return str in kinds if len(kinds) == 1 else all(each is NoneType or is_text(each) for each in kinds)
 
 
 def config_text(config: RunConfig, place: str) -> Any:

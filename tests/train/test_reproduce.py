@@ -261,19 +261,20 @@ def test_held_out_images_that_decide_are_asked_for(config_writer, folders, tiny_
 def test_words_and_full_metadata(config_writer, photos, tiny_base, reproduce, tmp_path):
     """Tokens are asked for by their own option; `full` tells them, so that nothing has to be given but the folders."""
     adapter = {"tokens": [{"token": "<sks>", "init": "creature"}]}
-    shared = {"adapter": adapter, "loop": STEPS}
+    data = {"sources": [{"path": str(photos), "caption": "a <sks> creature"}]}
+    shared = {"adapter": adapter, "data": data, "loop": STEPS}
     for kind in ("minimal", "full"):
         output = {"metadata": kind, "formats": ["loraloom"]}
         assert train([str(config_writer(tmp_path, kind, **shared, output=output))]) == 0
     files = {kind: str(tmp_path / kind / "tiny.loraloom.safetensors") for kind in ("minimal", "full")}
     given = ["--base", str(tiny_base), "--data", str(photos)]
-    code, _, said = reproduce(files["minimal"], *given, "--caption", "a sks creature")
+    code, _, said = reproduce(files["minimal"], *given, "--caption", "a <sks> creature")
     assert code == 2
     assert "adapter.tokens.0.token is known by its hash alone" in said and "give its text with --token" in said
     assert reproduce(files["full"], *given)[0] == 0
     (tmp_path / "again.yaml").unlink()
     tokens = ["--token", "<sks>", "--token", "creature"]
-    assert reproduce(files["minimal"], *given, "--caption", "a sks creature", *tokens)[0] == 0
+    assert reproduce(files["minimal"], *given, "--caption", "a <sks> creature", *tokens)[0] == 0
     assert train([str(tmp_path / "again.yaml"), f"output.dir={tmp_path / 'again'}"]) == 0
     assert same_weights(Path(files["full"]), tmp_path / "again" / "tiny.loraloom.safetensors")
 

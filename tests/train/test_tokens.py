@@ -29,7 +29,7 @@ def config_of(write_config, photos, name="run", adapter=None, **sections):
     """Without the parts that the fixture adapts."""
     import yaml
 
-    data = {"sources": [{"path": str(photos), "caption": "a <sks> on a hill"}]}
+    data = sections.pop("data", {"sources": [{"path": str(photos), "caption": "a <sks> on a hill"}]})
     file = write_config(name, data=data, **sections)
     content = yaml.safe_load(file.read_text())
     content["adapter"] = ALONE if adapter is None else adapter
@@ -169,7 +169,8 @@ def test_two_text_encoders_have_vectors_each(write_config, photos, base_of):
 def test_what_cannot_be_learnt_or_written_is_refused_before_training(
     write_config, photos, adapter, output, words, capsys
 ):
-    config = config_of(write_config, photos, adapter=adapter, output=output)
+    data = {"sources": [{"path": str(photos), "caption": "a <sks> <b> star</w>"}]}
+    config = config_of(write_config, photos, adapter=adapter, output=output, data=data)
     assert run_command(main, [str(config)]) == 2
     assert words in capsys.readouterr().err
 
