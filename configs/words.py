@@ -1,5 +1,6 @@
 """Counts with their nouns, and what a person has to type, in words."""
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +16,16 @@ def plural(noun: str) -> str:
     if noun.endswith(("s", "x", "ch", "sh")):
         return f"{noun}es"
     return f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2:-1] not in "aeiou" else f"{noun}s"
+
+
+def agreeing(count: int, what: str) -> str:
+    """'1 ignored .heic file' of 'ignored .heic files': the first noun of `what`, which is many, as the number is."""
+    if count != 1:
+        return f"{count:,} {what}"
+    return f"1 {_MANY.sub(lambda found: 'copy' if found[0] == 'copies' else found[0][:-1], what, count=1)}"
+
+
+_MANY = re.compile(r"\b(?:files|images|captions|masks|members|copies|rows|folders|lines)\b")
 
 
 def not_on_path() -> str:

@@ -160,7 +160,9 @@ class Store:
         length = max(1, min(self.shard_entries, self.shard_bytes // max(1, entry_bytes)))
         chunks = [chunk for chunk, first in self._chunks(keys, length) if first // length % world == rank]
         total = sum(map(len, chunks))
-        with tqdm(total=total, desc=progress, unit="entry", disable=progress is None, leave=False) as bar:
+        with tqdm(
+            total=total, desc=progress, unit="entry", disable=True if progress is None else None, leave=False
+        ) as bar:
             for chunk in chunks:
                 entries: dict[str, Entry] = {}
                 for key in chunk:

@@ -14,6 +14,7 @@ from ..configs.choices import names as choices
 from ..configs.dtypes import DTYPES
 from ..configs.errors import AfterTrainingError, UserError
 from ..configs.ownership import check_out
+from ..configs.words import counted
 from .adapter_input import format_of
 from .checkpoint import is_checkpoint, title_of_checkpoint
 from .layers import Layers
@@ -101,7 +102,7 @@ def lost(found: Approximated) -> str:
     worst, key = found.worst
     mean = sum(found.lost.values()) / len(found.lost)
     words = f"{mean:.1%} of the norm of the change is lost on average, {worst:.1%} in {' '.join(key)}"
-    return f"{len(found.lost)} modules: {words}"
+    return f"{counted(len(found.lost), 'module')}: {words}"
 
 
 def shown(title: str) -> Progress:
@@ -110,6 +111,6 @@ def shown(title: str) -> Progress:
     def progress(keys: Iterable[Key]) -> Iterable[Key]:
         from tqdm import tqdm
 
-        return tqdm(keys, desc=title, unit="module", leave=False)
+        return tqdm(keys, desc=title, unit="module", leave=False, disable=None)
 
     return progress

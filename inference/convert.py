@@ -10,6 +10,7 @@ from ..configs.arguments import Parser, path_text
 from ..configs.dtypes import DTYPES, torch_dtype
 from ..configs.errors import UserError, run_command
 from ..configs.ownership import check_out
+from ..configs.words import counted
 
 EPILOG = """\
 SOURCE is a single file (.safetensors, the names of CompVis and Stability) or a pipeline folder of diffusers; TARGET is
@@ -58,9 +59,11 @@ def file_to_folder(source: str, folder: Path, dtype: str | None = None) -> list[
         unpack(file, partial, None if dtype is None else torch_dtype(dtype))
         index = json.loads((partial / INDEX).read_text()) | {"_class_name": pipeline}
         (partial / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    lines = [f"  left out: {len(names)} tensors, {what} ({names[0]} …)" for what, names in beside.items()]
+    lines = [f"  left out: {counted(len(names), 'tensor')}, {what} ({names[0]} …)" for what, names in beside.items()]
     if words := sorted(key for key in header if key != "format"):
-        lines.append(f"  left out: {len(words)} entries of its header, for which a folder has no place ({words[0]} …)")
+        lines.append(
+            f"  left out: {counted(len(words), 'entry')} of its header, for which a folder has no place ({words[0]} …)"
+        )
     return [f"wrote {folder}", *lines]
 
 
@@ -76,7 +79,7 @@ def folder_to_file(source: str, file: Path, dtype: str | None = None) -> list[st
     folder = locate_base(source)
     content = held(PipelineFiles(folder))
     count = write_single_file(folder, content, file, None if dtype is None else torch_dtype(dtype))
-    return [f"wrote {file}: {count} tensors", *(f"  not in a single file: {what}" for what in content.told)]
+    return [f"wrote {file}: {counted(count, 'tensor')}", *(f"  not in a single file: {what}" for what in content.told)]
 
 
 def _beside(file: Path, kind: str, shapes: Shapes) -> dict[str, list[str]]:

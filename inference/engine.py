@@ -223,7 +223,9 @@ class Engine:
         starts = [0, *range(size - request.place % size, count, size)]
         batches = list(zip(starts, [*starts[1:], count], strict=True))
         begin(callbacks)
-        for number, (start, end) in enumerate(tqdm(batches, progress, unit="batch", disable=not progress, leave=False)):
+        for number, (start, end) in enumerate(
+            tqdm(batches, progress, unit="batch", disable=None if progress else True, leave=False)
+        ):
             batch = replace(request.part(range(start, end)), place=0 if number else request.place % size)
             yield self._generate_micro_batch(batch, encode, callbacks, range(start, end))
             if stopped(callbacks):

@@ -38,7 +38,7 @@ def write_pipeline(base: Base, states: States, folder: Path, dtype: str, schedul
     parts = [name for name in files.index if files.has(name) and (base.folder / name).is_dir()]
     with writing_folder(folder) as partial:
         _copy(base.folder / INDEX, partial / INDEX)
-        for part in tqdm(parts, desc="writing the pipeline", unit="part", leave=False):
+        for part in tqdm(parts, desc="writing the pipeline", unit="part", leave=False, disable=None):
             _write_part(base.folder / part, partial / part, states.get(part, {}), torch_dtype(dtype))
         _update(partial / "scheduler" / "scheduler_config.json", scheduler)
 

@@ -40,7 +40,7 @@ def write_single_file(folder: Path, held: Held, file: Path, dtype: torch.dtype |
             wanted[original.name].append((sources[name], original, shape))
     entries = {name: _entry(pieces, dtype) for name, pieces in wanted.items()}
     entries |= {name: Entry("F32", (0,)) for name in held.marks}
-    shown = tqdm(total=len(entries), desc=f"writing {file.name}", unit="tensor", leave=False)
+    shown = tqdm(total=len(entries), desc=f"writing {file.name}", unit="tensor", leave=False, disable=None)
     with ExitStack() as stack, writing(file) as new, shown:
         contents = {
             source.file: stack.enter_context(opened(source.file))

@@ -7,6 +7,7 @@ from ..configs.arguments import Parser, add_config
 from ..configs.errors import run_command
 from ..configs.imports import importing
 from ..configs.loader import load_config
+from ..configs.words import counted
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
             accelerator.print(f"{name} are not cached: {reason}")
         else:
             size = f"{store.size_bytes / 2**20:.1f} MiB with others"
-            accelerator.print(f"{name}: {len(keys):,} entries in {store.folder} ({size})")
+            accelerator.print(f"{name}: {counted(len(keys), 'entry')} in {store.folder} ({size})")
     accelerator.end_training()
     return 0
 

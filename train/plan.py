@@ -14,7 +14,7 @@ from ..configs.errors import UserError, run_command
 from ..configs.imports import importing
 from ..configs.loader import given_yaml, load_config, marked_yaml
 from ..configs.schema import PartSection, RunConfig
-from ..configs.words import counted
+from ..configs.words import agreeing, counted
 from ..models.base import find_base
 from .pages.words import aligned, duration
 
@@ -171,7 +171,7 @@ def _describe_data(plan: Plan) -> Iterator[str]:
     )
     for source in plan.data.sources:
         if source.counts:
-            yield f"  {source.name}: " + ", ".join(f"{count:,} {what}" for what, count in source.counts.items())
+            yield f"  {source.name}: " + ", ".join(agreeing(count, what) for what, count in source.counts.items())
     yield ""
     yield from _table(
         ["bucket", "images", "samples"],

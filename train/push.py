@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..configs.arguments import Parser, path_text
 from ..configs.errors import AFTER_TRAINING, AfterTrainingError, UserError, run_command
 from ..configs.record import NAME as RECORD
+from ..configs.words import counted
 from .facts import at
 from .footprint import CARD
 from .pages.usage import REPOSITORY
@@ -177,7 +178,7 @@ def _pictures(folder: Path) -> Iterator[Upload]:
 def _listed(uploads: Sequence[Upload]) -> Iterator[str]:
     for upload in uploads:
         yield f"{_megabytes(upload.size)}  {upload.name}"
-    yield f"{_megabytes(sum(upload.size for upload in uploads))}  in {len(uploads)} files"
+    yield f"{_megabytes(sum(upload.size for upload in uploads))}  in {counted(len(uploads), 'file')}"
 
 
 def _megabytes(size: int) -> str:

@@ -127,7 +127,7 @@ def make(work: Sequence[Work], sampler: Sampler, title: str, rank: int = 0, proc
     mine = work[rank::processes]
     left = [(each, facts) for each in mine for facts in [_facts(each, sampler)] if not _is_made(each, facts)]
     made, total = 0, sum(len(each.files) for each, _ in left)
-    with tqdm(total=total, desc=title, unit="picture", disable=rank > 0, leave=False) as bar:
+    with tqdm(total=total, desc=title, unit="picture", disable=True if rank else None, leave=False) as bar:
         for each, facts in left:
             for image, file, own in zip(sampler.pictures(each.request), each.files, facts, strict=True):
                 save_png(image, file, marks={REQUEST: own}, prompt=each.request.prompt, software=versions())

@@ -127,8 +127,8 @@ def test_what_a_folder_does_not_hold_is_told_and_what_nobody_knows_is_refused(ch
     tensors = load_file(source)
     save_file(tensors | beside, source, {"modelspec.title": "x"})
     said = file_to_folder(str(source), tmp_path / "folder")
-    assert len([line for line in said if "left out: 1 tensors" in line]) == 3
-    assert "entries of its header" in said[-1]
+    assert len([line for line in said if "left out: 1 tensor, " in line]) == 3
+    assert "1 entry of its header" in said[-1]
     save_file(tensors | {"edm_mean": torch.ones(1), "edm_std": torch.ones(1)}, source)
     with pytest.raises(UserError, match=r"2 tensors that belong to no part of a sd1 model: edm_mean, edm_std"):
         file_to_folder(str(source), tmp_path / "strange")

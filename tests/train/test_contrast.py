@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from loraloom.configs import machine
+from loraloom.train.callbacks.progress import is_line_due
 from loraloom.train.contrast import collapsed, contrast
 from loraloom.train.run_folder import Picture
 
@@ -63,3 +64,12 @@ def test_threads_that_the_environment_asks_for(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(machine, "cores", lambda: 8)
     assert machine.threads() == expected
+
+
+@given(st.integers(1, 400), st.integers(1, 30))
+def test_a_log_has_some_twenty_lines_and_the_last_step(steps: int, at_once: int) -> None:
+    """However many steps are told of at once."""
+    groups = [(first, min(first + at_once - 1, steps)) for first in range(1, steps + 1, at_once)]
+    due = [last for first, last in groups if is_line_due(first, last, steps)]
+    assert due[-1] == steps
+    assert min(steps, 20, len(groups)) <= len(due) <= 41

@@ -121,7 +121,7 @@ def training(run: RunFiles) -> str:
         "resolution": resolution_of(run),
         "optimiser": at(config, "optimizer.name"),
         "learning rate": learning_rate_of(config),
-        "precision": f"{at(config, 'loop.precision')}, base in {at(config, 'model.dtype')}",
+        "precision": _precision(config),
         "seed": at(config, "loop.seed"),
         "loss": loss_of(run),
         "best held-out loss": f"{number(best['held_out'])} at step {best['step']}" if best else None,
@@ -161,6 +161,13 @@ def verification(run: RunFiles) -> str | None:
     )
     head = "| format | " + " | ".join(column.replace("_", " ") for column in columns) + " |"
     return "\n".join(["## Verification", "", words, "", head, "|---" * (len(columns) + 1) + "|", *rows])
+
+
+def _precision(config: dict[str, Any]) -> str:
+    """'bf16 (mixed)' or 'fp32', and the type of the base."""
+    mixed = at(config, "loop.precision")
+    words = "fp32" if mixed in ("no", None, False) else f"{mixed} (mixed)"
+    return f"{words}, base in {at(config, 'model.dtype')}"
 
 
 def _tags(run: RunFiles) -> Iterator[str]:

@@ -6,7 +6,7 @@ from itertools import count
 
 from ...configs.data_sections import PriorSource, Source
 from ...configs.schema import RunConfig
-from ...configs.words import counted
+from ...configs.words import agreeing, counted
 from ...images.decoding import Size
 from ..choice import Planned
 from ..outlook import BucketOutlook, Changed, Outlook, SourceOutlook
@@ -230,7 +230,7 @@ def _badge(words: str) -> Markup:
 def _contents(source: SourceOutlook, section: Source) -> str:
     if isinstance(section, PriorSource):
         return f"class images of “{section.prior}”"
-    return _listed(f"{number:,} {what}" for what, number in source.counts.items())
+    return _listed(agreeing(number, what) for what, number in source.counts.items())
 
 
 def _fold(title: str, found: Sequence[Changed]) -> Markup:
