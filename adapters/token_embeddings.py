@@ -24,12 +24,12 @@ class ExtendedEmbedding(nn.Module):
     def __init__(self, base: nn.Embedding, first: int, extra: Tensor):
         super().__init__()
         self.base, self.first = base, first
-        self.own = nn.ParameterList([nn.Parameter(extra)])  # behind the base, whose type is a model's
+        self.own = nn.ParameterDict({"extra": nn.Parameter(extra)})  # behind the base, whose type is a model's
 
     @property
     def extra(self) -> nn.Parameter:
         """(vectors, width), fp32."""
-        return self.own[0]
+        return self.own["extra"]
 
     @property
     def weight(self) -> Tensor:
@@ -131,7 +131,7 @@ def add_words(encoder: Any, tokenizer: Any, counts: Mapping[str, int], rows: Seq
     old = model.embeddings.token_embedding
     extra = torch.cat([*rows]).float()
     if isinstance(old, ExtendedEmbedding):
-        old.own[0] = nn.Parameter(torch.cat([old.extra, extra.to(old.extra.device)]), requires_grad=False)
+        old.own["extra"] = nn.Parameter(torch.cat([old.extra, extra.to(old.extra.device)]), requires_grad=False)
         return
     extra = extra.to(old.weight.device)
     model.embeddings.token_embedding = ExtendedEmbedding(old, first, extra).requires_grad_(False)

@@ -44,7 +44,7 @@ def test_rows_behind_the_end_train_and_nothing_else():
     assert torch.equal(found[0, 0], base.weight[7])
     assert (found[0, 1:] == 5).all()
     found.sum().backward()
-    assert [name for name, parameter in words.named_parameters() if parameter.grad is not None] == ["extra"]
+    assert [name for name, parameter in words.named_parameters() if parameter.grad is not None] == ["own.extra"]
 
 
 def test_words_of_several_vectors_are_written_out():
