@@ -150,6 +150,8 @@ def parse_document(text: str, place: Callable[[int], str], name: str) -> Documen
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         words = ", ".join(part for part in (error.context, error.problem) if part)
+        if "escape" in words:
+            words += "; a path with backslashes stands in single quotes: 'C:\\photos'"
         raise UserError(f"{place(mark.line + 1) if mark else name}: not valid YAML: {words}") from error
     except yaml.reader.ReaderError as error:
         where = place(text.count("\n", 0, error.position) + 1)

@@ -89,4 +89,6 @@ def _lookable(text: str) -> str:
 
 def looked_in(path: object) -> str:
     """` in FOLDER`, of a path that starts at the folder which the command was started in; else nothing."""
+    if re.search(r"[\x00-\x1f]", str(path)):  # "D:\new" in double quotes has a line break
+        return "; it holds control characters: backslashes of a path stand in single quotes, 'D:\\new'"
     return "" if os.path.isabs(str(path)) else f" in {os.getcwd()}"

@@ -20,7 +20,7 @@ from PIL.Image import Transpose
 from PIL.ImageFile import ImageFile
 
 from .colour import CONVERTED, KEPT, to_srgb, use_of
-from .endings import HAS_HEIF
+from .endings import HAS_HEIF, INSTALL_HEIF
 
 Size = tuple[int, int]  # width, height
 
@@ -39,6 +39,7 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 _LONGEST_TEXT = 1 << 24  # bytes of a profile, or of EXIF as text, once unpacked
 PngImagePlugin.MAX_TEXT_CHUNK = _LONGEST_TEXT  # its own is one million; what is longer never comes to it
 
+_HEIF = frozenset(b"ftyp" + brand for brand in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"))
 _DEEP = frozenset({"I", "I;16", "I;16B", "I;16L", "F"})
 _MODES = _DEEP | {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 _TO_8_BITS = ((np.arange(65_536) + 128) // 257).astype(np.uint8)  # 65535 / 257 = 255
@@ -174,6 +175,8 @@ def _identify(data: bytes) -> ImageFile:
         if accepts(data[:16]):
             with _decoding():
                 return factory(BytesIO(_without_text(data) if factory is PngImagePlugin.PngImageFile else data), "")
+    if data[4:12] in _HEIF:  # also under the name of a JPEG, as phones and messengers leave it
+        raise BadImage(f"is a photo in HEIC, which is not read here; {INSTALL_HEIF}")
     start = data[:1024].removeprefix(b"\xef\xbb\xbf")
     if re.search(rb"<(!doctype\s+html|html|head|body)\b", start, re.IGNORECASE):
         raise BadImage("is HTML, not an image: a web page was saved under this name; fetch the image again")

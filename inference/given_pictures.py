@@ -1,9 +1,8 @@
 """Pictures that sampling begins with or follows, through the decoder of training: files, and what Python code gives."""
 
-from pathlib import Path
-
 from PIL import Image
 
+from ..configs.bounded import PICTURE, read_bytes
 from ..configs.errors import UserError
 from ..images.decoding import WHITE, BadImage, PixelRules, Size, as_shown, decode, decode_mask, mask_as_shown
 
@@ -56,11 +55,4 @@ def shown_mask(mask: Image.Image, size: Size) -> Image.Image:
 
 
 def _content(name: str) -> bytes:
-    try:
-        if not Path(name).is_file():  # a pipe or a device would never end
-            raise UserError(f"{name}: is no file with a picture in it")
-        return Path(name).read_bytes()
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    return read_bytes(name, PICTURE)  # of a regular file: a pipe or a device would never end

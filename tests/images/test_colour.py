@@ -257,7 +257,7 @@ def test_a_given_picture_that_is_none_is_one_line(tmp_path, content, words):
             read(str(tmp_path / "a.png"))
         assert len(caught.value.problems) == 1
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="no file"):
+    with pytest.raises(UserError, match="is a folder, not a file"):
         read_picture(str(tmp_path))
 
 

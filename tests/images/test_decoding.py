@@ -25,6 +25,7 @@ from loraloom.images.decoding import (
     decode_mask,
     header,
 )
+from loraloom.images.endings import HAS_HEIF
 
 RULES = PixelRules(background=(255, 255, 255), animated="error", alpha_mask=True)
 FIRST = PixelRules(background=(255, 255, 255), animated="first", alpha_mask=False)
@@ -298,6 +299,9 @@ def test_a_mask_is_white_where_to_look():
         (b"x" + "ü".encode() * 600, "text"),
         (bytes(range(256)), "not an image"),
         (b"\xff\xd8\xff\xe0 but no JPEG", "cannot be decoded"),
+        pytest.param(
+            b"\0\0\0\x18ftypheic" + bytes(99), "a photo in HEIC", marks=pytest.mark.skipif(HAS_HEIF, reason="")
+        ),
         (b"BM is how a bitmap begins", "cannot be decoded"),
         (encoded(Image.new("RGB", (1, 1))), "1 x 1 pixels is too small"),
         (encoded(Image.new("RGB", (MIN_SIDE - 1, 500))), "too small"),

@@ -290,3 +290,8 @@ def test_a_caption_file_of_megabytes_is_one_line(tmp_path):
     (tmp_path / "0.txt").write_bytes(b"a" * 3_000_000)
     (problem,) = opened(tmp_path).problems
     assert problem == f"{tmp_path}/0.txt: has 3,000,000 bytes, a caption file at most 65,536; shorten it"
+
+
+def test_backslashes_that_became_control_characters_are_explained(tmp_path):
+    with pytest.raises(UserError, match="single quotes"):
+        opened(tmp_path / "D:\new\train")
