@@ -83,7 +83,11 @@ def test_an_interrupted_batch_goes_on_where_it_stopped(sample, tmp_path, capsys)
     kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("0*.png")}
     for name in ("0006.png", "0008.png"):
         (tmp_path / "out" / name).unlink()
-    (tmp_path / "out/0009.png").write_bytes(b"half a picture")
+    (tmp_path / "out/0009.png").write_bytes(b"no picture of ours, which are whole or not there")
+    for flag in ([], ["--overwrite"]):
+        with pytest.raises(UserError, match=r"0009\.png: was changed since loraloom wrote it, so it is never replaced"):
+            sample(*arguments, *flag)
+    (tmp_path / "out/0009.png").unlink()
     capsys.readouterr()
     again = sample(*arguments)
     assert again.keys() == whole.keys()
