@@ -30,7 +30,9 @@ def add_output(parser: argparse.ArgumentParser) -> None:
         "--out", type=path_text, metavar="PATH", help="where it is written (beside FILE, named after the format)"
     )
     parser.add_argument("--base", type=path_text, help="its base, where the file does not tell one that is known")
-    parser.add_argument("--force", "--overwrite", action="store_true", help="replace what is there, if loraloom wrote it and nobody changed it")
+    parser.add_argument(
+        "--force", "--overwrite", action="store_true", help="replace what loraloom wrote and nobody changed"
+    )
 
 
 def add_rank(parser: argparse.ArgumentParser) -> None:

@@ -125,7 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("source", type=path_text, metavar="SOURCE", help="single file, pipeline folder or hub id")
     parser.add_argument("--out", type=path_text, required=True, metavar="TARGET", help="folder, or .safetensors file")
     parser.add_argument("--dtype", choices=DTYPES, help="type of the tensors (as they are)")
-    parser.add_argument("--force", "--overwrite", action="store_true", help="replace what is there, if loraloom wrote it and nobody changed it")
+    parser.add_argument(
+        "--force", "--overwrite", action="store_true", help="replace what loraloom wrote and nobody changed"
+    )
     return parser
 
 
