@@ -1,6 +1,7 @@
 """A weight means one thing, whatever the adapters are and whoever adds them up: W + sum of w (W' - W)."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from loraloom.adapters import active, algebra
 from loraloom.adapters.artifact import AdapterArtifact, Weights, largest_difference
 from loraloom.adapters.peft_adapters import install, read_peft
+from loraloom.inference.hotswap import prepare, swap
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +47,7 @@ def merged(mixed: list[tuple[AdapterArtifact, float]]) -> list[Tensor]:
     model = Layers()
     for name in LAYERS:
         layer = model.get_submodule(name)
-        changes = [(artifact.modules["unet", name], weight) for artifact, weight in mixed]
+        changes = [(a.modules["unet", name], weight) for a, weight in mixed if ("unet", name) in a.modules]
         layer.weight.data = algebra.merged(layer.weight, changes)
     return model()
 
@@ -93,6 +95,23 @@ def test_fusing_by_peft_and_back(random_weights, kind: str, weight: float):
         for layer in layers:
             layer.unmerge()
         assert_close(model(), beside)
+
+
+@pytest.mark.parametrize("kind", ["dora", "dora, inputs"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_dora_is_swapped_for_another(random_weights, kind: str, compiled: bool):
+    """With its weight, and with nothing left of it in a module that the other one leaves alone."""
+    old, new, model = adapter(random_weights, kind, 1), adapter(random_weights, kind, 2), Layers()
+    new = AdapterArtifact({key: weights for key, weights in new.modules.items() if key[1] != "conv"})
+    install(old, {"unet": model}, "a")
+    if compiled:
+        prepare(model, 4)
+    active.activate("unet", model, {"a": dict.fromkeys(old.modules, 0.5)})
+    assert_close(model(), merged([(old, 0.5)]))
+    swap("unet", model, new, Path("x"), "a")
+    for weight in (0.5, 2.0):
+        active.activate("unet", model, {"a": dict.fromkeys(old.modules, weight)})
+        assert_close(model(), merged([(new, weight)]))
 
 
 def test_a_dora_of_scale_zero_has_a_weight_too(random_weights):

@@ -173,6 +173,27 @@ def test_a_file_that_does_not_verify_ends_with_its_own_exit_code(write_config, m
     assert json.loads((folder / "run.json").read_text())["exit_code"] == 6
 
 
+def test_where_one_format_refuses_it_the_others_are_written(write_config, monkeypatch, capsys):
+    """Which is only known at the end where what was trained decides it."""
+    from loraloom.adapters.formats import kohya
+    from loraloom.configs.errors import run_command
+
+    honest = kohya.to_tensors
+
+    def picky(artifact, names):
+        if any(weights.tensors["up"].any() for weights in artifact.modules.values()):
+            raise UserError("kohya holds no such numbers")
+        return honest(artifact, names)
+
+    monkeypatch.setattr(kohya, "to_tensors", picky)
+    config = write_config(loop={"steps": 1, "batch_size": 1}, output={"formats": ["kohya", "diffusers"]})
+    assert run_command(train, [str(config)]) == 6
+    folder, said = config.parent / "run", capsys.readouterr().err
+    assert "kohya holds no such numbers" in said
+    assert f"{folder / 'tiny.safetensors'} is written and verified" in said
+    assert (folder / "tiny.safetensors").is_file() and not (folder / "tiny.kohya.safetensors").exists()
+
+
 def test_an_adapter_for_another_base_is_refused(run_folder, tiny_base, tmp_path):
     odd = {
         name.replace("down_blocks", "input_blocks"): t for name, t in load_file(run_folder / "tiny.safetensors").items()
