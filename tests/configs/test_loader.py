@@ -214,7 +214,11 @@ def test_options_are_checked_by_the_method(folder: Path) -> None:
         (b"a\n", "my.yaml:1: a config is a mapping (`section:` and `key: value` lines), found one value"),
         (b"a: 1\nb: [1\nc: 2\n", "my.yaml:3: not valid YAML"),
         (b"a: 1\n\tb: 2\n", "my.yaml:2: not valid YAML"),
-        (b'a: "C:\\Users\\x"\n', "stands in single quotes"),
+        (
+            b'a: "C:\\Users\\x"\n',
+            "my.yaml:1: not valid YAML: while scanning a double-quoted scalar, expected escape sequence of 8 "
+            "hexadecimal numbers, but found 's'; a path with backslashes stands in single quotes",
+        ),
         (b"a: 1\n---\nb: 2\n", "my.yaml:2: not valid YAML: expected a single document"),
         (b"a: 1\nb: caf\xe9\n", "my.yaml:2: not UTF-8 text (byte 0xe9)"),
         (b"a: 1\nb: \x07\n", "my.yaml:2: not valid YAML: the character '\\x07'"),
