@@ -31,9 +31,9 @@ from ..configs.arguments import positive
 from ..configs.schema import NoiseSection
 from ..data.draws import Draws
 from ..data.transforms import to_tensor
-from ..inference.adapter_file import AdapterFile
 from ..inference.engine import Engine, Request
 from ..inference.mixing import attach
+from ..inference.weighted_file import AdapterFile
 from ..models.encode import encode_image
 from ..models.family import Conditioning
 from ..models.noise.ddpm import DDPMNoise

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from .plain import plain
-from .streams import lasting_streams
+from .streams import lasting_streams, names_in_utf8
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C: 128 + SIGINT
 DONE, OWN_CODE, BAD_INPUT, TRAINING_FAILED, OUT_OF_MEMORY, STOPPED, AFTER_TRAINING, UNEXPECTED = *range(7), 70
@@ -45,6 +45,8 @@ def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] |
 
     With `LORALOOM_TRACEBACK=1` the traceback of every error comes before them. Python's own faces raise.
     """
+    if arguments is None:
+        names_in_utf8()
     given = sys.argv[1:] if arguments is None else arguments
     with lasting_streams():  # the exit code tells it even where nobody can read
         try:

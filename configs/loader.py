@@ -15,6 +15,7 @@ from . import choices
 from .document import Document, KeyPath, add_core_scalars, dotted, overlay, parse_document, read_document, resolve
 from .errors import UserError
 from .paths import expanded
+from .plain import plain
 from .problems import explain, keys_of, known_keys, sections_of, shown
 from .schema import AdapterSection, LoopSection, OptimizerSection, RunConfig
 
@@ -203,7 +204,7 @@ class _InlineDumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = '"' if any(ord(character) < 32 or character in "\x85\u2028\u2029" for character in text) else None
+    style = '"' if plain(text) != text else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
@@ -216,7 +217,8 @@ def inline_yaml(value: Any) -> str:
     # mappings keep their order: the first pattern that matches is the one that counts
     settings = {"default_flow_style": True, "allow_unicode": True, "width": math.inf, "sort_keys": False}
     text = yaml.dump([value], Dumper=_InlineDumper, **settings)
-    return text.removeprefix("[").removesuffix("]\n")
+    # what `plain` spells is within double quotes, where YAML has the same escapes
+    return plain(text.removeprefix("[").removesuffix("]\n"))
 
 
 def dump_yaml(config: RunConfig) -> str:

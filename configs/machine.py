@@ -1,7 +1,11 @@
-"""What the machine gives this process."""
+"""What the machine gives this process, where systems differ. What Windows lacks is asked for in another way.
+
+Whatever else needs `fcntl`, `resource` or a signal that not every system has goes through here, too.
+"""
 
 import os
 import re
+import sys
 from pathlib import Path
 
 from .paths import expanded
@@ -28,3 +32,47 @@ def cache_folder(configured: str | None) -> Path:
     if chosen := configured or os.environ.get("LORALOOM_CACHE"):
         return Path(expanded(chosen))
     return Path(expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "loraloom"
+
+
+def peak_memory() -> int:
+    """Bytes: the most that this process had in use until now; 0 where nobody can say."""
+    try:
+        import resource
+    except ImportError:
+        return _peak_of_windows()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _peak_of_windows() -> int:
+    try:
+        import psutil  # accelerate needs it
+    except ImportError:
+        return 0
+    memory = psutil.Process().memory_info()
+    return getattr(memory, "peak_wset", memory.rss)
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds a lock file, as filelock takes it. OSError where that cannot be known."""
+    try:
+        import fcntl
+    except ImportError:
+        return _is_held_on_windows(lock)
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that ask do not take each other for a holder
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _is_held_on_windows(lock: Path) -> bool:
+    from filelock import FileLock, Timeout
+
+    if not lock.exists():
+        raise FileNotFoundError(lock)
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True

@@ -12,6 +12,7 @@ from .plain import plain
 LONGEST_NAME = 255  # bytes of one part, on every usual file system
 LONGEST_PATH = 4_095  # bytes, of Linux
 _VARIABLE = re.compile(r"\$(?:(?P<name>[A-Za-z_]\w*)|\{(?P<braced>[^}]*)\})", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a newline, say, which would be two lines wherever the path is told
 _SECRET = re.compile(
     r"token|secret|passw|passphrase|credential|cookie|api_?key|(^|_)(access)?key(_|$)|(^|_)(auth|pat|pwd)(_|$)", re.I
 )
@@ -27,11 +28,11 @@ def expanded(text: str) -> str:
 
 
 def checked(text: str) -> str:
-    """The path as it is. UserError where no file can have that name: NUL, names that are too long, no UTF-8."""
+    """The path as it is. UserError for control characters, names that are too long, and what is not UTF-8."""
     if not text:
         raise UserError("is empty; a path is needed")
-    if "\0" in text:
-        raise UserError(f"{shortened(text)}: no path can hold a NUL character")
+    if found := _CONTROL.search(text):
+        raise UserError(f"{shortened(text)}: a path with the control character {plain(found[0])}; rename it")
     try:
         text.encode()
     except UnicodeEncodeError:

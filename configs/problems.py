@@ -58,6 +58,8 @@ def _path(loc: tuple[int | str, ...], known: Mapping[KeyPath, FieldInfo], *, nam
     """Where an error is. Of a value of several types pydantic names the type too, which is no key."""
     path: KeyPath = ()
     for place, step in enumerate(loc):
+        if step == "[key]":  # the key of a mapping is what is wrong
+            continue
         if isinstance(step, str):
             here = _pattern((*path, step), known)
             is_kind = path and isinstance(path[-1], int) and loc[place - 1] == path[-1] and _has_kinds(path[:-1], known)

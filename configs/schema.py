@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from .data_sections import DataSection, PriorSource, Source
 from .dtypes import DType
-from .section import Batch, Denoising, Guidance, PathText, Rank, Revision, Section, Seed, Threads
+from .section import Batch, Denoising, Guidance, PathText, PatternText, Rank, Revision, Section, Seed, Threads
 
 
 class ModelSection(Section):
@@ -66,9 +66,9 @@ class AdapterSection(Section):
     """New words that are learnt: alone by `method: textual_inversion`, or beside an adapter (pivotal tuning)."""
     start_from: PathText | None = None
     """Adapter file of the same method, ranks and base, from whose weights training begins."""
-    rank_pattern: dict[str, Rank] = {}
+    rank_pattern: dict[PatternText, Rank] = {}
     """Another rank for modules in whose name (`unet.mid_block…`) the first matching regular expression is found."""
-    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+    alpha_pattern: dict[PatternText, Annotated[float, Field(gt=0)]] = {}
     """Another alpha for modules, in the same way."""
     options: dict[str, Any] = {}
     """Options of the method."""

@@ -36,6 +36,14 @@ def _path(text: str, info: ValidationInfo) -> str:
     return checked(text) if context == AS_IT_IS else expanded(text)
 
 
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is no regular expression ({error})") from None
+    return text
+
+
 def _revision(text: str) -> str:
     if not _REVISION.fullmatch(text) or ".." in text:
         raise ValueError(f"{text!r} is no revision: the hash of a commit, or the name of a branch or tag")
@@ -43,6 +51,8 @@ def _revision(text: str) -> str:
 
 
 _REVISION = re.compile(r"[^-/\s\x00-\x20\x7f~^:?*\[\\][^\s\x00-\x20\x7f~^:?*\[\\]*")  # as git has it
+PatternText = Annotated[str, AfterValidator(_pattern)]
+"""A regular expression."""
 Revision = Annotated[str, AfterValidator(_revision)]
 """A commit, branch or tag of a repository on the hub."""
 PathText = Annotated[str, AfterValidator(_path)]

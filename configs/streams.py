@@ -74,8 +74,20 @@ def lasting_streams() -> Iterator[None]:
                 _give_up_if_refused(stream)
 
 
+def names_in_utf8() -> None:
+    """Starts this process again in Python's UTF-8 mode where its locale has no letters for what files may be called.
+
+    It stays the same process for everybody else. What it says is in the encoding that it had.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    said = f"{getattr(sys.stdout, 'encoding', None) or 'utf-8'}:backslashreplace"
+    changed = {"PYTHONUTF8": "1", "PYTHONIOENCODING": os.environ.get("PYTHONIOENCODING") or said}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | changed)
+
+
 def _nowhere() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115: for all of the command
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 def _open_closed_descriptors() -> None:

@@ -18,11 +18,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from tqdm import tqdm
-
 from ..configs.errors import UserError
 from ..configs.files import replace_file
 from ..configs.ownership import remove_abandoned, remove_file
+from ..configs.progress import Bar
 from .keys import FORMAT, content_key
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ class Store:
         length = max(1, min(self.shard_entries, self.shard_bytes // max(1, entry_bytes)))
         chunks = [chunk for chunk, first in self._chunks(keys, length) if first // length % world == rank]
         total = sum(map(len, chunks))
-        with tqdm(
+        with Bar(
             total=total, desc=progress, unit="entry", disable=True if progress is None else None, leave=False
         ) as bar:
             for chunk in chunks:

@@ -15,10 +15,10 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from ..configs.data_sections import DataSection
 from ..configs.machine import cores
+from ..configs.progress import Bar
 from ..images.colour import CONVERTED, UNUSABLE
 from ..images.decoding import BadImage, PixelRules, Size, decode, decode_mask, header
 from .buckets import why_too_long
@@ -60,7 +60,7 @@ def scan(source: "ImageSource", data: DataSection, *, progress: bool = True, cac
     with _quiet_pillow(), remembered(findings, source, rules, cache, notes):
         unknown = np.flatnonzero(~findings.known)
         found, shown = _in_turn(source, rules, unknown), None if progress else True
-        for index, finding in tqdm(found, f"reading {source.name}", len(unknown), unit="image", disable=shown):
+        for index, finding in Bar(found, f"reading {source.name}", len(unknown), unit="image", disable=shown):
             findings.add(index, finding)
     return _result(source, data, findings, notes)
 

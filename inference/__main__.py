@@ -8,6 +8,7 @@ from typing import Any
 
 from ..configs.arguments import Parser, path_text, positive
 from ..configs.errors import UserError, run_command
+from ..configs.imports import importing
 from ..configs.words import counted
 from .pictures.arguments import add_request, given, use_threads, writable
 
@@ -34,18 +35,19 @@ requests.yaml:
 def main(arguments: Sequence[str]) -> int:
     """Samples, writes the files as they come, and says where they are."""
     options = _parser().parse_args(list(arguments))
-    folder = writable(options.out or ("runs/samples" if options.again is None else "runs/again"))
-
-    from .pictures.batch import announce, behind, check_sheet, make_together, pictures_of, sheet_of, work_of
-    from .pictures.png import SHEET, image_grid, save_png
     from .pictures.prompts import advise, with_named_adapters
     from .pictures.request import missing_files
-    from .pictures.sampler import Sampler
 
     requests = with_named_adapters(_requests(options), options.adapter_folder)
     advise(requests)
     if problems := missing_files(requests):
         raise UserError(problems)
+    folder = writable(options.out or ("runs/samples" if options.again is None else "runs/again"))
+    with importing():  # all that can be known to be wrong without torch is known
+        from .pictures.batch import announce, behind, check_sheet, make_together, pictures_of, sheet_of, work_of
+        from .pictures.png import SHEET, image_grid, save_png
+        from .pictures.sampler import Sampler
+
     use_threads(next((request.threads for request in requests if request.threads), None))
     sampler = Sampler()
     work = work_of(requests, sampler, folder)

@@ -1,17 +1,12 @@
-"""An adapter file as a user names it, and what the file formats have to know of a base to read it."""
+"""What the file formats have to know of a base to read an adapter file."""
 
-import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from ..adapters.artifact import base_modules
 from ..adapters.format import FormatNames
-from ..configs.arguments import file_and_weight
 from ..configs.choices import find
-from ..configs.errors import UserError
 from ..models.base import EMBEDDED, PipelineFiles
 from ..models.family import ModelFamily, Parts
 from ..models.layout import clip_layers, original_names, unet_layers
@@ -23,22 +18,6 @@ ARCHITECTURES = {
     "sdxl": "stable-diffusion-xl-v1-base",
 }
 """ModelSpec's names of the families whose layers are known without a base."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterFile:
-    """A file with the weight it is mixed in with."""
-
-    file: Path
-    weight: float = 1.0
-
-    @classmethod
-    def parse(cls, text: str) -> "AdapterFile":
-        """`path.safetensors` or `path.safetensors:0.8`."""
-        file, weight = file_and_weight(text)
-        if not math.isfinite(weight):
-            raise UserError(f"--adapter {text}: the weight is not a finite number")
-        return cls(Path(file), weight)
 
 
 def format_names(family: ModelFamily, parts: Parts) -> FormatNames:

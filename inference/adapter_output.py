@@ -9,46 +9,14 @@ from ..adapters.artifact import AdapterArtifact, Key
 from ..adapters.format import FormatNames, file_name, is_folder, read, write
 from ..adapters.readers import note
 from ..adapters.titles import title_of
-from ..configs.arguments import path_text, positive
-from ..configs.choices import names as choices
-from ..configs.dtypes import DTYPES
 from ..configs.errors import AfterTrainingError, UserError
 from ..configs.ownership import check_out
+from ..configs.plain import plain
 from ..configs.words import counted
 from .adapter_input import format_of
 from .checkpoint import is_checkpoint, title_of_checkpoint
 from .layers import Layers
 from .verify import TOLERANCE, furthest
-
-
-def add_output(parser: argparse.ArgumentParser) -> None:
-    """The options that every verb has which writes an adapter."""
-    formats = ", ".join(choices("adapters.formats"))
-    parser.add_argument("--to", metavar="FORMAT", help=f"{formats} (as the file is)")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="type of the tensors (fp32)")
-    parser.add_argument(
-        "--out", type=path_text, metavar="PATH", help="where it is written (beside FILE, named after the format)"
-    )
-    parser.add_argument("--base", type=path_text, help="its base, where the file does not tell one that is known")
-    parser.add_argument(
-        "--force", "--overwrite", action="store_true", help="replace what loraloom wrote and nobody changed"
-    )
-
-
-def add_rank(parser: argparse.ArgumentParser) -> None:
-    """How many singular values stay; one of these is needed."""
-    group = parser.add_mutually_exclusive_group(required=True)
-    group.add_argument("--rank", type=positive, help="the same for every module")
-    group.add_argument("--energy", type=share, help="as few as hold this share of the squared singular values")
-    group.add_argument("--norm", type=share, help="as few as hold this share of the Frobenius norm")
-
-
-def share(text: str) -> float:
-    """The type of a number above 0 and up to 1."""
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and up to 1")
-    return value
 
 
 def rank_of(options: argparse.Namespace) -> Rank:
@@ -103,7 +71,7 @@ def lost(found: Approximated) -> str:
     """What an approximation cost."""
     worst, key = found.worst
     mean = sum(found.lost.values()) / len(found.lost)
-    words = f"{mean:.1%} of the norm of the change is lost on average, {worst:.1%} in {' '.join(key)}"
+    words = f"{mean:.1%} of the norm of the change is lost on average, {worst:.1%} in {plain(' '.join(key))}"
     return f"{counted(len(found.lost), 'module')}: {words}"
 
 
@@ -111,8 +79,8 @@ def shown(title: str) -> Progress:
     """A progress bar over modules."""
 
     def progress(keys: Iterable[Key]) -> Iterable[Key]:
-        from tqdm import tqdm
+        from ..configs.progress import Bar
 
-        return tqdm(keys, desc=title, unit="module", leave=False, disable=None)
+        return Bar(keys, desc=title, unit="module", leave=False, disable=None)
 
     return progress

@@ -3,20 +3,17 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from safetensors.torch import load_file
-
-from ..adapters.adapter import AdapterSet
-from ..adapters.artifact import AdapterArtifact
-from ..adapters.combined import Combined
-from ..adapters.targets import layer_parts, targets_of
-from ..adapters.token_embeddings import inject_tokens
 from ..configs.bounded import read_json
 from ..configs.choices import find
 from ..configs.errors import UserError
 from ..configs.loader import load_config
 from ..configs.schema import RunConfig
-from .merged import MergedBase
+
+if TYPE_CHECKING:
+    from ..adapters.adapter import AdapterSet
+    from ..adapters.artifact import AdapterArtifact
 
 STATE = "run_state.json"
 
@@ -36,11 +33,18 @@ def config_of(checkpoint: Path) -> RunConfig:
     return load_config(checkpoint.parent.parent / "config.yaml")
 
 
-def read_checkpoint(folder: Path) -> AdapterArtifact:
+def read_checkpoint(folder: Path) -> "AdapterArtifact":
     """All that was trained at that step, new words too; the averaged weights where the run averages them.
 
     The parts that carry the adapter are loaded for it. UserError for a run that trains the base itself.
     """
+    from safetensors.torch import load_file
+
+    from ..adapters.combined import Combined
+    from ..adapters.targets import layer_parts, targets_of
+    from ..adapters.token_embeddings import inject_tokens
+    from .merged import MergedBase
+
     config = config_of(folder)
     method, tokens = find("adapters.methods", config.adapter.method), config.adapter.tokens
     if method.CHANGES_BASE:

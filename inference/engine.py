@@ -14,11 +14,11 @@ import diffusers
 import torch
 from diffusers.callbacks import PipelineCallback
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from ..configs.choices import did_you_mean
 from ..configs.dtypes import AUTO
 from ..configs.errors import UserError
+from ..configs.progress import Bar
 from ..configs.schema import ModelSection
 from ..models.device import chosen_device, chosen_dtype
 from ..models.encode import Encode, encoder_of
@@ -224,7 +224,7 @@ class Engine:
         batches = list(zip(starts, [*starts[1:], count], strict=True))
         begin(callbacks)
         for number, (start, end) in enumerate(
-            tqdm(batches, progress, unit="batch", disable=None if progress else True, leave=False)
+            Bar(batches, progress, unit="batch", disable=None if progress else True, leave=False)
         ):
             batch = replace(request.part(range(start, end)), place=0 if number else request.place % size)
             yield self._generate_micro_batch(batch, encode, callbacks, range(start, end))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..configs.arguments import Parser, path_text
 from ..configs.errors import UserError, run_command
+from ..configs.imports import importing
 from ..configs.words import counted
 from .pictures.arguments import add_request, given, use_threads, writable
 
@@ -38,13 +39,9 @@ grid.yaml:
 def main(arguments: Sequence[str]) -> int:
     """Makes the cells and the one picture, and says where they are; the same command goes on where it stopped."""
     options = _parser().parse_args(list(arguments))
-    folder = writable(options.out or "runs/grid")
-
     from .pictures.axes import cells, lines
-    from .pictures.batch import announce, behind, check_sheet, make_together, sheet_of, work_of
     from .pictures.prompts import advise, with_named_adapters
     from .pictures.request import PictureRequest, missing_files, validated
-    from .pictures.sampler import Sampler
 
     request, across, down = _asked(options)
     columns, rows = lines(across), lines(down)
@@ -56,6 +53,11 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"{name}: num_images: a cell is one picture; make `seed` an axis for more")
     if problems := missing_files(requests):
         raise UserError(problems)
+    folder = writable(options.out or "runs/grid")
+    with importing():  # all that can be known to be wrong without torch is known
+        from .pictures.batch import announce, behind, check_sheet, make_together, sheet_of, work_of
+        from .pictures.sampler import Sampler
+
     use_threads(requests[0].threads)
     sampler = Sampler()
     work = work_of(requests, sampler, folder / "cells")

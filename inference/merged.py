@@ -13,7 +13,8 @@ from ..adapters.format import FormatNames, read
 from ..configs.schema import ModelSection
 from ..models.family import Parts
 from ..models.load import Base
-from .adapter_file import AdapterFile, format_names
+from .adapter_file import format_names
+from .weighted_file import AdapterFile
 
 
 class MergedBase(Base):

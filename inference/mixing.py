@@ -22,10 +22,11 @@ from ..adapters.weighing import Weight, check_rotations, weights_of
 from ..configs.choices import did_you_mean
 from ..configs.errors import UserError
 from ..models.family import ModelFamily, Parts
-from .adapter_file import AdapterFile, format_names
+from .adapter_file import format_names
 from .checkpoint import is_checkpoint, read_checkpoint
 from .fused import Fused
 from .hotswap import prepare, swap
+from .weighted_file import AdapterFile
 from .words import Words, named_words
 
 if TYPE_CHECKING:

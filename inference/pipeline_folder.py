@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..adapters.stored import Entry, entry_type, opened, write_stream
 from ..configs.dtypes import torch_dtype
 from ..configs.errors import UserError
 from ..configs.files import replace_file
 from ..configs.ownership import writing_folder
+from ..configs.progress import Bar
 from ..models.base import INDEX, PipelineFiles
 from ..models.load import Base
 
@@ -38,7 +38,7 @@ def write_pipeline(base: Base, states: States, folder: Path, dtype: str, schedul
     parts = [name for name in files.index if files.has(name) and (base.folder / name).is_dir()]
     with writing_folder(folder) as partial:
         _copy(base.folder / INDEX, partial / INDEX)
-        for part in tqdm(parts, desc="writing the pipeline", unit="part", leave=False, disable=None):
+        for part in Bar(parts, desc="writing the pipeline", unit="part", leave=False, disable=None):
             _write_part(base.folder / part, partial / part, states.get(part, {}), torch_dtype(dtype))
         _update(partial / "scheduler" / "scheduler_config.json", scheduler)
 

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..adapters.stored import Entry, entry_type, look, opened, write_stream
 from ..configs.errors import UserError
 from ..configs.ownership import writing
+from ..configs.progress import Bar
 from ..models.original_names import Original, Shape, current_name
 from ..models.part_tensors import cast, same_numbers, tensors_of
 from .pipeline_folder import VARIANT
@@ -40,7 +40,7 @@ def write_single_file(folder: Path, held: Held, file: Path, dtype: torch.dtype |
             wanted[original.name].append((sources[name], original, shape))
     entries = {name: _entry(pieces, dtype) for name, pieces in wanted.items()}
     entries |= {name: Entry("F32", (0,)) for name in held.marks}
-    shown = tqdm(total=len(entries), desc=f"writing {file.name}", unit="tensor", leave=False, disable=None)
+    shown = Bar(total=len(entries), desc=f"writing {file.name}", unit="tensor", leave=False, disable=None)
     with ExitStack() as stack, writing(file) as new, shown:
         contents = {
             source.file: stack.enter_context(opened(source.file))

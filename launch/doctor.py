@@ -164,7 +164,8 @@ def try_packages(names: Sequence[str], environment: Mapping[str, str] | None = N
 
 def _interpret(code: Mapping[str, str], environment: Mapping[str, str] | None) -> tuple[str, str]:
     """The harness's answers and how it ended."""
-    command = [sys.executable, "-c", HARNESS, json.dumps(code)]
+    # -P: the folder that one is in may hold a stranger's json.py
+    command = [sys.executable, "-P", "-c", HARNESS, json.dumps(code)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
     ) as process:

@@ -1,6 +1,7 @@
 """`loraloom slurm CONFIG --nodes N`: a batch script that trains, saves before the time is up, and goes on by itself."""
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from ..configs.arguments import Parser, add_config, path_text, positive
 from ..configs.errors import UserError, run_command
 from ..configs.loader import load_config
 from ..configs.ownership import write_file
+from ..configs.plain import plain
 
 HELP = """\
 Write a batch script for Slurm that runs the same command as by hand, on several nodes. Some time (--warning)
@@ -25,11 +27,12 @@ SCRIPT = """\
 #SBATCH --time={time}
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output={run}.slurm.log
+#SBATCH --output={log}
 #SBATCH --signal=B:USR1@{warning}
 # Written by: {command}
 # Lines for your cluster (partition, account, modules) go here.
 set -u
+export PYTHONSAFEPATH=1  # nothing is imported from this folder
 run={run_word}
 
 # a file asks the run to save and stop: signals do not get through every launcher
@@ -41,7 +44,7 @@ else
   set -- {arguments}
 fi
 export MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-srun bash -c 'exec {launch} -m loraloom.train "$@"' loraloom "$@" &
+srun bash -c {launch} loraloom "$@" &
 training=$!
 while kill -0 "$training" 2>/dev/null; do wait "$training"; code=$?; done
 
@@ -64,6 +67,8 @@ def main(arguments: Sequence[str]) -> int:
     if config.loop.batch_size % processes:
         raise UserError(f"loop.batch_size {config.loop.batch_size} cannot be shared by {processes} processes")
     run = Path(config.output.dir)
+    if plain(run) != str(run):
+        raise UserError(f"output.dir {run}: Slurm has no way to write a newline or control character into a path")
     out = Path(options.out or f"{run}.sbatch")
     words = [str(options.config), *options.overrides]
     text = SCRIPT.format(
@@ -89,14 +94,25 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _directive(value: str) -> str:
+    """A value in a #SBATCH line, where a backslash escapes also within quotes."""
+    return shlex.quote(value.replace("\\", "\\\\"))
+
+
+def _duration(text: str) -> str:
+    """The type of a time limit, as Slurm writes it."""
+    if not re.fullmatch(r"\d+|\d+(:\d{1,2}){1,2}|\d+-\d+(:\d{1,2}){0,2}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS")
+    return text
+
+
 def _launch(nodes: int, gpus: int) -> str:
     """accelerate's launcher on each node; each knows its rank from Slurm."""
     machines = (
         f"--num_machines {nodes} --machine_rank $SLURM_NODEID --main_process_ip $MASTER --main_process_port 29500"
     )
     kind = ("--multi_gpu" if nodes * gpus > 1 else "--gpu_ids all") if gpus else "--cpu"
-    # within single quotes, so the interpreter's path is quoted in double ones
-    accelerate = f'"{sys.executable}" -m accelerate.commands.launch'
+    accelerate = f"{shlex.quote(sys.executable)} -m accelerate.commands.launch"
     count = f"--num_processes {nodes * max(1, gpus)}"
     return " ".join(
         [accelerate, kind, count, *([machines] if nodes > 1 else []), "--mixed_precision no --dynamo_backend no"]
@@ -110,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=int, default=1, help="GPUs of each; 0 for the CPU (1)")
     parser.add_argument("--cpus", type=positive, default=8, help="cores of each task (8)")
     parser.add_argument(
-        "--time", default="08:00:00", help="limit of one job, after which it is queued again (08:00:00)"
+        "--time", type=_duration, default="08:00:00", help="limit of one job, after which it is queued again (08:00:00)"
     )
     parser.add_argument("--warning", type=positive, default=300, help="seconds before the limit to save and stop (300)")
     parser.add_argument("--out", type=path_text, help="the script (<output.dir>.sbatch)")

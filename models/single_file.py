@@ -92,7 +92,7 @@ def unpack(file: Path, folder: Path, dtype: "DType | None" = None) -> None:
 
     Every tensor of every part is there, or UserError. Tensors that no part has are left out.
     """
-    from tqdm import tqdm
+    from ..configs.progress import Bar
 
     shapes, header = read_header(file)
     kind = kind_of(shapes)
@@ -106,7 +106,7 @@ def unpack(file: Path, folder: Path, dtype: "DType | None" = None) -> None:
     for name, content in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_config(content, folder / name)
-    for part in tqdm(tensors, desc=f"unpacking {file.name}", unit="part", leave=False):
+    for part in Bar(tensors, desc=f"unpacking {file.name}", unit="part", leave=False):
         _write_part(file, own, folder / part, tensors[part], dtype)
 
 

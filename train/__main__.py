@@ -16,6 +16,7 @@ from ..configs.faults import is_out_of_memory
 from ..configs.files import reason
 from ..configs.imports import importing
 from ..configs.loader import load_config
+from ..configs.plain import plain
 from ..configs.schema import RunConfig
 from .footprint import LOCK, check_start
 from .run_folder import write_run_file
@@ -166,7 +167,7 @@ def _find_checkpoint(folder: Path) -> Path:
 
     checkpoint, passed = newest_sound_checkpoint(folder)
     for problem in passed:
-        print(f"warning: passed over {problem}", file=sys.stderr)
+        print(f"warning: passed over {plain(problem)}", file=sys.stderr)
     print(f"resuming from {checkpoint}")
     return checkpoint
 

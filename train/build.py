@@ -23,6 +23,7 @@ from ..configs.choices import did_you_mean, find
 from ..configs.data_sections import PriorSource
 from ..configs.errors import UserError
 from ..configs.machine import threads as threads_here
+from ..configs.plain import plain
 from ..configs.schema import RunConfig
 from ..data.dataset import Dataset, Images
 from ..data.draws import key_seed
@@ -185,7 +186,7 @@ def build_dataset(
         found.append(known)
     dataset = make_dataset(data, found, base.family.size_multiple, config.loop.seed)
     for line in (*find_long_captions(config, base.family, base.load, dataset), *find_unseen_captions(config, dataset)):
-        accelerator.print(f"warning: {line}", file=sys.stderr)
+        accelerator.print(f"warning: {plain(line)}", file=sys.stderr)
     return dataset
 
 

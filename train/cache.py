@@ -7,6 +7,7 @@ from ..configs.arguments import Parser, add_config
 from ..configs.errors import run_command
 from ..configs.imports import importing
 from ..configs.loader import load_config
+from ..configs.plain import plain
 from ..configs.words import counted
 
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         ("prompt embeddings", wanted.prompts, wanted.captions, why_no_prompts(config, family, dataset)),
     ):
         if store is None:
-            accelerator.print(f"{name} are not cached: {reason}")
+            accelerator.print(f"{name} are not cached: {plain(reason)}")
         else:
             size = f"{store.size_bytes / 2**20:.1f} MiB with others"
             accelerator.print(f"{name}: {counted(len(keys), 'entry')} in {store.folder} ({size})")

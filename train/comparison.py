@@ -8,6 +8,7 @@ from typing import Any
 from ..configs.document import KeyPath, dotted
 from ..configs.errors import UserError
 from ..configs.loader import inline_yaml
+from ..configs.plain import plain
 from .facts import best_held_out, held_out_losses, seconds_of, state_of
 from .pages.told import loss_of, progress_of
 from .pages.words import aligned, duration, shortened
@@ -129,7 +130,7 @@ def describe(comparison: Comparison) -> Iterator[str]:
     names = list(comparison.runs)
     tables = {"differences": spelled(comparison.differences), "results": comparison.results}
     if not comparison.differences:
-        yield f"no differences found between {', '.join(names)}"
+        yield f"no differences found between {plain(', '.join(names))}"
         yield ""
     for title, table in tables.items():
         if table:

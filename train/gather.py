@@ -11,6 +11,7 @@ import pyarrow
 from ..configs.data_sections import CaptionRules, DataSection, PriorSource, Source
 from ..configs.errors import UserError
 from ..configs.machine import cache_folder
+from ..configs.plain import plain
 from ..configs.schema import ValidationSection
 from ..data.captions import check_caption, check_rules
 from ..data.dataset import Dataset, Images
@@ -27,7 +28,7 @@ Say = Callable[[str], None]  # what becomes of a note, such as which images are 
 def warn(note: str) -> None:
     """A note for the person who started the command, who reads it once however many processes there are."""
     if int(os.environ.get("RANK", 0)) == 0:
-        print(f"warning: {note}", file=sys.stderr)
+        print(f"warning: {plain(note)}", file=sys.stderr)
 
 
 def gather(data: DataSection, *, progress: bool, trust_sizes: bool = False, say: Say = warn) -> list[Images | None]:

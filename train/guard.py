@@ -8,10 +8,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from ..adapters.sharded import is_sharded, own
 from ..configs.errors import TrainingError
+from ..configs.progress import say
 from .footprint import RUN
 from .journal import Journal
 from .run import SampleLoss, StepResult
@@ -102,7 +101,7 @@ class Guard:
         if run.is_main:
             self.quarantine = self.quarantine or Journal(run.folder / QUARANTINE, run.folder, RUN)
             self.quarantine.add(_entry(result))
-            tqdm.write(f"warning: {words}; the step is left out ({run.skipped} of {section.max_skips} allowed)")
+            say(f"warning: {words}; the step is left out ({run.skipped} of {section.max_skips} allowed)")
         if run.skipped > section.max_skips:
             allowed = f"guard.max_skips allows {section.max_skips}"
             raise TrainingError(f"{words}; {run.skipped} steps were left out, {allowed}")

@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ..configs.errors import UserError
 from ..configs.files import reason
 from ..configs.ownership import append, begin_log, cut_half_line
+from ..configs.progress import say
 
 
 @contextmanager
@@ -19,9 +18,9 @@ def tolerated(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        tqdm.write(f"warning: {what} cannot be written ({reason(error)})")
+        say(f"warning: {what} cannot be written ({reason(error)})")
     except UserError as error:
-        tqdm.write(f"warning: {what} cannot be written ({error})")
+        say(f"warning: {what} cannot be written ({error})")
 
 
 class Journal:
@@ -45,7 +44,7 @@ class Journal:
             append(self.file, self.waiting)
         except OSError as error:
             if not self.refused:
-                tqdm.write(f"warning: {self.file} cannot be written ({reason(error)}); its lines wait in memory")
+                say(f"warning: {self.file} cannot be written ({reason(error)}); its lines wait in memory")
             self.refused = True
         else:
             self.waiting, self.refused = b"", False
@@ -58,5 +57,5 @@ class Journal:
             append(self.file, self.waiting)
         except OSError as error:
             lost = self.waiting.count(b"\n")
-            tqdm.write(f"warning: {self.file}: {lost} line{'s' * (lost != 1)} could not be written ({reason(error)})")
+            say(f"warning: {self.file}: {lost} line{'s' * (lost != 1)} could not be written ({reason(error)})")
         self.waiting = b""

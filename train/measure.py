@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..configs.data_sections import PriorSource
+from ..configs.progress import Bar
 from ..configs.schema import RunConfig
 from ..configs.words import counted
 from ..data.dataset import Dataset, Images
@@ -62,7 +62,7 @@ def measure(config: RunConfig, images: Sequence[Images | None]) -> Measured:
         whole, (config, images) = config, _narrowed(config, images, folder)
         started, caches = time.perf_counter(), _Caches()
         accelerator = make_accelerator(config)
-        with tqdm(total=3, desc="measuring", unit="part", leave=False, disable=None) as bar:
+        with Bar(total=3, desc="measuring", unit="part", leave=False, disable=None) as bar:
             trainer = assemble(
                 prepare(config, accelerator, images, fill_caches=caches.fill), accelerator, overwrite=True
             )

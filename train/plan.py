@@ -13,6 +13,7 @@ from ..configs.arguments import Parser, add_config, positive
 from ..configs.errors import UserError, run_command
 from ..configs.imports import importing
 from ..configs.loader import given_yaml, load_config, marked_yaml
+from ..configs.plain import plain
 from ..configs.schema import PartSection, RunConfig
 from ..configs.words import agreeing, counted
 from ..models.base import find_base
@@ -171,7 +172,9 @@ def _describe_data(plan: Plan) -> Iterator[str]:
     )
     for source in plan.data.sources:
         if source.counts:
-            yield f"  {source.name}: " + ", ".join(agreeing(count, what) for what, count in source.counts.items())
+            yield f"  {plain(source.name)}: " + ", ".join(
+                agreeing(count, what) for what, count in source.counts.items()
+            )
     yield ""
     yield from _table(
         ["bucket", "images", "samples"],
@@ -187,7 +190,7 @@ def _describe_data(plan: Plan) -> Iterator[str]:
     yield from _describe_changed("cut most", plan.data.most_cropped)
     yield from _describe_changed("enlarged most", plan.data.most_enlarged)
     for line in plan.long_captions:
-        yield f"  long caption: {line}"
+        yield f"  long caption: {plain(line)}"
     for cache in plan.caches:
         yield f"  {cache.describe()}"
 
@@ -196,7 +199,7 @@ def _describe_changed(title: str, changed: "Sequence[Changed]") -> Iterator[str]
     for image in changed:
         (width, height), (wide, high) = image.size, image.bucket
         what = f"{image.cropped:.0%} cut away, scaled by {image.scale:.2g}"
-        yield f"  {title}: {image.image}, {width} x {height} to {wide} x {high}: {what}"
+        yield f"  {title}: {plain(image.image)}, {width} x {height} to {wide} x {high}: {what}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

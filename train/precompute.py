@@ -12,6 +12,7 @@ import torch
 from ..configs.data_sections import ImageSection
 from ..configs.errors import UserError
 from ..configs.machine import cache_folder
+from ..configs.plain import plain
 from ..configs.schema import RunConfig
 from ..data.buckets import Size
 from ..data.cache import Store
@@ -212,7 +213,7 @@ def fill(
     latents, prompts = wanted.missing()
     for store in (wanted.latents, wanted.prompts):
         for problem in store.problems if store is not None else ():
-            accelerator.print(f"warning: {problem}", file=sys.stderr)
+            accelerator.print(f"warning: {plain(problem)}", file=sys.stderr)
     if wanted.latents is not None and latents:
         parts = load(family.image_encoders, IMAGE_DTYPE)
         once = dataset.data.cache.latent_draw == "once"

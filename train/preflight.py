@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import socket
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 from ..configs.arguments import file_and_weight
 from ..configs.data_sections import FolderSource
 from ..configs.errors import UserError
-from ..configs.paths import looked_in
+from ..configs.machine import cache_folder
+from ..configs.paths import LONGEST_NAME, LONGEST_PATH, looked_in, shortened
 from ..configs.schema import RunConfig
 from ..data.dataset import Images
 from ..models.base import check_base
@@ -17,6 +19,8 @@ from .doubts import doubts_of_config, doubts_of_words, trained_and_held_out
 from .footprint import misplaced_inputs, problems_of_names
 from .gather import Say, gather, held_out_data, warn
 from .header import check_build_time
+
+ENDING = 32  # bytes of the longest that a format puts behind the name, and some
 
 
 def preflight(
@@ -29,6 +33,8 @@ def preflight(
         *check_output(Path(config.output.dir), config),
         *misplaced_inputs(config),
         *problems_of_names(config),
+        *check_lengths(config),
+        *check_cache(config),
         *check_trackers(config.trackers),
         *check_spans(config),
         *check_build_time(),
@@ -70,6 +76,30 @@ def check_output(folder: Path, config: RunConfig, setting: str = "output.dir") -
         return [f"{setting} {folder}: {nearest} is a file, so no folder can be made there"]
     if not os.access(nearest, os.W_OK | os.X_OK):
         return [f"{setting} {folder}: {nearest} cannot be written"]
+    return []
+
+
+def check_lengths(config: RunConfig) -> list[str]:
+    """Names that leave no room for what is put behind them: endings, and a mark while a file is written."""
+    mark = f".tmp-{socket.gethostname()}-{os.getpid()}"
+    room = LONGEST_NAME - len(os.fsencode(mark)) - ENDING
+    name, folder = config.output.name, os.path.abspath(config.output.dir)
+    if (length := len(os.fsencode(name))) > room:
+        return [f"output.name {shortened(name)}: is {length} bytes long; at most {room} leave room for endings"]
+    if (length := len(os.fsencode(folder))) > LONGEST_PATH - 2 * LONGEST_NAME:
+        return [f"output.dir {shortened(folder)}: is {length} bytes long, which leaves no room for checkpoints in it"]
+    return []
+
+
+def check_cache(config: RunConfig) -> list[str]:
+    """Problems of the folder of caches that another name for it would end."""
+    folder = cache_folder(config.data.cache.dir)
+    try:
+        os.stat(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return [f"data.cache.dir {folder}: {error.strerror}; give a folder of yours, here or as LORALOOM_CACHE"]
     return []
 
 

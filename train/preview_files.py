@@ -4,11 +4,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ..configs.errors import UserError
 from ..configs.ownership import check_file, remove_recorded, why_foreign, writing
 from ..configs.plain import plain
+from ..configs.progress import Bar
 from ..configs.schema import RunConfig
 from ..configs.words import counted
 from ..data.dataset import Dataset, Images
@@ -85,7 +84,7 @@ def _draw(config: RunConfig, dataset: Dataset, folder: Path, num_images: int, no
     notes = [*notes, *missed_shares(outlook)]
     uses = find_uses(config, dataset, [place for choice in choices for place in (*choice.page, *choice.sheet)])
     buckets, total = [], sum(len(choice.page) + len(choice.sheet) for choice in choices)
-    with tqdm(desc="drawing", total=total, unit="image", disable=None) as bar:
+    with Bar(desc="drawing", total=total, unit="image", disable=None) as bar:
         for choice, found in zip(choices, outlook.buckets, strict=True):
             views, tiles = [], []
             for place in choice.page:

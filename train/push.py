@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..configs.arguments import Parser, path_text
 from ..configs.errors import AFTER_TRAINING, AfterTrainingError, UserError, run_command
+from ..configs.plain import plain
 from ..configs.record import NAME as RECORD
 from ..configs.words import counted
 from .facts import at
@@ -177,7 +178,7 @@ def _pictures(folder: Path) -> Iterator[Upload]:
 
 def _listed(uploads: Sequence[Upload]) -> Iterator[str]:
     for upload in uploads:
-        yield f"{_megabytes(upload.size)}  {upload.name}"
+        yield f"{_megabytes(upload.size)}  {plain(upload.name)}"
     yield f"{_megabytes(sum(upload.size for upload in uploads))}  in {counted(len(uploads), 'file')}"
 
 

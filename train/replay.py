@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from ..configs.arguments import Parser, path_text, positive
 from ..configs.errors import UserError, run_command
 from ..configs.imports import importing
 from ..configs.loader import load_config
 from ..configs.ownership import check_file, writing
+from ..configs.plain import plain
+from ..configs.progress import Bar
 from .footprint import RUN
 from .run_folder import read_history
 
@@ -52,7 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     for sample in samples:
         width, height = sample.bucket
         print(
-            f"{sample.file} ({sample.source}), {width} x {height}, timestep {sample.timestep}, loss {sample.loss:.6f}"
+            f"{plain(f'{sample.file} ({sample.source})')}, {width} x {height}, "
+            f"timestep {sample.timestep}, loss {sample.loss:.6f}"
         )
         print(f"    {sample.caption!r}")
     print(f"loss of the step: {loss:.6f}{_beside_history(folder, options.step, loss)}")
@@ -115,7 +116,7 @@ def _trainer_before(config: "RunConfig", folder: Path, step: int) -> "tuple[Trai
     trainer.callbacks = []
     first = trainer.run.step
     try:
-        for _ in tqdm(range(first, step - 1), desc=f"from step {first} to {step - 1}", unit="step", disable=None):
+        for _ in Bar(range(first, step - 1), desc=f"from step {first} to {step - 1}", unit="step", disable=None):
             trainer.train_step()
     except BaseException:
         trainer.close()

@@ -17,6 +17,7 @@ from ..configs.errors import UserError, run_command
 from ..configs.files import reason
 from ..configs.loader import accepted, dump_yaml
 from ..configs.ownership import write_file
+from ..configs.plain import plain
 from ..configs.words import counted
 from .facts import at
 from .record import Record, changed_texts, file_hash, hashed, is_hashed, read_record, texts_of
@@ -89,9 +90,9 @@ def main(arguments: Sequence[str]) -> int:
     if os.path.lexists(out):
         raise UserError(f"{out}: there is such a file already; name another with --out")
     found = [*compare_data(config, record), *compare_base(config, record)]
-    print("\n".join([*(each.line() for each in found), *(f"left out {note}" for note in notes)]))
+    print("\n".join(map(plain, [*(each.line() for each in found), *(f"left out {note}" for note in notes)])))
     for line in differing_versions(record):
-        print(f"warning: {line}", file=sys.stderr)
+        print(f"warning: {plain(line)}", file=sys.stderr)
     if not options.force and (other := [each.what for each in found if each.same is False]):
         raise UserError(f"{', '.join(other)}: not as in the run, so {out} was not written; --force writes it")
     try:

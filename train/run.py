@@ -1,7 +1,5 @@
 """Run: what the loop and its callbacks share. It is data; the loop is in `trainer.py`."""
 
-import resource
-import sys
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..configs.machine import peak_memory
 from .kernels.adamw import FlatAdamW
 from .sharding import shards
 
@@ -98,8 +97,7 @@ class Run:
         """Bytes: the most that was in use until now, of the GPU where there is one, else of the process."""
         if self.accelerator.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.accelerator.device)
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return peak_memory()
 
     def is_due(self, every: int) -> bool:
         """Whether something that happens every so many steps happens after this one."""

@@ -3,7 +3,6 @@
 What reads needs no schema either, so that many runs are listed at once.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from tqdm import tqdm
 
 from ..configs.errors import UserError
+from ..configs.machine import is_held
 from ..configs.ownership import why_foreign, write_file
+from ..configs.progress import say
 from ..configs.record import record_of
 from .footprint import CARD, CARD_MARK, LOCK, RUN, adopt, remove_run
 from .journal import tolerated
@@ -48,7 +48,7 @@ def prepare_folder(folder: Path, name: str, *, overwrite: bool) -> None:
     adopt(folder)
     if overwrite:
         for line in remove_run(folder, name):
-            tqdm.write(line)
+            say(line)
 
 
 def is_our_card(folder: Path) -> bool:
@@ -144,15 +144,11 @@ def is_run_folder(folder: Path) -> bool:
 def is_locked(folder: Path) -> bool | None:
     """Whether a process trains in the folder; None if that cannot be known."""
     try:
-        with (folder / LOCK).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that ask do not take each other for a run
+        return is_held(folder / LOCK)
     except FileNotFoundError:
         return False
-    except BlockingIOError:
-        return True
     except OSError:  # not ours to read, or a file system without locks
         return None
-    return False
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..configs.arguments import Parser, path_text
 from ..configs.errors import UserError, run_command
 from ..configs.ownership import check_file
+from ..configs.plain import plain
 from .facts import (
     Measured,
     at,
@@ -125,6 +126,8 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
 
 
 def _walk(top: Path) -> Iterator[Path]:
+    if not os.access(top, os.R_OK | os.X_OK):
+        raise UserError(f"{top}: cannot be looked into (Permission denied)")
     for name, below, files in os.walk(top, followlinks=True):
         folder = Path(name)
         if is_run_folder(folder):
@@ -178,7 +181,7 @@ def _started(listed: Listed) -> float:
 def describe(found: Sequence[Listed]) -> Iterator[str]:
     """The lines of the table, and how to go on with what is not done."""
     yield from aligned([HEAD, *map(_cells, found)], SIDES)
-    if resumable := [shlex.quote(listed.run) for listed in found if listed.resumable]:
+    if resumable := [shlex.quote(plain(listed.run)) for listed in found if listed.resumable]:
         others = f", and so with {', '.join(resumable[1:])}" if resumable[1:] else ""
         yield f"\nloraloom resume {resumable[0]} goes on from its newest checkpoint{others}"
 

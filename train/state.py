@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from ..adapters.sharded import own, whole
 from ..configs.bounded import read_json
@@ -31,6 +30,7 @@ from ..configs.ownership import (
     write_file,
 )
 from ..configs.plain import plain
+from ..configs.progress import say
 from ..data.dataset import PROFILES
 from .footprint import IN_CHECKPOINT, RUN, remove_unfinished
 from .journal import tolerated
@@ -126,7 +126,7 @@ def _begin(run: Run, unfinished: Path) -> None:
     if not run.is_main:
         return
     for left in remove_unfinished(run.folder):
-        tqdm.write(f"warning: {left}: holds what is none of ours; it is now {set_aside(left).name}")
+        say(f"warning: {left}: holds what is none of ours; it is now {set_aside(left).name}")
     unfinished.mkdir(parents=True)
     needed, free = checkpoint_bytes(run), shutil.disk_usage(unfinished).free
     if free < needed:
@@ -157,7 +157,7 @@ def _publish(run: Run, unfinished: Path) -> None:
     (unfinished / STATE).write_text(json.dumps(state))
     _seal(unfinished)
     if aside := publish_folder(unfinished, final):
-        tqdm.write(f"warning: {final}: held what was damaged or none of ours; that is now {aside.name}")
+        say(f"warning: {final}: held what was damaged or none of ours; that is now {aside.name}")
     sync(final.parent)
 
 
@@ -311,7 +311,7 @@ def _prune(folder: Path, step: int, keep: int, best: int | None) -> None:
         words = f"{plain(', '.join(left[:3]))}, which is damaged or none of ours"
         if path in void:  # nobody shall take it for the newest one
             words += f"; it is now {set_aside(path).name}"
-        tqdm.write(f"warning: {path}: left {words}")
+        say(f"warning: {path}: left {words}")
 
 
 def _sha256(file: Path) -> str:

@@ -1,1 +1,1 @@
-"""`loraloom adapter VERB`: one module for each verb, with EXAMPLES, `add_arguments` and `run`."""
+"""`loraloom adapter VERB`: one module for each verb, with `run`; their arguments are in `adapter_arguments`."""

@@ -3,11 +3,12 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 
 from ...configs.arguments import Parser
 from ...configs.choices import find
 from ...configs.errors import UserError, run_command
+from ...configs.imports import importing
+from ..adapter_arguments import ARGUMENTS, check
 
 VERBS = {
     "convert": "write the same adapter in another format or type",
@@ -46,18 +47,22 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if verb not in VERBS:
         raise UserError(f"{verb!r} is no verb of loraloom adapter; there are: {', '.join(VERBS)}")
-    module = find("inference.adapter", verb)
-    return module.run(_parser(verb, module).parse_intermixed_args(rest))
+    options = _parser(verb).parse_intermixed_args(rest)
+    check(verb, options)
+    with importing():
+        module = find("inference.adapter", verb)
+    return module.run(options)
 
 
-def _parser(verb: str, module: ModuleType) -> argparse.ArgumentParser:
+def _parser(verb: str) -> argparse.ArgumentParser:
+    arguments = ARGUMENTS[verb]
     parser = Parser(
         prog=f"loraloom adapter {verb}",
         description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".",
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in module.EXAMPLES),
+        epilog="examples:\n" + "\n".join(f"  {line}" for line in arguments.examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    module.add_arguments(parser)
+    arguments.add(parser)
     return parser
 
 

@@ -6,32 +6,10 @@ from pathlib import Path
 from ...adapters import algebra
 from ...adapters.algebra import fixed
 from ...adapters.artifact import AdapterArtifact
-from ...configs.arguments import path_text, positive
 from ...configs.errors import UserError
 from ..adapter_input import opened
-from ..adapter_output import add_output, lost, out_of, save, shown
+from ..adapter_output import lost, out_of, save, shown
 from ..layers import Layers
-
-EXAMPLES = [
-    "loraloom adapter convert my-dog.safetensors --to kohya",
-    "loraloom adapter convert web-ui.safetensors --to peft --out my-dog.peft",
-    "loraloom adapter convert runs/my-dog/checkpoints/step-000080 --to kohya",
-    "loraloom adapter convert dora.safetensors --to diffusers --bake-dora --rank 32 --base sd15/",
-    "loraloom adapter convert my-dog.safetensors --to diffusers --without ^text_encoder --out unet.safetensors",
-]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "file", type=path_text, metavar="FILE", help="adapter file, folder of PEFT's, or checkpoint of a run"
-    )
-    parser.add_argument("--bake-dora", action="store_true", help="make plain LoRAs of DoRAs; tells what is lost")
-    parser.add_argument("--rank", type=positive, default=32, help="of baked modules (32)")
-    parser.add_argument("--scale", type=float, help="multiply the change with this")
-    parser.add_argument(
-        "--without", metavar="REGEX", help="leave out modules, such as ^text_encoder or up_blocks, or words: ^words"
-    )
-    add_output(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -8,16 +8,10 @@ from pathlib import Path
 
 from ...adapters import algebra
 from ...adapters.artifact import AdapterArtifact, block_of
-from ...configs.arguments import path_text
+from ...configs.plain import plain
 from ..adapter_input import opened
 from ..adapter_output import shown
 from ..layers import Layers
-
-EXAMPLES = [
-    "loraloom adapter diff rank-4.safetensors rank-16.safetensors",
-    "loraloom adapter diff a.safetensors a.peft",
-]
-
 
 _LONGEST = 60  # characters of an entry of a header that is shown
 
@@ -34,13 +28,6 @@ class Row:
     cosine: float  # of all numbers of the block
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("one", type=path_text, metavar="FILE")
-    parser.add_argument("other", type=path_text, metavar="FILE")
-    parser.add_argument("--base", type=path_text, help="their base, where the files do not tell one that is known")
-    parser.add_argument("--json", action="store_true", help="for programs")
-
-
 def run(options: argparse.Namespace) -> int:
     layers = Layers(options.base) if options.base else None
     one, other = (opened(Path(file), layers)[0] for file in (options.one, options.other))
@@ -50,20 +37,20 @@ def run(options: argparse.Namespace) -> int:
     different = {name: pair for name, pair in headers.items() if pair[0] != pair[1]}
     if options.json:
         facts = {"blocks": [asdict(row) for row in rows], "only": [[".".join(k) for k in own] for own in only]}
-        print(json.dumps(facts | {"metadata": different}, indent=1, ensure_ascii=False))
+        print(json.dumps(facts | {"metadata": different}, indent=1))
         return 0
-    width = max((len(f"{row.component} {row.block}") for row in rows), default=5)
+    width = max((len(plain(f"{row.component} {row.block}")) for row in rows), default=5)
     print(f"{'block':{width}}  modules     first    second     apart  cosine")
     for row in rows:
         first, second = row.norms
-        name = f"{row.component} {row.block}"
+        name = plain(f"{row.component} {row.block}")
         print(f"{name:{width}}  {row.modules:7}  {first:8.3g}  {second:8.3g}  {row.apart:8.3g}  {row.cosine:6.3f}")
     for title, own in zip(("first", "second"), only, strict=True):
         if own:
-            print(f"{len(own)} modules are only in the {title}, such as {' '.join(own[0])}")
+            print(f"{len(own)} modules are only in the {title}, such as {plain(' '.join(own[0]))}")
     for name, (first, second) in different.items():
         short = all(len(text or "") <= _LONGEST for text in (first, second))
-        print(f"{name}: {first or '-'}  |  {second or '-'}" if short else f"{name}: differs (--json shows it)")
+        print(plain(f"{name}: {first or '-'}  |  {second or '-'}" if short else f"{name}: differs (--json shows it)"))
     return 0
 
 

@@ -5,29 +5,11 @@ import math
 from pathlib import Path
 
 from ...adapters import algebra, stored
-from ...configs.arguments import path_text
 from ...configs.errors import UserError
 from ...configs.ownership import check_out
 from ...configs.words import counted
-from ..adapter_output import add_output, add_rank, lost, out_of, rank_of, save, shown
+from ..adapter_output import lost, out_of, rank_of, save, shown
 from ..layers import Layers
-
-EXAMPLES = [
-    "loraloom adapter extract runs/full/dog stable-diffusion-v1-5/stable-diffusion-v1-5 --rank 64 --out a.safetensors",
-    "loraloom adapter extract tuned.safetensors base.safetensors --energy 0.99 --to kohya --out tuned-lora.safetensors",
-]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "tuned", type=path_text, metavar="TUNED", help="pipeline folder, .safetensors checkpoint or hub id"
-    )
-    parser.add_argument("original", type=path_text, metavar="ORIGINAL", help="the same of what it was trained from")
-    parser.add_argument(
-        "--min-change", type=float, default=0.0, help="leave layers whose numbers changed by no more (0)"
-    )
-    add_rank(parser)
-    add_output(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -12,17 +12,12 @@ from ...adapters import algebra, stored
 from ...adapters.artifact import MAGNITUDES, AdapterArtifact, Weights, block_of
 from ...adapters.format import recognised
 from ...adapters.origin import architecture_of
-from ...configs.arguments import path_text
 from ...configs.errors import BAD_INPUT, DONE, UserError
+from ...configs.plain import plain
 from ..adapter_input import opened
 from ..checkpoint import is_checkpoint
 from ..layers import Layers
 
-EXAMPLES = [
-    "loraloom adapter inspect my-dog.safetensors",
-    "loraloom adapter inspect downloads/*.safetensors --json",
-    "loraloom adapter inspect of-a-small-base.safetensors --base pocket",
-]
 BAR = 24  # characters of the longest
 CHECKPOINT = "checkpoint of a run (`adapter convert` makes a file of it)"
 LONGEST = 100  # characters of a metadata value
@@ -58,26 +53,14 @@ class Inspection:
     problems: list[str] = field(default_factory=list)  # why it cannot be used: NaN, unknown keys, ...
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "files",
-        type=path_text,
-        nargs="+",
-        metavar="FILE",
-        help="adapter file, folder of PEFT's, or checkpoint of a run",
-    )
-    parser.add_argument("--base", type=path_text, help="its base, where the file does not tell one that is known")
-    parser.add_argument("--json", action="store_true", help="for programs")
-
-
 def run(options: argparse.Namespace) -> int:
     """Exit code 2 where a file cannot be used."""
     layers = Layers(options.base) if options.base else None
     found = [inspect(Path(file), layers) for file in options.files]
     if options.json:
-        print(json.dumps([asdict(each) for each in found], indent=1, ensure_ascii=False))
+        print(json.dumps([asdict(each) for each in found], indent=1))
     else:
-        print("\n\n".join("\n".join(lines(each)) for each in found))
+        print("\n\n".join("\n".join(map(plain, lines(each))) for each in found))
     return BAD_INPUT if any(each.problems for each in found) else DONE
 
 
@@ -155,20 +138,22 @@ def lines(found: Inspection) -> Iterator[str]:
             yield f"  {title:14}{_most(counts) if title != 'words' else _pairs(counts)}"
     yield from _chart(found.blocks)
     if found.metadata:
-        yield "\n  metadata"
-        width = max(map(len, found.metadata))
-        yield from (f"    {name:{width}}  {_shortened(value)}" for name, value in found.metadata.items())
+        yield from ("", "  metadata")
+        named = {plain(name): _shortened(value) for name, value in found.metadata.items()}
+        width = max(map(len, named))
+        yield from (f"    {name:{width}}  {value}" for name, value in named.items())
 
 
 def _chart(blocks: list[Block]) -> Iterator[str]:
     largest = max((block.norm for block in blocks), default=0.0)
     if not largest:
         return
-    width = max(len(f"{block.component} {block.block}") for block in blocks)
-    yield f"\n  {'block':{width}}  modules  norm of the change"
+    width = max(len(plain(f"{block.component} {block.block}")) for block in blocks)
+    yield ""
+    yield f"  {'block':{width}}  modules  norm of the change"
     for block in blocks:
         bar = "█" * max(1, round(BAR * block.norm / largest)) if block.norm else ""
-        yield f"  {block.component + ' ' + block.block:{width}}  {block.modules:7}  {block.norm:8.3g} {bar}"
+        yield f"  {plain(block.component + ' ' + block.block):{width}}  {block.modules:7}  {block.norm:8.3g} {bar}"
 
 
 def _pairs(counts: dict[str, int]) -> str:

@@ -7,39 +7,14 @@ from ...adapters import algebra
 from ...adapters.algebra import Approximated, fixed
 from ...adapters.artifact import AdapterArtifact
 from ...adapters.format import FormatNames, read
-from ...configs.arguments import path_text, positive
 from ...configs.errors import UserError
 from ...configs.ownership import check_out
-from ..adapter_file import AdapterFile
 from ..adapter_input import opened
-from ..adapter_output import add_output, lost, out_of, save, share, shown
+from ..adapter_output import lost, out_of, save, shown
 from ..checkpoint import is_checkpoint, read_checkpoint
 from ..layers import Layers
 from ..merged_files import merge_into_file, merge_into_folder
-
-EXAMPLES = [
-    "loraloom adapter merge dog.safetensors:0.8 style.safetensors --base sd15/ --into-base --out merged/",
-    "loraloom adapter merge dog.safetensors --base model.safetensors --into-base --out merged.safetensors",
-    "loraloom adapter merge dog.safetensors:0.8 style.safetensors:0.5 --out both.safetensors",
-    "loraloom adapter merge a.safetensors b.safetensors --how ties --density 0.5 --rank 32 --out mix.safetensors",
-]
-HOW = {
-    "concat": "the weighted sum without loss; the ranks add up",
-    "svd": "the nearest to the weighted sum of --rank",
-    "ties": "of each change the share --density that is largest, where signs agree (Yadav et al. 2023), at --rank",
-    "dare": "a share --density of each change, drawn with --seed and scaled up (Yu et al. 2024), at --rank",
-}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", type=path_text, nargs="+", metavar="FILE[:WEIGHT]", help="adapter files")
-    parser.add_argument("--into-base", action="store_true", help="write the base with the adapters in its weights")
-    how = "; ".join(f"{name}: {words}" for name, words in HOW.items())
-    parser.add_argument("--how", choices=tuple(HOW), default="concat", help=f"{how} (concat)")
-    parser.add_argument("--rank", type=positive, default=32, help="for all but concat (32)")
-    parser.add_argument("--density", type=share, default=0.5, help="for ties and dare (0.5)")
-    parser.add_argument("--seed", type=int, default=0, help="for dare (0)")
-    add_output(parser)
+from ..weighted_file import AdapterFile
 
 
 def run(options: argparse.Namespace) -> int:

@@ -4,24 +4,9 @@ import argparse
 from pathlib import Path
 
 from ...adapters import algebra
-from ...configs.arguments import path_text
 from ..adapter_input import opened
-from ..adapter_output import add_output, add_rank, lost, out_of, rank_of, save, shown
+from ..adapter_output import lost, out_of, rank_of, save, shown
 from ..layers import Layers
-
-EXAMPLES = [
-    "loraloom adapter resize my-dog.safetensors --rank 8 --out my-dog-8.safetensors",
-    "loraloom adapter resize my-dog.safetensors --norm 0.95 --out small.safetensors",
-    "loraloom adapter resize loha.safetensors --energy 0.99 --base pocket --to diffusers --out lora.safetensors",
-]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "file", type=path_text, metavar="FILE", help="adapter file, folder of PEFT's, or checkpoint of a run"
-    )
-    add_rank(parser)
-    add_output(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,24 +5,12 @@ from pathlib import Path
 
 from ...adapters.artifact import AdapterArtifact, base_weights
 from ...adapters.format import read
-from ...configs.arguments import path_text
-from ...configs.dtypes import AUTO
 from ...configs.errors import AfterTrainingError
 from ...configs.words import counted
 from ...models.device import chosen_device, device_words
 from ..engine import Engine
 from ..layers import Layers
 from ..verify import SLACK, TOLERANCE, apart, attached, furthest, probe, probe_prompt, rounding
-
-EXAMPLES = ["loraloom adapter verify my-dog.safetensors --base pocket"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=path_text, metavar="FILE", help="adapter file, or folder of PEFT's")
-    parser.add_argument(
-        "--base", type=path_text, required=True, help="pocket, a pipeline folder, a .safetensors checkpoint or a hub id"
-    )
-    parser.add_argument("--device", default=AUTO, help="cpu, cuda, mps or xpu (auto: the best one there is), in fp32")
 
 
 def run(options: argparse.Namespace) -> int:

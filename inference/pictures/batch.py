@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from ...configs.errors import UserError
 from ...configs.ownership import why_foreign
+from ...configs.plain import plain
+from ...configs.progress import Bar
 from .png import REQUEST, request_in, save_png
 from .request import PictureRequest
 from .sampler import Sampler, versions
@@ -101,7 +102,7 @@ def sheet_of(work: Sequence[Work]) -> str:
 def announce(words: str) -> None:
     """Says something once, whatever the number of processes."""
     if process()[0] == 0:
-        print(words, file=sys.stderr)
+        print(plain(words), file=sys.stderr)
 
 
 def make_together(work: Sequence[Work], sampler: Sampler, title: str, overwrite: bool = False) -> Made:
@@ -127,7 +128,7 @@ def make(work: Sequence[Work], sampler: Sampler, title: str, rank: int = 0, proc
     mine = work[rank::processes]
     left = [(each, facts) for each in mine for facts in [_facts(each, sampler)] if not _is_made(each, facts)]
     made, total = 0, sum(len(each.files) for each, _ in left)
-    with tqdm(total=total, desc=title, unit="picture", disable=True if rank else None, leave=False) as bar:
+    with Bar(total=total, desc=title, unit="picture", disable=True if rank else None, leave=False) as bar:
         for each, facts in left:
             for image, file, own in zip(sampler.pictures(each.request), each.files, facts, strict=True):
                 save_png(image, file, marks={REQUEST: own}, prompt=each.request.prompt, software=versions())

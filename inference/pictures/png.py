@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusers.utils import make_image_grid
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -20,6 +19,8 @@ SHEET = "loraloom.grid"
 
 def image_grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
     """Images of one size in rows of `columns`; what is left of the last row is white."""
+    from diffusers.utils import make_image_grid  # brings torch
+
     rows = -(-len(images) // columns)
     blank = Image.new("RGB", images[0].size, "white")
     return make_image_grid([*images, *[blank] * (rows * columns - len(images))], rows=rows, cols=columns)

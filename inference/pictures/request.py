@@ -14,8 +14,8 @@ from ...configs.errors import UserError
 from ...configs.paths import looked_in
 from ...configs.problems import explain, keys_of
 from ...configs.section import AS_IT_IS, PathText, Revision, Section
-from ...models.base import EMBEDDED
-from ..adapter_file import AdapterFile
+from ...models.base import EMBEDDED, check_base
+from ..weighted_file import AdapterFile
 
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -221,6 +221,7 @@ def file_hash(name: str) -> str:
 
 
 def missing_files(requests: Sequence[PictureRequest]) -> list[str]:
-    """One line for each file that is not there."""
+    """One line for each file that is not there, and for each base that cannot be one."""
+    bases = [problem for base in dict.fromkeys(request.base for request in requests) for problem in check_base(base)]
     names = dict.fromkeys(name for request in requests for name in request.files())
-    return [f"{name}: no such file{looked_in(name)}" for name in names if not Path(name).exists()]
+    return bases + [f"{name}: no such file{looked_in(name)}" for name in names if not Path(name).exists()]

@@ -12,6 +12,7 @@ from diffusers.callbacks import PipelineCallback
 from PIL import Image
 
 from ...configs.errors import UserError
+from ...configs.plain import plain
 from ...models.base import pin_revision
 from ...models.device import chosen_device, chosen_dtype, device_words
 from ...models.family import PromptOptions
@@ -125,7 +126,7 @@ class Sampler:
             self._attention = request.attention
             if request.attention != "sdpa":  # which is what a fresh engine has
                 chosen = choose_attention(self._engine.pipeline, request.attention, training=False)
-                print(chosen, file=sys.stderr)
+                print(plain(chosen), file=sys.stderr)
                 self._attention = chosen.backend
         return self._engine
 

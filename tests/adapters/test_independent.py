@@ -17,10 +17,11 @@ from loraloom.adapters.artifact import AdapterArtifact, Key, Weights, base_modul
 from loraloom.adapters.format import FormatNames
 from loraloom.configs.errors import AfterTrainingError
 from loraloom.configs.schema import ModelSection
-from loraloom.inference.adapter_file import AdapterFile, format_names, names_of
+from loraloom.inference.adapter_file import format_names, names_of
 from loraloom.inference.engine import Engine
 from loraloom.inference.mixing import attach
 from loraloom.inference.verify import Fresh, probe, verify_file
+from loraloom.inference.weighted_file import AdapterFile
 
 if TYPE_CHECKING:
     from conftest import Trained

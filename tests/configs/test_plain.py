@@ -118,3 +118,18 @@ def test_a_terminal_gets_colours_and_bars_and_no_more(tmp_path: Path) -> None:
     said = os.read(leader, 10_000).decode()
     os.close(leader)
     assert said == "\x1b[A\x1b[31mred\x1b[0m\\x1b[2J\\x1b]0;t\\x07\\x9b\r\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["Läufe 犬", "plain"])
+def test_a_locale_without_letters_keeps_no_file_from_us(folder: str, tmp_path: Path) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / "c.yaml").write_text(f"extends: '{tmp_path}/{folder}/b'\nloop: {{steps: 0}}\n", "utf-8")
+    (tmp_path / folder / "b.yaml").write_text("model: {base: pocket}\noutput: {dir: 犬}\n", "utf-8")
+    locale = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "loraloom.train", str(tmp_path / "c.yaml"), f"output.dir={folder}"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **locale}, check=False)
+    assert done.returncode == 2
+    lines = done.stderr.decode("ascii").splitlines()
+    assert any("loop.steps" in line for line in lines)
+    assert not any("cannot be read" in line or "no such file" in line or "YAML value" in line for line in lines)

@@ -16,10 +16,11 @@ from loraloom.adapters.artifact import AdapterArtifact, Weights
 from loraloom.adapters.format import write
 from loraloom.configs.errors import UserError
 from loraloom.inference.__main__ import main as sample
-from loraloom.inference.adapter_file import AdapterFile, format_names
+from loraloom.inference.adapter_file import format_names
 from loraloom.inference.controlnet import Control, load_controlnets, with_controlnets
 from loraloom.inference.engine import Engine, Request
 from loraloom.inference.mixing import attach
+from loraloom.inference.weighted_file import AdapterFile
 from loraloom.models import single_file
 from loraloom.models.layout import original_names
 

@@ -63,6 +63,38 @@ def test_a_typo_in_a_config_is_answered_with_nothing_heavy(verb: str, tmp_path: 
     assert (done.returncode, heavy) == (2, set())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("sample --prompt x --adapter no.safetensors", "no.safetensors: no such file in "),
+        ("sample --prompt x --base ./no", "base './no': there is no such folder in "),
+        ("sample --prompt x --adapter a.safetensors:abc", "a.safetensors:abc: weight 'abc' is no number"),
+        ("sample --prompt x --steps 0", "argument --steps: 0 is not at least 1 (see loraloom sample --help)"),
+        ("sample no.yaml", "no.yaml: "),
+        ("grid --prompt x --x checkpoint no", "no: no such file in "),
+        ("grid --prompt x --x weight zero --adapter a.safetensors", "axis weight: 'zero' is no weight"),
+        ("adapter inspect no.safetensors", "no.safetensors: there is no such file in "),
+        ("adapter merge a.safetensors:abc --out x", "a.safetensors:abc: weight 'abc' is no number"),
+        ("adapter convert a.safetensors --to kohia", '--to kohia: is no format (did you mean "kohya"?)'),
+        ("adapter resize a.safetensors --rank none", "argument --rank: "),
+        ("adapter extract ./no owner/name@main --rank 4", "the commit of a hub id is given apart"),
+        ("adapter verify a.safetensors --base a/..", "base 'a/..': "),
+        ("convert no.safetensors --out x", "base 'no.safetensors': there is no such file in "),
+    ],
+)
+def test_what_is_wrong_with_arguments_is_answered_with_nothing_heavy(
+    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.safetensors").touch()
+    done, heavy = answer(*words.split())
+    assert said in done.stderr
+    assert all(line.startswith("error: ") for line in done.stderr.splitlines())
+    assert (done.returncode, heavy - {"PIL"}) == (2, set())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors"]
+
+
 def test_no_verb_is_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([]) == 0
     assert "usage: loraloom VERB" in capsys.readouterr().out

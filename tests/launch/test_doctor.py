@@ -67,6 +67,14 @@ def test_xformers_that_only_imports_is_broken_and_torch_tells_its_devices(packag
     assert "\nattention on CPU: fp32 flash (or math), bf16 flash (or math), fp16 flash (or math)\n" in text
 
 
+def test_nothing_of_the_current_folder_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("json", "contextlib", "tqdm", "numpy", "wandb"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w'); raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    assert main(["tqdm"]) == 0
+    assert not (tmp_path / "ran").exists()
+
+
 def test_what_a_broken_torchvision_breaks_points_to_it() -> None:
     outcomes = {"torchvision": Outcome("RuntimeError: nms"), "transformers": Outcome("ImportError: CLIPTextModel")}
     row = package_row("transformers", "9.0", "5.0", True, outcomes)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -88,3 +89,47 @@ def test_the_script_asks_for_what_was_wanted(write_config, tmp_path, capsys):
 def test_a_batch_that_cannot_be_shared_is_refused(write_config, capsys):
     assert run_command(main, [str(write_config(loop={"batch_size": 4})), "--nodes", "3"]) == 2
     assert "cannot be shared by 3 processes" in capsys.readouterr().err
+
+
+HOSTILE = ["it's", 'say "x" & y', "$(touch pwned)", "; touch pwned #", "\\", "100%j", "-rf 犬"]
+"""Names of folders that a shell or Slurm would take for something else."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_value_in_the_script_is_never_a_command(write_config, cluster, tmp_path, monkeypatch, name):
+    """The script is run, with a stand-in for srun that tells what it was given."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/nowhere")
+    (tmp_path / "bin/srun").write_text('#!/bin/bash\nprintf "%s\\0" "$@" > given\n')
+    caption = f"data.sources.0.caption={json.dumps(name + chr(10) + 'touch pwned')}"
+    script = script_of(write_config(), f"output.dir={json.dumps(f'./{name}')}", caption)
+    text = script.read_text()
+    done = subprocess.run(["bash", str(script)], env=cluster, capture_output=True, text=True)
+    assert f"{name}: unknown, exit code 0" in done.stdout
+    assert not (tmp_path / "pwned").exists()
+    given = (tmp_path / "given").read_text().split("\0")
+    assert given[given.index("loraloom") + 2 :] == [f"output.dir={json.dumps(f'./{name}')}", caption, ""]
+    (log,) = [line for line in text.splitlines() if line.startswith("#SBATCH --output=")]
+    assert (
+        shlex.split(log.removeprefix("#SBATCH --output="))[0].replace("\\\\", "\\").replace("%%", "%")
+        == f"{name}.slurm.log"
+    )
+    comments = [line for line in text.splitlines() if line.startswith("#")]
+    assert sum("Written by" in line for line in comments) == 1
+
+
+@pytest.mark.parametrize("path", ["runs/a\ntouch pwned\n#", "a\rb", "a\x1b[2J", "a\u202eb"])
+def test_what_a_directive_cannot_hold_is_refused(write_config, capsys, path):
+    out = write_config().parent / "job.sbatch"
+    assert run_command(main, [str(write_config()), f"output.dir={json.dumps(path)}", "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ("no way to write" in line) if "\u202e" in path else ("a path with the control character" in line)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("time", ["1\n#SBATCH --wrap=x", "soon", "1:2:3:4", "$(x)"])
+def test_a_time_is_a_time(write_config, capsys, time):
+    with pytest.raises(SystemExit):
+        run_command(main, [str(write_config()), "--time", time])
+    assert "is no time" in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """What stands around the loop: curves, pictures, class images."""
 
 import json
+import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -83,6 +85,38 @@ def test_wandb_offline_has_the_same_losses(write_config, monkeypatch):
     while len(losses_in(file)) < len(lines) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert losses_in(file) == [line["loss"] for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("metadata", ["minimal", "full"])
+def test_wandb_gets_what_the_metadata_may_tell(write_config, photos, monkeypatch, capsys, metadata):
+    """All bytes that the real package keeps for its upload, when its own process has ended."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    rules = {"trigger": "qwxtrigger", "class_token": "kittenclass"}
+    sources = []
+    for name in ({}, {"name": "my-name"}):
+        folder = photos.parent / f"kennelfolder{len(name)}"
+        shutil.copytree(photos, folder, dirs_exist_ok=True)
+        sources.append({"path": str(folder), "caption": "qwxtrigger asleep", **name})
+    data = {"sources": sources, "captions": rules}
+    prompts = {"prompts": ["qwxtrigger riding"], "steps": 1, "num_images": 1, "at_start": False}
+    config = write_config(
+        trackers=["wandb"], loop={"steps": 4}, data=data, validation=prompts, output={"metadata": metadata}
+    )
+    monkeypatch.setattr(sys, "argv", ["loraloom", "train", str(config), "output.name=tiny"])
+    assert main([str(config)]) == 0
+    folder = config.parent / "run" / "logs" / "wandb"
+    (upload,) = folder.glob("offline-run-*/*.wandb")
+    deadline = time.monotonic() + 60
+    while len(losses_in(upload)) < 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    files = [file for file in folder.glob("offline-run-*/**/*") if file.is_file() and file.suffix != ".log"]
+    kept = b"".join(file.read_bytes() for file in files)
+    assert b"adamw" in kept and b"my-name" in kept, "the config and the curves are there"
+    assert (b"qwxtrigger" in kept) == (metadata == "full")
+    for private in ("kennelfolder", config.parent):
+        assert str(private).encode() not in kept
+    assert not any(file.name in ("wandb-metadata.json", "output.log") for file in files)
 
 
 def losses_in(file: Path) -> list[float]:

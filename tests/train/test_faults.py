@@ -22,6 +22,7 @@ from loraloom.train.__main__ import main
 from loraloom.train.build import build_trainer
 from loraloom.train.callback import Callback
 from loraloom.train.callbacks.export import Export
+from loraloom.train.plan import main as plan
 from loraloom.train.preflight import check_trackers
 from loraloom.train.state import newest_sound_checkpoint
 from loraloom.train.trainer import Trainer
@@ -302,3 +303,22 @@ def test_bad_images_are_refused_without_importing_torch(write_config, tmp_path):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (f"output.name={'n' * 230}", "output.name"),
+        (f"output.name={'犬' * 81}", "is 243 bytes long"),
+        (f"output.dir=/{'/'.join(['abcdefghi'] * 380)}", "leaves no room for checkpoints"),
+        ("output.dir=~nobody-of-this-name/x", "no user"),
+        ("data.cache.dir=/dev/null/x", "data.cache.dir /dev/null/x: Not a directory"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_a_name_that_cannot_be_written_is_known_before(write_config, capsys, setting, words):
+    for command in (plan, main):
+        assert run_command(command, [str(write_config()), setting]) == 2
+        said = capsys.readouterr().err
+        assert any(words in line for line in said.splitlines() if line.startswith("error: "))
+        assert "Traceback" not in said

@@ -10,11 +10,11 @@ from loraloom.adapters.format import read
 from loraloom.configs.errors import run_command
 from loraloom.configs.loader import load_config
 from loraloom.configs.schema import ModelSection
-from loraloom.inference.adapter_file import AdapterFile
 from loraloom.inference.engine import Engine
 from loraloom.inference.merged import MergedBase
 from loraloom.inference.mixing import attach
 from loraloom.inference.verify import probe
+from loraloom.inference.weighted_file import AdapterFile
 from loraloom.train.__main__ import main
 from loraloom.train.build import build_trainer
 

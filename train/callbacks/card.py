@@ -1,8 +1,7 @@
 """README.md of the run folder, the model card, once the files are written and verified."""
 
-from tqdm import tqdm
-
 from ...configs.errors import AfterTrainingError
+from ...configs.progress import say
 from ..callback import Callback
 from ..footprint import CARD
 from ..pages.card import write_card
@@ -18,4 +17,4 @@ class Card(Callback):
                 card = write_card(run.folder)
             except OSError as error:
                 raise AfterTrainingError(f"the files are written, the model card cannot be: {error}") from error
-            tqdm.write(f"wrote {card}" if card else f"left {run.folder / CARD} as it is: it is not one of ours")
+            say(f"wrote {card}" if card else f"left {run.folder / CARD} as it is: it is not one of ours")

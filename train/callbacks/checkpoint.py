@@ -3,9 +3,8 @@
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ...configs.errors import TrainingError
+from ...configs.progress import say
 from ..callback import Callback
 from ..run import Run
 from ..state import SaveError, save_checkpoint, saved_so_far
@@ -48,9 +47,9 @@ class Checkpoints(Callback):
 def _tell(run: Run, checkpoint: Path) -> None:
     """What somebody has asked for is there."""
     if run.is_main and run.stop:
-        tqdm.write(f"{run.stop}: saved {checkpoint}; go on with `loraloom resume {run.folder}`")
+        say(f"{run.stop}: saved {checkpoint}; go on with `loraloom resume {run.folder}`")
     elif run.is_main and run.save:
-        tqdm.write(f"save: wrote {checkpoint}")
+        say(f"save: wrote {checkpoint}")
 
 
 def _go_on_unsaved(run: Run, why: str) -> None:
@@ -60,4 +59,4 @@ def _go_on_unsaved(run: Run, why: str) -> None:
         raise TrainingError(f"{run.stop}: {words}, and the steps after it are lost")
     run.unsaved = why
     if run.is_main:
-        tqdm.write(f"warning: {words}; training goes on: make room, then `touch {run.folder / 'save'}` to try again")
+        say(f"warning: {words}; training goes on: make room, then `touch {run.folder / 'save'}` to try again")

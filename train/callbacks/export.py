@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from ...adapters import format as adapter_format
 from ...adapters.artifact import AdapterArtifact
@@ -18,6 +17,7 @@ from ...adapters.sharded import whole
 from ...configs.errors import AfterTrainingError, TrainingError, UserError
 from ...configs.files import as_os_error
 from ...configs.ownership import enter_folder
+from ...configs.progress import say
 from ...inference.adapter_file import format_names
 from ...inference.merged import MergedBase
 from ...inference.pipeline_folder import write_pipeline
@@ -87,12 +87,12 @@ def _load_best(run: Run) -> None:
     if run.best.step not in (0, run.step):
         checkpoint, last = checkpoint_of(run.folder, run.best.step), (run.step, run.seconds)
         if damage := find_damage(checkpoint):
-            tqdm.write(f"warning: {checkpoint}, the best one: {damage}; the weights of the last step are exported")
+            say(f"warning: {checkpoint}, the best one: {damage}; the weights of the last step are exported")
             return
         load_checkpoint(run, checkpoint)
         run.step, run.seconds = last
     elif run.best.step == 0:
-        tqdm.write("warning: no validation was better than the base; the weights of the last step are exported")
+        say("warning: no validation was better than the base; the weights of the last step are exported")
         return
     run.facts["weights"] = f"of step {run.best.step}"
 
@@ -154,7 +154,7 @@ def _write_files(run: Run, artifact: AdapterArtifact, prediction: Tensor) -> dic
             problems[kind] = error
         else:
             advice = note(kind, kind_of(run.config))
-            tqdm.write(f"wrote and verified {file}{f' ({advice})' if advice else ''}")
+            say(f"wrote and verified {file}{f' ({advice})' if advice else ''}")
     if problems:
         run.facts["files"] = [file.name for file, _ in results.values()]
         raise _incomplete(problems, [file for file, _ in results.values()])
@@ -198,7 +198,7 @@ def _write_pipeline(run: Run, trained: Trained) -> tuple[Path, Verification]:
         found = verify_pipeline(
             folder, states, trained.predictions[PROBE_PROMPT], dtypes=_types(run), device=device, prompts=prompts
         )
-    tqdm.write(f"wrote and verified {folder}")
+    say(f"wrote and verified {folder}")
     return folder, found
 
 

@@ -1,7 +1,6 @@
 """The held-out loss over the steps: its curve, the best checkpoint, and the end of a run that no longer gets better."""
 
-from tqdm import tqdm
-
+from ...configs.progress import say
 from ..callback import Callback
 from ..footprint import RUN
 from ..journal import Journal
@@ -41,4 +40,4 @@ class HeldOutLoss(Callback):
         if patience is not None and checks >= patience and run.step < run.config.loop.steps:
             run.ended = f"the held-out loss was best at step {run.best.step}, {checks} validations ago"
             if run.is_main:
-                tqdm.write(f"{run.ended}: the run ends early")
+                say(f"{run.ended}: the run ends early")

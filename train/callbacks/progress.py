@@ -3,8 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
+from ...configs.progress import Bar
 from ..callback import Callback
 from ..run import Run, StepResult
 
@@ -18,7 +17,7 @@ class Progress(Callback):
     def on_start(self, run: Run) -> None:
         steps = run.config.loop.steps
         self.is_shown = run.is_main and sys.stderr.isatty()
-        self.bar = tqdm(total=steps, initial=run.step, desc="training", unit="step", disable=not self.is_shown)
+        self.bar = Bar(total=steps, initial=run.step, desc="training", unit="step", disable=not self.is_shown)
         self.smoothed: float | None = None
 
     def on_step(self, run: Run) -> None:

@@ -1,7 +1,6 @@
 """report.html of the run folder, made anew at the end (also of a run that was stopped)."""
 
-from tqdm import tqdm
-
+from ...configs.progress import say
 from ..callback import Callback
 from ..journal import tolerated
 from ..pages.report import write_report
@@ -14,4 +13,4 @@ class Report(Callback):
     def on_end(self, run: Run) -> None:
         if run.is_main:
             with tolerated("report.html"):
-                tqdm.write(f"wrote {write_report(run.folder)}")
+                say(f"wrote {write_report(run.folder)}")

@@ -2,16 +2,16 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-
-from tqdm import tqdm
 
 from ...configs.errors import UserError
 from ...configs.ownership import claim_logs
+from ...configs.progress import say
 from ..callback import Callback
 from ..footprint import RUN, events_of
 from ..journal import Journal, tolerated
+from ..record import hashed, hidden
 from ..run import Run, StepResult
 
 EVERY = 1.0  # seconds
@@ -61,42 +61,64 @@ class Tracking(Callback):
 def start_trackers(run: Run) -> None:
     """Those of the config, one by one: what cannot start (no key, no network) is left out with a warning."""
     accelerator, started = run.accelerator, []
-    about = {"name": run.config.output.name, "dir": str(run.folder / "logs"), "config": run.config.model_dump()}
     for tracker in list(accelerator.log_with):
         accelerator.log_with, accelerator.trackers = [tracker], []
         try:
-            accelerator.init_trackers("loraloom", init_kwargs={"wandb": about})
+            accelerator.init_trackers("loraloom", init_kwargs=_told(run))
             started += accelerator.trackers
         except ImportError as error:
             raise UserError(f"trackers: {tracker} cannot be imported ({error})") from error
         except Exception as error:  # whatever a tracker's service does, training goes on without it
             if run.is_main:
-                tqdm.write(f"warning: {tracker} cannot start, training goes on without it: {error}")
+                say(f"warning: {tracker} cannot start, training goes on without it: {error}")
     accelerator.trackers = started
+
+
+def _told(run: Run) -> dict[str, dict[str, Any]]:
+    """What trackers get besides the curves: the config as `output.metadata` allows it, and nothing that their
+    libraries would collect by themselves, as far as they can be asked: command line, terminal, code, git."""
+    own = {"name": run.config.output.name, "dir": str(run.folder / "logs"), "config": hidden(run.config)}
+    collect = {"console": "off", "x_disable_meta": True, "disable_code": True, "disable_git": True}
+    return {
+        "wandb": own | {"settings": collect},
+        "aim": {"capture_terminal_logs": False, "log_system_params": False},
+        "clearml": {"auto_connect_arg_parser": False, "auto_connect_streams": False},
+    }
 
 
 def tell_trackers(run: Run) -> None:
     """All that was logged since the last time; a tracker that fails is left out, and training goes on without it."""
     unlogged, run.unlogged = run.unlogged, []
+    data = run.config.data.sources, run.config.validation.sources
+    given = {"prior", *(source.name for sources in data for source in sources)}
     for tracker in list(run.accelerator.trackers) if unlogged else ():
         step = 0
         try:
             for step, values in unlogged:
-                _tell(tracker, values, step)
+                _tell(tracker, values, step, given)
             if tracker.name == "tensorboard":
                 tracker.tracker.flush()
         except Exception as error:  # whatever a tracker's service does
             run.accelerator.trackers.remove(tracker)
-            tqdm.write(f"warning: {tracker.name} stopped at step {step}, training goes on: {error}")
+            say(f"warning: {tracker.name} stopped at step {step}, training goes on: {error}")
 
 
-def _tell(tracker: Any, values: Mapping[str, float], step: int) -> None:
-    """As accelerate does, but that it would wait for TensorBoard's file after every step."""
+def _tell(tracker: Any, values: Mapping[str, float], step: int, given: Collection[str | None]) -> None:
+    """As accelerate does, but that it would wait for TensorBoard's file after every step.
+
+    What goes to a service names no folder: a source is called so only where it was `given` the name for that.
+    """
     if tracker.name != "tensorboard":
-        tracker.log(dict(values), step=step)
+        tracker.log({_public(name, given): value for name, value in values.items()}, step=step)
         return
     for name, value in values.items():
         tracker.tracker.add_scalar(name, value, step)
+
+
+def _public(name: str, given: Collection[str | None]) -> str:
+    kind, _, source = name.partition("/")
+    is_private = kind in ("loss", "held_out") and source and source not in given
+    return f"{kind}/source-{hashed(source)[7:13]}" if is_private else name
 
 
 def finish_trackers(run: Run) -> None:
@@ -105,5 +127,5 @@ def finish_trackers(run: Run) -> None:
         try:
             tracker.finish()
         except Exception as error:  # whatever a tracker's service does, the run is over
-            tqdm.write(f"warning: {tracker.name} could not finish: {error}")
+            say(f"warning: {tracker.name} could not finish: {error}")
     run.accelerator.trackers = []

@@ -8,10 +8,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from ...configs.errors import TrainingError
 from ...configs.ownership import write_file
+from ...configs.progress import say
 from ...inference.engine import Engine, Request
 from ...inference.finite import NotFinite
 from ...inference.pictures.png import image_grid, save_png
@@ -55,7 +54,7 @@ class Validation(Callback):
                 raise TrainingError(
                     f"{words}. Training goes on without a look at it by `guard.on_fault: skip`"
                 ) from error
-            tqdm.write(f"warning: {words}")
+            say(f"warning: {words}")
 
 
 def requests_of(run: Run) -> list[Request]:
@@ -131,7 +130,7 @@ def _warn_of_collapse(run: Run, folder: Path) -> None:
         for step, file in ((run.step, folder / "samples.json"), (0, base))
     )
     if run.step and (words := collapsed(found, before)):
-        tqdm.write(f"warning: step {run.step}: {words}")
+        say(f"warning: step {run.step}: {words}")
 
 
 def slug(prompt: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...configs.ownership import enter_file, write_file
+from ...configs.plain import plain, plain_lines
 from ...models.base import EMBEDDED, hub_id
 from ..facts import at, trigger_words
 from ..footprint import CARD, CARD_MARK, RUN, adopt
@@ -79,12 +80,12 @@ def introduction(run: RunFiles) -> str:
     """What it is, and which files there are."""
     base, kinds = str(at(run.config, "model.base")), written(run)
     what = "A Stable Diffusion pipeline, trained from" if "pipeline" in kinds else "An adapter for"
-    parts = [f"# {_name(run)}", f"{what} {_base(run)}, made with loraloom."]
+    parts = [f"# {_cell(_name(run))}", f"{what} {_base(run)}, made with loraloom."]
     if base not in EMBEDDED and not hub_id(base, at(run.config, "model.revision")):
         parts.append(NO_BASE)
     if merged := at(run.config, "model.adapters"):
         parts.append(f"Merged into the base in training, and needed beside this: {len(merged)} more adapters.")
-    parts.append("\n".join(f"* `{file}`: {_what_for(run, kind)}" for kind, file in kinds.items()))
+    parts.append("\n".join(f"* `{_line(file)}`: {_what_for(run, kind)}" for kind, file in kinds.items()))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -92,7 +93,7 @@ def _what_for(run: RunFiles, kind: str) -> str:
     """Of a DoRA, other web UIs make something else."""
     if kind == "kohya" and at(run.config, "adapter.options.dora"):
         return "the same for LyCORIS and SD.Next; other web UIs compute DoRA otherwise"
-    return KINDS.get(kind, kind)
+    return KINDS.get(kind, _cell(kind))
 
 
 def usage(run: RunFiles) -> str:
@@ -152,7 +153,7 @@ def verification(run: RunFiles) -> str | None:
         return None
     columns = ("modules", "delta_difference", "prediction_difference", "tolerance")
     rows = [
-        f"| {kind} | " + " | ".join(in_words(found.get(column)) for column in columns) + " |"
+        f"| {_cell(kind)} | " + " | ".join(in_words(found.get(column)) for column in columns) + " |"
         for kind, found in results.items()
     ]
     words = (
@@ -219,7 +220,7 @@ def _base(run: RunFiles) -> str:
         return f"`{base}`, the small model that comes with loraloom"
     if hub_id(base, at(run.config, "model.revision")):
         return f"[{base}](https://huggingface.co/{base})"
-    return f"a base of the family {family}" if family else "a base that is not on the hub"
+    return f"a base of the family {_cell(str(family))}" if family else "a base that is not on the hub"
 
 
 def _parts(config: dict[str, Any]) -> str | None:
@@ -230,7 +231,9 @@ def _parts(config: dict[str, Any]) -> str | None:
 
 
 def _code(language: str, text: str) -> str:
-    return f"```{language}\n{text}```"
+    """A block that nothing in it ends: its fence is longer than all that look like one."""
+    fence = "`" * max(3, *(len(found) + 1 for found in re.findall("`+", text)), 3)
+    return f"{fence}{language}\n{plain_lines(text)}{fence}"
 
 
 def _cell(text: str) -> str:
@@ -239,4 +242,4 @@ def _cell(text: str) -> str:
 
 def _line(text: str) -> str:
     """On one line, and with nothing that ends a code span."""
-    return " ".join(text.replace("`", "'").split())
+    return plain(" ".join(text.replace("`", "'").split()))

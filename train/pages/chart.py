@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from ...configs.plain import plain_lines
 from .words import number
 
 MAX_POINTS = 1000
@@ -57,7 +58,7 @@ class Axis:
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Markup:
-    """One HTML element; everything in it is escaped unless it is Markup. `class_` and `data_x` name class and data-x.
+    """One HTML element; all in it is escaped unless it is Markup. `class_` and `data_x` name class and data-x.
 
     An attribute that is True has no value, one that is None or False is left out.
     """
@@ -67,14 +68,14 @@ def tag(name: str, /, *children: object, **attributes: object) -> Markup:
         if value is True:
             words.append(key)
         elif value is not None and value is not False:
-            words.append(f'{key}="{html.escape(str(value))}"')
+            words.append(f'{key}="{html.escape(plain_lines(str(value)))}"')
     start = f"<{' '.join(words)}>"
     return Markup(start if name in ("img", "input", "meta", "wbr") else f"{start}{join(*children)}</{name}>")
 
 
 def join(*children: object) -> Markup:
     """The children one after the other; None is nothing, text that is not Markup is escaped."""
-    parts = (str(c) if isinstance(c, Markup) else html.escape(str(c)) for c in children if c is not None)
+    parts = (str(c) if isinstance(c, Markup) else html.escape(plain_lines(str(c))) for c in children if c is not None)
     return Markup("".join(parts))
 
 

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ...configs.plain import plain
+
 
 def number(value: float, digits: int = 3) -> str:
     """A number for people: '0.0312', '5e-5', '1,200'."""
@@ -45,6 +47,7 @@ def aligned(rows: Sequence[Sequence[str]], sides: str) -> Iterator[str]:
 
     A row may have fewer cells than the others: its last one is then as long as it likes.
     """
+    rows = [[plain(cell) for cell in row] for row in rows]
     whole = [row if len(row) == len(sides) else row[:-1] for row in rows]
     widths = [max((len(row[k]) for row in whole if k < len(row)), default=0) for k in range(len(sides))]
     for row in rows:

@@ -8,10 +8,11 @@ import torch
 
 from loraloom.adapters.artifact import AdapterArtifact, Weights
 from loraloom.adapters.format import write
-from loraloom.inference.adapter_file import AdapterFile, format_names
+from loraloom.inference.adapter_file import format_names
 from loraloom.inference.custom_pipeline import load_pipeline
 from loraloom.inference.engine import Engine
 from loraloom.inference.mixing import attach
+from loraloom.inference.weighted_file import AdapterFile
 
 pytestmark = pytest.mark.slow
 

@@ -152,6 +152,34 @@ def test_full_metadata_tells_prompts_and_trigger_words(run):
     assert "zoe" not in card.content, "folders and negative prompts stay untold"
 
 
+def outside_of_code(text: str) -> str:
+    """What of Markdown is no code: neither in a fence (which one as long ends) nor in a code span."""
+    left, fence = [], ""
+    for line in text.splitlines():
+        if fence:
+            fence = "" if re.fullmatch(f"{fence}`*", line.strip()) else fence
+        elif opening := re.match("`{3,}", line):
+            fence = opening[0]
+        else:
+            left.append(re.sub("(`+)[^`]+\\1", "", line))
+    assert not fence, "a block is not closed"
+    return "\n".join(left)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a\n```\n# INJECTED\n```bash", "a\n``````\n<b>INJECTED</b>", "`INJECTED", "a\x1b[2J INJECTED\u202e"]
+)
+def test_a_prompt_stays_in_its_code(run, prompt):
+    folder = run(output={"metadata": "full"}, validation={"prompts": [prompt]})
+    for file in folder.glob("samples/*/samples.json"):
+        file.write_text(json.dumps([{"file": "00-words-0.png", "prompt": prompt, "seed": 0}]))
+    card = card_in(folder)
+    assert "INJECTED" in card.text
+    assert "INJECTED" not in outside_of_code(card.text)
+    assert not {"\x1b", "\u202e"} & set(card.text)
+    assert card.data["widget"][0]["text"] == prompt
+
+
 @pytest.mark.parametrize("base", ["/home/zoe/base", "zoe/base", "pocket"])
 def test_a_base_that_is_not_on_the_hub_is_no_base_model(run, base):
     card = card_in(run(model={"base": base, "revision": None}))
