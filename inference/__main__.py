@@ -67,7 +67,8 @@ def main(arguments: Sequence[str]) -> int:
         there = f" ({done.found} were there already)" if done.found and done.processes == 1 else ""
         there += f", by {done.processes} processes" if done.processes > 1 else ""
         grid = f", all on {folder / sheet}" if same else ""
-        named = f" ({work[0].files[0].stem} to {work[-1].files[-1].name})" if options.out is None else ""
+        first, last = work[0].files[0].name, work[-1].files[-1].name
+        named = "" if options.out is not None else f" ({first})" if first == last else f" ({first} to {last})"
         print(f"{counted(count, 'image')} in {folder}{named}{there}{grid}")
     return 0
 

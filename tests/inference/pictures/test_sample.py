@@ -266,7 +266,7 @@ def test_prompts_are_tried_one_after_the_other_into_one_folder(tiny_base, tmp_pa
     (folder / "0003.png").unlink()
     capsys.readouterr()
     assert main([*moon, "--num-images", "2"]) == 0
-    assert "2 images in runs/samples (0002 to 0003.png)" in capsys.readouterr().out
+    assert "2 images in runs/samples (0002.png to 0003.png)" in capsys.readouterr().out
     assert main([*star, "--num-images", "3"]) == main(["--from", str(folder / "0003.png")]) == 0
     assert main(["--from", str(folder / "0002.png")]) == main(["--from", str(folder / "0003.png")]) == 0
     assert {name: (folder / name).read_bytes() for name in first} == first
