@@ -12,7 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..configs.bounded import read_json
 from ..configs.errors import UserError
+from ..configs.headers import SafetensorsHeader, safetensors_header
 from ..configs.plain import plain
 from .artifact import Tensors
 
@@ -22,6 +24,7 @@ _DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
+_PICKLES = "pickles (.bin, .pt, .ckpt) are not read, they can run code"
 _CODES = {dtype: name for name, dtype in _DTYPES.items()}
 Folder = dict[str, "tuple[Tensors, Header] | dict[str, Any]"]
 """Contents of a folder: path in it -> tensors with their header, or JSON."""
@@ -104,18 +107,28 @@ def load_file(file: Path) -> tuple[Tensors, Header]:
         return {name: content.get_tensor(name) for name in content.keys()}, content.metadata() or {}  # noqa: SIM118
 
 
+def _header(file: Path) -> SafetensorsHeader:
+    """Checked; in what it says the name of the file is left out, as all callers name it."""
+    try:
+        return safetensors_header(file)
+    except UserError as error:
+        words = str(error).removeprefix(f"{file}: ")
+        if not file.is_file():
+            raise UserError(words) from error
+        raise UserError(f"not a whole safetensors file ({words}); {_PICKLES}") from error
+
+
 @contextmanager
 def opened(file: Path) -> Iterator[Any]:
-    """A safetensors file, mapped into memory."""
-    if not file.is_file():
-        raise UserError("there is no such file")
+    """A safetensors file whose header is sound, mapped into memory. UserError for one with types that torch lacks."""
+    header = _header(file)
+    if strange := {entry.dtype for entry in header.tensors.values()} - _DTYPES.keys():
+        raise UserError(f"has tensors of the type {', '.join(sorted(strange))}, which cannot be read here")
     try:
         with safe_open(file, framework="pt") as content:
             yield content
     except SafetensorError as error:
-        raise UserError(
-            f"not a whole safetensors file ({error}); pickles (.bin, .pt, .ckpt) are not read, they can run code"
-        ) from None
+        raise UserError(f"not a whole safetensors file ({error}); {_PICKLES}") from None
 
 
 def load_folder(folder: Path) -> Folder:
@@ -134,12 +147,9 @@ def load_folder(folder: Path) -> Folder:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file.name} is no JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file.name} is no JSON object")
-    return content
+        return read_json(file)
+    except UserError as error:
+        raise UserError(f"{file.name}: {str(error).removeprefix(f'{file}: ')}") from None
 
 
 def file_in(path: Path) -> Path:
@@ -166,11 +176,9 @@ def look(path: Path) -> tuple[dict[str, Entry], Header]:
     header: Header = {}
     for file in files:
         start = "" if file.parent == path or file == path else f"{file.parent.name}."  # the component
-        with opened(file) as content:
-            for name in content.keys():  # noqa: SIM118
-                piece = content.get_slice(name)
-                entries[f"{start}{name}"] = Entry(piece.get_dtype(), tuple(piece.get_shape()))
-            header |= content.metadata() or {}
+        found = _header(file)
+        entries |= {f"{start}{name}": Entry(entry.dtype, entry.shape) for name, entry in found.tensors.items()}
+        header |= found.metadata
     if not files:
         raise UserError("the folder holds no .safetensors file, nor does one within; pickles (.bin) are not read")
     return entries, header

@@ -8,10 +8,11 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
@@ -27,7 +28,7 @@ CONFIG = 2 * MIB
 """Bytes of a file that people write: configs, requests, scripts, prompts."""
 RECORD = 64 * MIB
 """Bytes of a JSON file: run.json, samples.json, model_index.json, vocabularies, indexes of weights."""
-HISTORY = 1024 * MIB
+HISTORY = 256 * MIB
 """Bytes of a file with a line for each step."""
 LINE = 1 * MIB
 """Bytes of one line of such a file, or of a list of images."""
@@ -83,7 +84,7 @@ def _check_kind(path: str | Path, status: os.stat_result, limit: int | None) -> 
         raise UserError(f"{path}: has {status.st_size:,} bytes, more than the {limit:,} that such a file may have")
 
 
-def open_regular(path: str | Path, limit: int | None = None) -> BinaryIO:
+def open_regular(path: str | Path, limit: int | None = None) -> BufferedReader:
     """A regular file for reading, as `regular` says; it never waits for somebody who writes."""
     regular(path, limit)
     try:
@@ -129,7 +130,7 @@ def why_no_text(text: str) -> str | None:
     if "\0" in text:
         return "holds a NUL character; take it out"
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        return "holds half of a character (a lone surrogate); write it as UTF-8"
+        return "holds half of a character; write it as UTF-8"
     return None
 
 
@@ -216,7 +217,7 @@ def read_record(path: str | Path, model: type[Model], limit: int = RECORD) -> Mo
     return parse_record(read_json(path, object, limit), model, str(path))
 
 
-def lines_of(path: str | Path, limit: int = LINE) -> Iterator[tuple[int, bytes]]:
+def lines_of(path: str | Path, limit: int = LINE) -> Generator[tuple[int, bytes], None, None]:
     """Number, counted from 1, and bytes of each line, with its end. UserError for a line of more than `limit` bytes."""
     with open_regular(path) as stream:
         number = 1
@@ -267,11 +268,14 @@ def _expanded(node: yaml.Node, sizes: dict[int, int], open_nodes: set[int], *, c
     return sizes[id(node)]
 
 
-def parse_yaml(text: str, name: str) -> Any:
-    """The plain values of a YAML text, as PyYAML's safe loader has them. UserError `name: what is wrong`."""
+def parse_yaml(text: str, name: str, loader: Any = None) -> Any:
+    """The plain values of a YAML text, as a safe loader has them, PyYAML's own if none is given.
+
+    UserError `name: what is wrong`.
+    """
     try:
         _check_events(text)
-        reading = LIBYAML(text)
+        reading = (loader or LIBYAML)(text)
         try:
             root = reading.get_single_node()
             if root is None:

@@ -59,11 +59,16 @@ def is_held(lock: Path) -> bool:
     except ImportError:
         return _is_held_on_windows(lock)
     try:
-        with lock.open("rb") as file:
+        with open(lock, "rb", opener=_without_waiting) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that ask do not take each other for a holder
     except BlockingIOError:
         return True
     return False
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """A FIFO in its place is opened at once, and is no lock of anybody's."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _is_held_on_windows(lock: Path) -> bool:

@@ -87,6 +87,16 @@ class AdapterSection(Section):
         return rest | {"alpha": rank} | ({"alpha_pattern": alphas | others} if others else {})
 
     @model_validator(mode="after")
+    def _check_patterns(self) -> "AdapterSection":
+        for name in ("rank_pattern", "alpha_pattern"):
+            for pattern in getattr(self, name):
+                try:
+                    re.compile(pattern)
+                except (re.error, RecursionError, OverflowError) as error:
+                    raise ValueError(f"`{name}`: {pattern[:60]!r} is no regular expression ({error})") from error
+        return self
+
+    @model_validator(mode="after")
     def _check_tokens(self) -> "AdapterSection":
         words = [section.token for section in self.tokens]
         if twice := next((word for word in words if words.count(word) > 1), None):

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
+from .bounded import why_no_text
 from .paths import checked, expanded
 
 AS_IT_IS = "paths as they are"
@@ -21,6 +22,21 @@ Batch = Annotated[int, Field(ge=1, le=65_536)]
 """Samples or pictures."""
 Rank = Annotated[int, Field(ge=1, le=16_384)]
 """Of an adapted module; the widest layers of these families have 10,240 inputs."""
+
+
+LONGEST_WORDS = 100_000
+"""Characters of a prompt; tokenizers take a second for so many."""
+
+
+def _words(text: str) -> str:
+    reason = why_no_text(text) or (f"has more than {LONGEST_WORDS:,} characters" if len(text) > LONGEST_WORDS else None)
+    if reason:
+        raise ValueError(f"the text {reason}")
+    return text
+
+
+Words = Annotated[str, AfterValidator(_words)]
+"""What a model reads: no NUL, no halves of characters."""
 
 
 class Section(BaseModel):

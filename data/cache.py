@@ -13,13 +13,16 @@ import shutil
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from ..configs.bounded import open_regular, parse_json
 from ..configs.errors import UserError
 from ..configs.files import replace_file
+from ..configs.headers import MOST_HEADER
 from ..configs.ownership import remove_abandoned, remove_file
 from ..configs.progress import Bar
 from .keys import FORMAT, content_key
@@ -111,6 +114,7 @@ class Store:
         number, row = place >> _ROW_BITS, place & (1 << _ROW_BITS) - 1
         shard = self._shards[number]
         try:
+            _check_length(shard)
             entry = _read_row(self._map(number), shard, row)
         except (RuntimeError, OSError) as error:
             raise CacheError(_removed(shard.file, f"cannot be read ({error})")) from error
@@ -168,6 +172,8 @@ class Store:
                     entries[key] = _own(compute(key))
                     bar.update()
                 file = self.folder / f"{content_key(*chunk)}{_SUFFIX}"
+                if file.is_dir():  # somebody else's, which stays
+                    file = file.with_name(f"{file.stem}-file{_SUFFIX}")
                 _write(file, _serialised(entries))
                 self._add(file)
         self.refresh()
@@ -256,7 +262,7 @@ def _read_shard(file: Path) -> tuple[_Shard, list[bytes]]:
     try:
         size = file.stat().st_size
         header, begin = _read_header(file, size)
-        own = json.loads(header.pop("__metadata__", {}).get(_HEADER, "{}"))
+        own = parse_json(header.pop("__metadata__", {}).get(_HEADER, "{}"), "its header")
         if own.get("format") != FORMAT:
             raise ValueError("no shard of this cache format")
         if begin + max(info["data_offsets"][1] for info in header.values()) != size:
@@ -295,11 +301,18 @@ def _sides(shape: list[Any]) -> tuple[int, ...]:
 
 def _read_header(file: Path, size: int) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file, and where its tensors begin."""
-    with open(file, "rb") as stream:
+    with open_regular(file) as stream:
         begin = 8 + int.from_bytes(stream.read(8), "little")
-        if begin > size:
+        if begin > size or begin > MOST_HEADER:
             raise ValueError("not a whole safetensors file")
-        return json.loads(stream.read(begin - 8)), begin
+        return parse_json(stream.read(begin - 8), "its header", checked_later=True), begin
+
+
+def _check_length(shard: _Shard) -> None:
+    """OSError for a shard that was cut: what is mapped and no longer there would end the process."""
+    with suppress(FileNotFoundError):  # what is mapped lasts
+        if os.stat(shard.file).st_size != shard.size:
+            raise OSError("it was cut off meanwhile")
 
 
 def _read_row(content: "Tensor", shard: _Shard, row: int) -> Entry:

@@ -14,11 +14,12 @@ from PIL.Image import Image
 
 from ..configs.data_sections import DataSection, ImageSection, Source
 from ..configs.errors import TrainingError
+from ..configs.machine import cache_folder
 from ..images.decoding import BadImage, PixelRules, decode, decode_mask
 from .buckets import BucketRules, Size, buckets_of, default_step, why_too_long
 from .captions import final_caption, is_dropped, is_random
 from .draws import Stream
-from .findings import sha256
+from .findings import doubt, sha256
 from .keys import content_key
 from .order import Order
 from .sample import Sample
@@ -267,6 +268,7 @@ class Dataset:
                 _check_unchanged("its mask", encoded, images.mask_digests, row)
                 mask = None if encoded is None else decode_mask(encoded, geometry.scaled)
         except (OSError, BadImage) as error:
+            doubt(images.source, number, rules, cache_folder(self.data.cache.dir))
             raise TrainingError(f"{self.location(source, row)}: can no longer be read: {error}") from error
         return crop(image, geometry), mask and crop(mask, geometry)
 

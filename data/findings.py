@@ -5,6 +5,7 @@ Finding, and why the image cannot be used.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,17 +18,20 @@ import numpy as np
 from filelock import FileLock
 from PIL import __version__ as pillow_version
 
+from ..configs.bounded import Missing, read_bytes, regular
+from ..configs.errors import UserError
 from ..configs.files import replacing
 from ..configs.machine import cores
 from ..images.decoding import PixelRules, Size
 from .keys import content_key, file_stamp
+from .source import first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from .source import ImageSource
 
-VERSION = 3
+VERSION = 4
 """Of what is kept: another number, and every image is looked at anew."""
 
 _MASKS = 1024  # masks that are read and compared as one piece of work
@@ -43,6 +47,7 @@ _ROW = np.dtype(
     ]
 )
 _FIELDS = _ROW.names or ()
+_CHECK = b"loraloom.checksum"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,8 @@ def remembered(
             yield
             return
         stamps = _stamps(source)
-        _recall(memory, stamps, findings)
+        _recall(memory, stamps, findings, notes)
+        _forget_doubted(memory, source, findings)
         _forget_changed_masks(source, findings)
         recalled = findings.known.sum()
         try:
@@ -143,13 +149,20 @@ def _stamps(source: "ImageSource") -> np.ndarray:
     return stamps
 
 
-def _recall(memory: Path, stamps: np.ndarray, findings: Findings) -> None:
+def _recall(memory: Path, stamps: np.ndarray, findings: Findings, notes: list[str]) -> None:
     """Adds what is known of files that have not changed since."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        kept = pq.read_table(memory)
-    except (OSError, ValueError):  # not there, or damaged: then nothing is known
+        regular(memory)
+        kept = pq.ParquetFile(memory, page_checksum_verification=True).read()
+        if not kept.schema.equals(_schema(stamps.dtype)) or _checksum(kept) != (kept.schema.metadata or {}).get(_CHECK):
+            raise ValueError("is not what was written")
+    except Missing:
+        return
+    except (OSError, ValueError, KeyError, MemoryError, pa.ArrowException) as error:
+        notes.append(f"{memory}: {first_line(error)[:120]}; it is made anew, from the images")
         return
     known = _to_numpy(kept["stamp"], stamps.dtype)
     if not len(known):
@@ -195,9 +208,58 @@ def _keep(memory: Path, stamps: np.ndarray, findings: Findings, notes: list[str]
     table = pa.table(columns).filter(pa.array(worth))
     try:
         with replacing(memory) as new:
-            pq.write_table(table, new)
+            pq.write_table(table.replace_schema_metadata({_CHECK: _checksum(table)}), new, write_page_checksum=True)
+        if _doubted(memory).is_file():
+            _doubted(memory).write_bytes(b"")
     except OSError as error:
         notes.append(_not_kept(memory, error))
+
+
+def _schema(stamp: np.dtype) -> "pa.Schema":
+    """Of the table, whose rows are those of `_ROW` with a stamp and a reason."""
+    import pyarrow as pa
+
+    own = {name: _to_arrow(np.zeros(0, _ROW[name])).type for name in _FIELDS}
+    return pa.schema({"stamp": pa.binary(stamp.itemsize), **own, "reason": pa.string()})
+
+
+def _checksum(table: "pa.Table") -> bytes:
+    """Of all values, so that a flipped bit is seen: Parquet's own cover its pages only."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        texts = column.to_pylist() if name == "reason" else None
+        values = repr([text for text in texts if text]).encode() if texts else _values(column)
+        digest.update(b"%s %d " % (name.encode(), len(values)) + values)
+    return digest.hexdigest().encode()
+
+
+def _values(column: "pa.ChunkedArray") -> bytes:
+    import pyarrow as pa
+
+    kind = np.dtype(f"S{column.type.byte_width}") if pa.types.is_fixed_size_binary(column.type) else np.dtype(np.uint8)
+    return np.ascontiguousarray(_to_numpy(column, kind)).tobytes()
+
+
+def doubt(source: "ImageSource", index: int, rules: PixelRules, cache: Path) -> None:
+    """An image is not what was found of it: the next scan looks at it anew, whatever its size and times say."""
+    with suppress(OSError):
+        if (memory := _memory_file(cache, source, rules)) and memory.is_file():
+            with _doubted(memory).open("a", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(json.dumps(source.location(index)) + "\n")
+
+
+def _doubted(memory: Path) -> Path:
+    return memory.with_suffix(".doubted")
+
+
+def _forget_doubted(memory: Path, source: "ImageSource", findings: Findings) -> None:
+    try:
+        lines = read_bytes(_doubted(memory)).decode("utf-8", "replace").splitlines()
+    except UserError:  # nobody doubts
+        return
+    if wanted := set(lines):
+        known = np.flatnonzero(findings.known)
+        findings.forget(np.array([i for i in known if json.dumps(source.location(int(i))) in wanted], np.int64))
 
 
 def _not_kept(memory: Path, error: OSError) -> str:

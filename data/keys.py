@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
+from ..configs.bounded import KIB, read_json
 from ..configs.errors import UserError
 from ..configs.files import replace_file
 
@@ -80,15 +81,15 @@ def _remembered_hash(file: Path, cache: Path | None) -> str:
     stamp = [path, *file_stamp(file)]
     memory = cache / "weights" / f"{content_key(path)}.json"
     with suppress(OSError, ValueError, TypeError):  # not there, or not ours
-        *known, digest = json.loads(memory.read_text())
-        if known == stamp:
+        *known, digest, check = read_json(memory, list, KIB * 16)
+        if known == stamp and check == content_key(*stamp, digest):  # a flipped bit would be another base
             return digest
     digest = _file_hash(file)
     # a file changed just now may change again without a change of its times, which are counted in ticks
     if time.time_ns() - max(stamp[2:]) > _SETTLED * 1e9:
         with suppress(OSError):  # remembering saves time, nothing else
             memory.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(memory, json.dumps([*stamp, digest]))
+            replace_file(memory, json.dumps([*stamp, digest, content_key(*stamp, digest)]))
     return digest
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from ..configs.bounded import DEPTH, lines_of, open_regular, parse_json, regular
 from ..configs.choices import did_you_mean
 from ..configs.data_sections import FolderSource
 from ..configs.errors import UserError
@@ -33,6 +36,8 @@ from .source import (
     missing_column,
     text_column,
 )
+
+pc: Any = pyarrow.compute  # its functions are made when it is imported: a type checker sees none
 
 NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SIDES = ("width", "height")  # columns that are read where the file has both
@@ -103,10 +108,11 @@ def read_metadata(file: Path, section: FolderSource, problems: Problems) -> Meta
 
 def _read_parquet(file: Path, section: FolderSource, problems: Problems) -> Metadata:
     try:
+        regular(file)
         parquet = pq.ParquetFile(file)
         columns = _columns(file, section, parquet.schema_arrow.names)
         table = _in_chunks(parquet, columns)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, MemoryError) as error:
         raise UserError(f"{file}: cannot be read as parquet ({first_line(error)})") from error
     images = _text(file, section.image_column, table)
     if not pa.types.is_string(images.type) and not pa.types.is_large_string(images.type):
@@ -210,28 +216,29 @@ def _read_simple(file: Path, section: FolderSource) -> pa.Table | None:
             options = pyarrow.json.ParseOptions(pa.schema(types), unexpected_field_behavior="ignore")
             table = pyarrow.json.read_json(file, parse_options=options)
         table.validate(full=True)  # of JSON it takes any bytes for UTF-8
-    except pa.ArrowException:
+    except (pa.ArrowException, MemoryError):
         return None
     if _kind(file) == ".csv" and _count(file, b'"') % 2:  # one that is never closed takes all that follows
         return None
     empty = [name for name in types if table[name].null_count == len(table)]
     has_rows = not table[section.image_column].null_count and section.caption_column not in empty
-    if not has_rows or _num_lines(file) != len(table) + (_kind(file) == ".csv"):
+    if not has_rows or _num_plain_lines(file) != len(table) + (_kind(file) == ".csv"):
         return None
     return table.drop_columns(SIDES) if set(SIDES) & set(empty) else table
 
 
-def _num_lines(file: Path) -> int:
-    with file.open("rb") as stream:
-        stream.seek(0, os.SEEK_END)
-        if not stream.tell():
-            return 0
-        stream.seek(-1, os.SEEK_END)
-        return _count(file, b"\n") + (stream.read() != b"\n")
+def _num_plain_lines(file: Path) -> int | None:
+    """How many lines; None where one may be nested deeply."""
+    count = 0
+    for number, line in lines_of(file):
+        if line.count(b"[") + line.count(b"{") > DEPTH:
+            return None
+        count = number
+    return count
 
 
 def _count(file: Path, byte: bytes) -> int:
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         return sum(chunk.count(byte) for chunk in iter(lambda: stream.read(1 << 20), b""))
 
 
@@ -298,10 +305,12 @@ def _jsonl_rows(file: Path, _: FolderSource, problems: Problems) -> Iterator[tup
         if not line.strip():
             continue
         try:
-            values = json.loads(line.rstrip("\r\n"))
-        except ValueError as error:
-            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-            problems.add("bad lines", f"{file} line {number}: is not JSON ({reason}); write one object on each line")
+            values = parse_json(line.rstrip("\r\n"), "it")
+        except UserError as error:
+            cause, reason = error.__cause__, str(error).removeprefix("it: ")
+            if isinstance(cause, json.JSONDecodeError):
+                reason = f"is not JSON ({cause.msg} at column {cause.colno})"
+            problems.add("bad lines", f"{file} line {number}: {reason}; write one object on each line")
             continue
         if isinstance(values, dict):
             yield number, values
@@ -337,8 +346,8 @@ def _csv_rows(file: Path, section: FolderSource, problems: Problems) -> Iterator
 def _decoded_lines(file: Path, problems: Problems) -> Iterator[tuple[int, str]]:
     """Number, counted from 1, and text of all lines; empty for one that cannot be decoded."""
     offset = 0
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+    with closing(lines_of(file)) as lines:
+        for number, line in lines:
             text = ""
             try:
                 text = decode_text(line, offset)

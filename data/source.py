@@ -1,5 +1,7 @@
 """Where images and their captions come from: the contract of every source, and how all of them read captions."""
 
+import errno
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from ..configs.bounded import PICTURE, Missing, read_bytes
 from ..configs.choices import did_you_mean, find
 from ..configs.data_sections import DatasetSource, FolderSource, ImageSection, PriorSource, source_kind
+from ..configs.errors import UserError
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported: a type checker sees none
 
@@ -317,6 +321,16 @@ def caption_list(value: Any) -> list[str] | None:
     if any("\0" in caption for caption in captions):
         raise ValueError("holds a NUL character; take it out")
     return captions or None
+
+
+def read_picture(file: str | Path) -> bytes:
+    """An encoded image or mask. OSError with the reason for what is no regular file, or too large."""
+    try:
+        return read_bytes(file, PICTURE)
+    except Missing as error:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file)) from error
+    except UserError as error:
+        raise OSError(str(error).removeprefix(f"{file}: ")) from error
 
 
 def is_utf8(text: str) -> bool:

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..configs.bounded import LINE, MIB, open_regular, parse_json, regular
 from ..configs.errors import UserError
 from ..configs.files import replacing
 from ..images.endings import HAS_HEIF, SUFFIXES
@@ -89,7 +91,7 @@ def load_index(shards: Sequence[str], cache: Path | None, problems: Problems, li
     `lines` is what the lines of a caption file are.
     """
     file = None if cache is None else cache / "indexes" / f"{_key(shards, lines)}.parquet"
-    if file is not None and file.is_file() and (index := _stored_index(file)):
+    if file is not None and file.is_file() and (index := _stored_index(file, shards)):
         return index
     index = _make_index(shards, problems, lines)
     if file is not None and not problems.lines():
@@ -104,13 +106,37 @@ def _key(shards: Sequence[str], lines: str | None) -> str:
     )
 
 
-def _stored_index(file: Path) -> Index | None:
+def _stored_index(file: Path, shards: Sequence[str]) -> Index | None:
     try:
-        rows = pq.ParquetFile(file).read()
-        counts, own = (json.loads(rows.schema.metadata[key]) for key in (b"counts", b"own"))
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+        regular(file)
+        rows = pq.ParquetFile(file, page_checksum_verification=True).read()
+        counts, own = (parse_json(rows.schema.metadata[key], str(file)) for key in (b"counts", b"own"))
+        if not rows.schema.equals(INDEX) or not all(map(_are_counts, (counts, own))) or not _is_within(rows, shards):
+            return None
+        rows.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError):
         return None  # cut short, or something else under its name: it is made anew
     return Index(rows, [], counts, own)
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, dict) and all(type(value) is int for value in values.values())
+
+
+def _is_within(rows: pa.Table, shards: Sequence[str]) -> bool:
+    """Whether each image and mask of an index lies in one of the shards."""
+    if any(rows[name].null_count for name in INDEX.names if name != "captions"):
+        return False
+    number = rows["shard"].to_numpy()
+    if len(number) and not (number.min() >= 0 and number.max() < len(shards)):
+        return False
+    sizes = np.array([os.stat(shard).st_size for shard in shards], np.int64)[number]
+    places = [("offset", "size", 0), ("mask_offset", "mask_size", -1)]
+    return all(
+        bool(((start >= 0) & (size >= least) & (start <= sizes) & (size <= sizes - start)).all())
+        for begin, length, least in places
+        for start, size in [(rows[begin].to_numpy(), rows[length].to_numpy())]
+    )
 
 
 def _store_index(file: Path, index: Index) -> None:
@@ -119,7 +145,9 @@ def _store_index(file: Path, index: Index) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as new:
-            pq.write_table(index.rows.replace_schema_metadata(about), new)
+            pq.write_table(index.rows.replace_schema_metadata(about), new, write_page_checksum=True)
+    except IsADirectoryError:
+        return  # a folder of somebody's lies there: the index is made each time
     except OSError as error:
         reason = f"the index of the shards cannot be kept there ({error.strerror or error})"
         raise UserError(f"{file.parent}: {reason}; set `data.cache.dir`") from error
@@ -234,21 +262,38 @@ def _split_late(member: Member) -> Member:
 def _read_members(shard: str) -> list[Member]:
     """All files of a tar file; ValueError "what; what to do" if it is no whole tar file."""
     members: list[Member] = []
-    with open(shard, "rb") as stream:
+    with open_regular(shard) as stream:
+        size = os.fstat(stream.fileno()).st_size
         start = stream.read(6)
         if kind := next((kind for magic, kind in COMPRESSED.items() if start.startswith(magic)), None):
             raise ValueError(f"is compressed with {kind}, so it cannot be read at random; unpack it to a plain .tar")
         stream.seek(0)
         try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
+            with tarfile.open(fileobj=_Headers(stream), mode="r:") as tar:  # type: ignore[arg-type]
                 while (info := tar.next()) is not None:
                     vars(tar)["members"].clear()  # tarfile keeps them all
+                    if info.size < 0 or (not info.issparse() and info.offset_data + info.size > size):
+                        raise tarfile.ReadError(f"{shown(info.name)[:80]} has {info.size:,} bytes, more than there are")
                     if not info.isdir() and (member := _member(stream, shard, info)):
                         members.append(member)
                 _check_end(stream, tar.offset)
-        except tarfile.TarError as error:
-            raise ValueError(f"is no whole tar file ({error}); make it or fetch it again") from error
+        # numbers of 30 digits, long names of long names, and what else its reader does not expect
+        except (tarfile.TarError, ValueError, OverflowError, RecursionError, LookupError) as error:
+            reason = "names within names" if isinstance(error, RecursionError) else str(error)
+            raise ValueError(f"is no whole tar file ({reason}); make it or fetch it again") from error
     return members
+
+
+class _Headers:
+    """The stream of a tar file for its reader, which reads headers and no content: so none of them is large."""
+
+    def __init__(self, stream: BinaryIO):
+        self.seek, self.tell, self._stream = stream.seek, stream.tell, stream
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MIB:
+            raise tarfile.ReadError(f"a header has {size:,} bytes")
+        return self._stream.read(size)
 
 
 def _member(stream: BinaryIO, shard: str, info: tarfile.TarInfo) -> Member | None:
@@ -258,11 +303,12 @@ def _member(stream: BinaryIO, shard: str, info: tarfile.TarInfo) -> Member | Non
     stem, ending = match[1], match[2].lower()
     if ending == "png" and stem.endswith(MASK_STEM):
         stem, ending = stem.removesuffix(MASK_STEM), MASK_ENDING
-    content = None
-    if ending.rpartition(".")[2] in CAPTION_ENDINGS:
+    content, plain = None, info.isreg() and not info.issparse()
+    if ending.rpartition(".")[2] in CAPTION_ENDINGS and plain:
+        if info.size > LINE:
+            raise ValueError(f"{shown(info.name)[:80]} has {info.size:,} bytes, more than the {LINE:,} of a caption")
         stream.seek(info.offset_data)
         content = stream.read(info.size)
-    plain = info.isreg() and not info.issparse()
     return Member(shard, info.name, stem, ending, info.offset_data, info.size, plain, content)
 
 
@@ -296,11 +342,15 @@ def _json_captions(member: Member) -> list[str] | None:
     """Captions in the metadata of a sample; ValueError "where: what; what to do"."""
     place = f"{member.shard}:{member.name}"
     try:
-        values = json.loads(decode_text(member.content or b""))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: is not JSON ({error.msg} at line {error.lineno}); correct it") from error
+        text = decode_text(member.content or b"")
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
+    try:
+        values = parse_json(text, place)
+    except UserError as error:
+        if isinstance(cause := error.__cause__, json.JSONDecodeError):
+            raise ValueError(f"{place}: is not JSON ({cause.msg} at line {cause.lineno}); correct it") from error
+        raise
     field = next((field for field in CAPTION_FIELDS if isinstance(values, dict) and field in values), None)
     try:
         return None if field is None else caption_list(values[field])

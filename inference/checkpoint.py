@@ -13,7 +13,7 @@ from ..configs.schema import RunConfig
 
 if TYPE_CHECKING:
     from ..adapters.adapter import AdapterSet
-    from ..adapters.artifact import AdapterArtifact
+    from ..adapters.artifact import AdapterArtifact, Tensors
 
 STATE = "run_state.json"
 
@@ -38,8 +38,6 @@ def read_checkpoint(folder: Path) -> "AdapterArtifact":
 
     The parts that carry the adapter are loaded for it. UserError for a run that trains the base itself.
     """
-    from safetensors.torch import load_file
-
     from ..adapters.combined import Combined
     from ..adapters.targets import layer_parts, targets_of
     from ..adapters.token_embeddings import inject_tokens
@@ -62,9 +60,11 @@ def read_checkpoint(folder: Path) -> "AdapterArtifact":
         sets.append(inject_tokens(parts, words, tokens, 0))
     adapters = Combined(sets)
     for part, named in adapters.named_parameters().items():
-        adapters.load(part, load_file(folder / f"adapter_{part}.safetensors"))
+        adapters.load(part, _tensors(folder / f"adapter_{part}.safetensors"))
         if (averaged := folder / f"ema_{part}.safetensors").is_file():
-            averages = load_file(averaged)
+            averages = _tensors(averaged)
+            if averages.keys() != named.keys() or any(averages[n].shape != p.shape for n, p in named.items()):
+                raise UserError(f"{averaged}: its tensors are not those of this run")
             for name, parameter in named.items():
                 parameter.data = averages[name]
     artifact = adapters.artifact()
@@ -83,3 +83,12 @@ def usual_format(folder: Path) -> str:
     needs_all = bool(config.adapter.tokens) and config.adapter.method != "textual_inversion"
     usual = "loraloom" if needs_all else find("adapters.methods", config.adapter.method).FORMATS[0]
     return config.output.formats[0] if config.output.formats else usual
+
+
+def _tensors(file: Path) -> "Tensors":
+    from ..adapters.stored import load_file
+
+    try:
+        return load_file(file)[0]
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error

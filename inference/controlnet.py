@@ -24,9 +24,11 @@ from torch import Tensor
 from ..adapters.stored import load_file
 from ..configs.dtypes import torch_dtype
 from ..configs.errors import UserError
+from ..configs.faults import is_out_of_memory
 from ..models.aligned import align
 from ..models.family import ModelFamily, Parts
 from ..models.original_names import TEXT_ENCODERS
+from ..models.part_files import check_part
 from ..models.single_file import PICKLES, SUFFIX, shipped_configs
 from .given_pictures import shown_picture
 
@@ -129,13 +131,15 @@ def _load(source: str, dtype: torch.dtype) -> ControlNetModel:
 
 
 def _from_folder(folder: str, dtype: torch.dtype, **options: Any) -> Any:
+    if Path(folder).is_dir():
+        check_part(Path(folder))
     try:
         config: Any = ControlNetModel.load_config(folder, **options)
         if (found := config.get("_class_name")) != "ControlNetModel":
             raise UserError(f"is a {found}, not a ControlNetModel")
         return ControlNetModel.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, UserError):
+    except Exception as error:  # whatever libraries raise for files that are not as they wrote them
+        if isinstance(error, UserError) or is_out_of_memory(error):
             raise
         raise UserError(f"cannot be loaded ({str(error).strip().splitlines()[0]})") from error
 

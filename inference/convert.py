@@ -99,11 +99,10 @@ def _beside(file: Path, kind: str, shapes: Shapes) -> dict[str, list[str]]:
 
 def _pipeline_of(file: Path, kind: str, shapes: Shapes) -> str:
     """The pipeline class, by the channels of the UNet. UserError for one that is not known."""
-    from ..models.original_names import UNET
+    from ..models.single_file import input_channels
     from .single_file_limits import CLASSES
 
-    first = shapes.get(f"{UNET}input_blocks.0.0.weight", (0, 0))
-    key = "sdxl" if kind == "sdxl" else "sd", first[1]
+    key = "sdxl" if kind == "sdxl" else "sd", input_channels(shapes) or 0
     if key not in CLASSES:
         raise UserError(f"{file}: its UNet takes {key[1]} channels; text-to-image (4) and inpainting (9) are known")
     return CLASSES[key]

@@ -32,6 +32,8 @@ from .merged import MergedBase
 from .mixing import Mixing
 from .schedulers import DEFAULT_SCHEDULER, check_steps, make_scheduler
 
+MOST_TIMES = 16
+"""The side that a base was trained at; attention takes the fourth power of it."""
 MICRO_BATCH = 4  # small images of one forward pass; another number, or another place in it, gives other bits
 SMALL = 32  # latents each way; of larger ones each image has a forward pass of its own
 
@@ -247,6 +249,12 @@ class Engine:
         multiple = self.family.size_multiple
         if (sides := request.sides) and any(side % multiple for side in sides):
             raise UserError(f"resolution {sides[0]} x {sides[1]} is no multiple of {multiple}")
+        own = max(self.family.native_latents(self.parts)[1:]) * multiple
+        if sides and max(sides) > MOST_TIMES * own:
+            raise UserError(
+                f"resolution {sides[0]} x {sides[1]} is more than {MOST_TIMES} times the {own} pixels of this base: "
+                "it would take hours and draw nothing sensible; ask for less"
+            )
         if request.image is not None and (steps := int(request.steps * request.strength)) < 1:
             raise UserError(f"{request.steps} steps at strength {request.strength:g} are {steps}: give more of either")
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.stored import Entry, entry_type, opened, write_stream
+from ..configs.bounded import read_json
 from ..configs.dtypes import torch_dtype
 from ..configs.errors import UserError
 from ..configs.files import replace_file
@@ -59,7 +60,7 @@ def _copy(source: Path, target: Path) -> None:
     """As it is, but for the places in a config."""
     shutil.copyfile(source, target)
     if source.name == INDEX or source.name.endswith("config.json"):
-        values = json.loads(source.read_text("utf-8"))
+        values = read_json(source)
         if known := values.keys() & {*_PLACES}:
             kept = {key: value for key, value in values.items() if key not in known}
             target.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -1,17 +1,18 @@
 """Where a base model is on disk: the embedded one, a folder, or a snapshot of a hub repository. Imports no torch."""
 
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from ..configs.arguments import file_and_weight
+from ..configs.bounded import open_regular
 from ..configs.choices import find, names
 from ..configs.errors import UserError
 from ..configs.paths import looked_in
 from ..configs.schema import ModelSection
 from . import pocket
+from .part_files import CONFIGS, read_config, read_index
 from .single_file import is_single_file, problems_of_file, unpacked
 
 EMBEDDED = {"pocket": pocket.FOLDER}
@@ -75,14 +76,19 @@ def hub_id(base: str, revision: str | None) -> str | None:
 def merged_key(model: ModelSection) -> tuple[tuple[str, float], ...]:
     """What the adapters in the base are: the hash of each file, and its weight."""
     named = [file_and_weight(text) for text in model.adapters]
-    return tuple((hashlib.sha256(Path(file).read_bytes()).hexdigest(), weight) for file, weight in named)
+    return tuple((_sha256(file), weight) for file, weight in named)
+
+
+def _sha256(file: str) -> str:
+    with open_regular(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class PipelineFiles:
     """What a pipeline folder says of itself: its index, and the configs of its parts."""
 
     def __init__(self, folder: Path):
-        self.folder, self.index = folder, _read_json(folder / INDEX)
+        self.folder, self.index = folder, read_index(folder / INDEX)
 
     @property
     def kind(self) -> str:
@@ -99,9 +105,9 @@ class PipelineFiles:
 
     def config(self, part: str) -> dict[str, Any]:
         """The config of a part; {} where there is none."""
-        for name in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
-            if (self.folder / part / name).is_file():
-                return _read_json(self.folder / part / name)
+        for name in CONFIGS:
+            if (self.folder / part / name).exists():
+                return read_config(self.folder / part / name, part)
         return {}
 
 
@@ -113,13 +119,6 @@ def detect_family(folder: Path) -> str:
             return name
     kinds = ", ".join(names("models.families"))
     raise UserError(f"{folder}: a {files.kind} belongs to no family that is supported yet ({kinds})")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file}: cannot be read ({error})") from error
 
 
 def _is_here(base: str) -> bool:

@@ -64,6 +64,8 @@ def encode_tokens(
     if skip == 0 and norm:
         hidden = output.last_hidden_state
     else:
+        if skip >= len(output.hidden_states):
+            raise UserError(f"clip_skip leaves out {skip} layers, the text encoder has {len(output.hidden_states) - 1}")
         # [0] are the embeddings, [-1] is what the last layer makes, before the norm
         if skip >= (states := len(output.hidden_states)):
             raise UserError(f"clip_skip: {skip} layers of a text encoder are left out, and it has {states - 1}")

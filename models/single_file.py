@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from ..configs.bounded import CONFIG, parse_yaml, read_text
 from ..configs.errors import UserError
 from ..configs.files import permit
+from ..configs.headers import safetensors_header
 from ..configs.machine import cache_folder
 from ..configs.ownership import building
 from ..configs.paths import looked_in
@@ -59,13 +59,14 @@ def problems_of_file(base: str) -> list[str]:
     file = Path(base)
     if file.suffix.lower() in PICKLES:
         return [f"base {base!r}: a pickle can run code when it is opened, so it never is; give a .safetensors file"]
-    if not file.is_file():
+    if not file.exists():
         return [f"base {base!r}: there is no such file{looked_in(base)}"]
     try:
         shapes, header = read_header(file)
         kind = kind_of(shapes)
         check_marks(shapes)
         prediction_of(file, kind, shapes, header)
+        input_channels(shapes)
         by_standard_name(shapes)
     except UserError as error:
         return [f"base {base!r}: {problem}" for problem in error.problems]
@@ -114,10 +115,10 @@ def _contents(file: Path, kind: str, shapes: Shapes, header: Mapping[str, str]) 
     """The configs of its pipeline folder: those of the family, with what this file says of itself."""
     contents = shipped_configs(kind)
     contents["scheduler/scheduler_config.json"] |= prediction_of(file, kind, shapes, header)
-    if first := shapes.get(f"{UNET}input_blocks.0.0.weight"):
-        contents["unet/config.json"]["in_channels"] = first[1]
+    if (channels := input_channels(shapes)) is not None:
+        contents["unet/config.json"]["in_channels"] = channels
     width, _, height = header.get("modelspec.resolution", "").partition("x")
-    if width == height and width.isdecimal():  # in pixels, of the square that it was trained on
+    if width == height and re.fullmatch("[0-9]{1,5}", width):  # in pixels, of the square that it was trained on
         factor = pixels_of_a_latent(contents["vae/config.json"])
         contents["unet/config.json"]["sample_size"] = int(width) // factor
     return contents
@@ -126,12 +127,18 @@ def _contents(file: Path, kind: str, shapes: Shapes, header: Mapping[str, str]) 
 def read_header(file: Path) -> tuple[Shapes, dict[str, str]]:
     """The shapes of all tensors, and the metadata, of a safetensors file; UserError if it is none."""
     try:
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        metadata = header.pop("__metadata__", {})
-        return {name: tuple(entry["shape"]) for name, entry in header.items()}, metadata
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
-        raise UserError(f"is no safetensors file ({str(error)[:80] or type(error).__name__})") from error
+        header = safetensors_header(file)
+    except UserError as error:
+        raise UserError(str(error).removeprefix(f"{file}: ")) from error
+    return {name: entry.shape for name, entry in header.tensors.items()}, header.metadata
+
+
+def input_channels(shapes: Shapes) -> int | None:
+    """Of a checkpoint's UNet; None where it has none. UserError where its first convolution is none."""
+    first = shapes.get(f"{UNET}input_blocks.0.0.weight")
+    if first is not None and len(first) != 4:
+        raise UserError(f"has a UNet whose first convolution is {list(first)}, which is none")
+    return None if first is None else first[1]
 
 
 def kind_of(shapes: Shapes) -> str:
@@ -181,9 +188,11 @@ def prediction_of(file: Path, kind: str, shapes: Shapes, header: Mapping[str, st
 
 def _parameterization(file: Path) -> str:
     try:
-        return str(yaml.safe_load(file.read_text())["model"]["params"].get("parameterization", "eps"))
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file.name} beside it cannot be read as a model's config ({type(error).__name__})") from error
+        values = parse_yaml(read_text(file, CONFIG), str(file))
+        return str(values["model"]["params"].get("parameterization", "eps"))
+    except (UserError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error) if isinstance(error, UserError) else "it has no model.params"
+        raise UserError(f"{file.name} beside it cannot be read as a model's config ({reason})") from error
 
 
 def _write_part(

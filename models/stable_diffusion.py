@@ -1,6 +1,7 @@
 """What the Stable Diffusion families have in common: a UNet with cross-attention, CLIP, and a VAE of 4 channels."""
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..configs.errors import UserError
+from ..configs.faults import is_out_of_memory
 from ..configs.schema import NoiseSection
 from .aligned import align
 from .base import PipelineFiles
@@ -16,6 +18,7 @@ from .family import ONE_WINDOW, Conditioning, Parts, PromptOptions
 from .latent_rgb import latent_rgb
 from .noise.ddpm import DDPMNoise
 from .noise.process import Noised
+from .part_files import check_part
 from .weights_file import read_tensors, weight_files
 
 
@@ -176,19 +179,38 @@ def as_inputs(denoiser: Any, latents: Tensor, embeds: Tensor) -> tuple[Tensor, T
 
 
 def _load_part(folder: Path, name: str, kind: Kind, dtype: torch.dtype) -> Any:
+    check_part(folder / name)
     loader = getattr(import_module(kind.library), kind.name)
     if name == "unet" and (unet := _read_unet(loader, folder / name, dtype)) is not None:
         return unet.requires_grad_(False).eval()
     weights = {"diffusers": "torch_dtype", "transformers": "dtype"}[kind.library]
     options = {} if kind.name.endswith(("Tokenizer", "Scheduler")) else {weights: dtype, "use_safetensors": True}
+    is_model = kind.library == "transformers" and not kind.name.endswith("Tokenizer")
+    options |= {"output_loading_info": True} if is_model else {}
     try:
-        part = loader.from_pretrained(folder, subfolder=name, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"base {folder}: its {name} cannot be loaded ({str(error).splitlines()[0]})") from error
+        with _quietly(kind):  # its table of what is missing or of another shape
+            part = loader.from_pretrained(folder, subfolder=name, **options)
+    except Exception as error:  # whatever libraries raise for files that are not as they wrote them
+        if is_out_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"base {folder}: its {name} cannot be loaded ({reason})") from error
+    if is_model:
+        part, about = part
+        if missing := [key for key in about["missing_keys"] if "position_ids" not in key]:  # it draws numbers for them
+            raise UserError(f"base {folder}: the weights of its {name} lack {len(missing)} tensors, as {min(missing)}")
     if not isinstance(part, torch.nn.Module):
         return part
     align(part)
     return part.requires_grad_(False).eval()
+
+
+def _quietly(kind: Kind) -> AbstractContextManager[None]:
+    if kind.library != "transformers":
+        return nullcontext()
+    from .quiet import quietly
+
+    return quietly()
 
 
 def _read_unet(kind: Any, folder: Path, dtype: torch.dtype) -> torch.nn.Module | None:
@@ -199,6 +221,10 @@ def _read_unet(kind: Any, folder: Path, dtype: torch.dtype) -> torch.nn.Module |
         files = weight_files(folder, "diffusion_pytorch_model")
         state = {name: tensor for file in files for name, tensor in read_tensors(file, dtype).items()}
         unet.load_state_dict(state, assign=True)
-    except (OSError, ValueError, RuntimeError):  # names of older versions, among others
+    except UserError:  # of a file that is damaged
+        raise
+    except Exception as error:  # names of older versions, among others: the library says what is wrong
+        if is_out_of_memory(error):
+            raise
         return None
     return None if any(buffer.is_meta for buffer in unet.buffers()) else unet

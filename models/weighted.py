@@ -23,6 +23,8 @@ try:
 except ImportError as missing:
     raise UserError("weighted prompts need compel: pip install compel") from missing
 
+MOST_BRACKETS = 100
+"""Of a prompt; its parser calls itself for each."""
 States = Callable[[Tensor, Tensor | None], Tensor]
 """From tokens (B, 77) and an attention mask (B, 77) to hidden states (B, 77, width)."""
 
@@ -77,10 +79,13 @@ def _fragments(part: Any) -> list[str]:
 
 
 def _parsed(prompt: str) -> Any:
+    if prompt.count("(") > MOST_BRACKETS:
+        raise UserError(f"{prompt[:40]!r}… has {prompt.count('(')} brackets, more than {MOST_BRACKETS} are not weighed")
     try:
         found: Any = Compel.parse_prompt_string(translated(prompt))
-    except (PromptParser.ParsingException, ValueError) as error:
-        raise UserError(f"{prompt!r} cannot be read as a weighted prompt: {str(error).splitlines()[0]}") from error
+    except (PromptParser.ParsingException, ValueError, LookupError, TypeError, RecursionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{prompt!r} cannot be read as a weighted prompt: {reason}") from error
     if any(part.wants_cross_attention_control for part in found.prompts):
         raise UserError(f"{prompt!r}: .swap() changes words while it samples, which is not possible here")
     return found

@@ -4,16 +4,16 @@ The system reads what a step needs, and processes on one machine share it. Nobod
 written into, but the file must not change while they are in use.
 """
 
-import json
 import math
 import mmap
-import struct
-from collections.abc import Mapping
+import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..configs.bounded import open_regular, regular
+from ..configs.headers import TensorEntry, header_of_stream, weight_index
 
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64, "I64": torch.int64}
 
@@ -21,32 +21,25 @@ TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F6
 def read_tensors(file: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """All tensors by their names; numbers with a fraction in `dtype`.
 
-    ValueError for a file that is cut off, or has a type of its own.
+    UserError for a file that is damaged, or is no file; ValueError for one with a type that is not in TYPES.
     """
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
+        header = header_of_stream(stream, str(file), os.fstat(stream.fileno()).st_size)
         memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-    if len(memory) < 8:
-        raise ValueError("the file is cut off")
-    (length,) = struct.unpack_from("<Q", memory)
-    header = json.loads(memory[8 : 8 + length])
-    header.pop("__metadata__", None)
-    return {name: _tensor(memory, 8 + length, about, dtype) for name, about in header.items()}
+    return {name: _tensor(memory, entry, dtype) for name, entry in header.tensors.items()}
 
 
-def _tensor(memory: mmap.mmap, first: int, about: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
-    if about["dtype"] not in TYPES:
-        raise ValueError(f"a tensor is of the type {about['dtype']}")
-    own, count = TYPES[about["dtype"]], math.prod(about["shape"])
-    start, end = (first + offset for offset in about["data_offsets"])
-    if end > len(memory) or end - start != count * own.itemsize:
-        raise ValueError("the file is cut off")
+def _tensor(memory: mmap.mmap, entry: TensorEntry, dtype: torch.dtype) -> Tensor:
+    if entry.dtype not in TYPES:
+        raise ValueError(f"a tensor is of the type {entry.dtype}")
+    own, count = TYPES[entry.dtype], math.prod(entry.shape)
     if not count:
-        return torch.empty(about["shape"], dtype=dtype if own.is_floating_point else own)
-    mapped = torch.frombuffer(memory, dtype=own, count=count, offset=start).view(about["shape"])
+        return torch.empty(entry.shape, dtype=dtype if own.is_floating_point else own)
+    mapped = torch.frombuffer(memory, dtype=own, count=count, offset=entry.start).view(entry.shape)
     if own == dtype or not own.is_floating_point:
         return mapped
     cast = mapped.to(dtype)
-    _forget(memory, start, end)
+    _forget(memory, entry.start, entry.end)
     return cast
 
 
@@ -58,10 +51,12 @@ def _forget(memory: mmap.mmap, start: int, end: int) -> None:
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:
-    """The files that hold the weights of a part; none where they are in another format or of a variant."""
+    """The files that hold the weights of a part; none where they are in another format or of a variant.
+
+    UserError for what is no file, and for an index that names anything but files of this folder.
+    """
     whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    if whole.is_file():
+    if whole.exists():
+        regular(whole)
         return [whole]
-    if not index.is_file():
-        return []
-    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    return weight_index(index) if index.exists() else []

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..configs.arguments import file_and_weight
+from ..configs.bounded import open_regular, parse_json
 from ..configs.errors import UserError
+from ..configs.shapes import misfit
 from ..models.base import EMBEDDED, hub_id
 from ..models.single_file import read_header
 from .run_folder import installed
+from .shapes import RECORD
 
 if TYPE_CHECKING:
     from ..configs.schema import RunConfig
@@ -80,12 +83,15 @@ def read_record(file: Path) -> Record:
     lacking = [name for name in ENTRIES if f"{PREFIX}{name}" not in header]
     if len(lacking) == len(ENTRIES):
         raise UserError(f"{file}: its header has no record of a run: it was not made by a loraloom that writes one")
-    try:
-        config, base, data, versions, seed = (json.loads(header[f"{PREFIX}{name}"]) for name in ENTRIES)
-        _check_types(config, base, data, versions, seed)
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{file}: the record in its header is damaged ({type(error).__name__}: {error})") from None
-    return Record(config, base, data, versions, seed)
+    if lacking:
+        raise UserError(f"{file}: the record in its header is damaged (it lacks {', '.join(lacking)})")
+    values = {name: parse_json(header[f"{PREFIX}{name}"], f"{file}: {name} in its header") for name in ENTRIES}
+    found = misfit(values, RECORD)
+    if not found and len(values["config"]["data"]["sources"]) != len(values["data"]["sources"]):
+        found = "it has another number of sources in its config"
+    if found:
+        raise UserError(f"{file}: the record in its header is damaged ({found})")
+    return Record(**values)
 
 
 def hashed(text: str) -> str:
@@ -152,8 +158,11 @@ def texts_of(values: Any, place: str = "") -> Iterator[tuple[str, str]]:
 def file_hash(file: str | None) -> str | None:
     """SHA-256 of a file; None where there is none (any more)."""
     try:
-        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    except OSError:
+        if file is None:
+            return None
+        with open_regular(file) as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except (OSError, UserError):
         return None
 
 
@@ -176,19 +185,3 @@ def _header(file: Path) -> Mapping[str, str]:
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     return next((header for header in headers if f"{PREFIX}config" in header), {})
-
-
-def _check_types(config: Any, base: Any, data: Any, versions: Any, seed: Any) -> None:
-    """TypeError or KeyError where a part of a record is not what `record_entries` writes."""
-    if not all(isinstance(part, dict) for part in (config, base, data, versions, base["weights"])):
-        raise TypeError("a part is no object")
-    if not isinstance(seed, int):
-        raise TypeError("the seed is no number")
-    for source in data["sources"]:
-        if not (isinstance(source["sha256"], str) and isinstance(source["images"], int)):
-            raise TypeError("a source has no fingerprint")
-    sections = [config[name] for name in ("model", "data", "loop", "output")]
-    if not all(isinstance(section, dict) for section in sections):
-        raise TypeError("a section of the config is no object")
-    if len(config["data"]["sources"]) != len(data["sources"]):
-        raise ValueError("it has another number of sources in its config")

@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from ..configs.bounded import HISTORY, RECORD, Missing, parse_json, parse_yaml, read_bytes
+from ..configs.document import FastCoreLoader
 from ..configs.errors import UserError
 from ..configs.machine import is_held
 from ..configs.ownership import why_foreign, write_file
 from ..configs.progress import say
 from ..configs.record import record_of
+from ..configs.shapes import misfit
 from .footprint import CARD, CARD_MARK, LOCK, RUN, adopt, remove_run
 from .journal import tolerated
+from .shapes import CONFIG, RUN_FILE, SAMPLES
 
 if TYPE_CHECKING:
     from ..configs.schema import RunConfig
@@ -30,16 +32,8 @@ STATE = "run_state.json"
 """In each checkpoint: where the run stood, and the fingerprint of its images."""
 LIBRARIES = ("loraloom", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
 
-RECORD = {
-    **dict.fromkeys(("state", "message", "started"), str),
-    **dict.fromkeys(("step", "steps", "processes"), int),
-    **dict.fromkeys(("seconds_of", "versions", "modules", "verify"), dict),
-    "train_seconds": int | float,
-    **dict.fromkeys(("files", "adapter"), list),
-}
-"""Types of what is read in run.json; each may be null as well."""
-NUMBERS = {int, float, type(None)}
-"""Types of the values of a history; null is a number that was not finite."""
+LARGEST = 1e39
+"""Of the values of a history, which are float32's; null is a number that was not finite."""
 
 
 def prepare_folder(folder: Path, name: str, *, overwrite: bool) -> None:
@@ -54,7 +48,7 @@ def prepare_folder(folder: Path, name: str, *, overwrite: bool) -> None:
 def is_our_card(folder: Path) -> bool:
     """Whether the model card is as a run wrote it: one that was changed, or has no mark, has become its owner's."""
     card = folder / CARD
-    if card.is_symlink() or not card.is_file() or CARD_MARK not in card.read_text("utf-8", "replace"):
+    if card.is_symlink() or not card.is_file() or CARD_MARK not in read_bytes(card, RECORD).decode("utf-8", "replace"):
         return False
     record = record_of(folder)
     return record.path_of(card) not in record.entries or record.owns(card)
@@ -147,7 +141,7 @@ def is_locked(folder: Path) -> bool | None:
         return is_held(folder / LOCK)
     except FileNotFoundError:
         return False
-    except OSError:  # not ours to read, or a file system without locks
+    except (OSError, UserError):  # not ours to read, or a file system without locks
         return None
 
 
@@ -181,13 +175,16 @@ def read_history(file: Path) -> list[dict[str, Any]]:
     numbers with a `step` raises UserError.
     """
     entries: dict[int, dict[str, Any]] = {}
-    *lines, unfinished = (_bytes(file) or b"").split(b"\n")
+    try:
+        *lines, unfinished = read_bytes(file, HISTORY).split(b"\n")
+    except Missing:
+        return []
     for index, line in enumerate([*lines, unfinished]):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-            if not NUMBERS.issuperset(map(type, entry.values())):
+            entry = parse_json(line, "it")
+            if not all(map(_is_number, entry.values())):
                 raise TypeError
             entries[int(entry["step"])] = entry
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
@@ -195,6 +192,10 @@ def read_history(file: Path) -> list[dict[str, Any]]:
                 continue
             raise UserError(f"{file}: line {index + 1} is not a JSON object of numbers with a step") from error
     return [entries[step] for step in sorted(entries)]
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and -LARGEST < value < LARGEST)
 
 
 def find_validations(samples: Path) -> dict[int, Path]:
@@ -211,9 +212,10 @@ def read_pictures(validations: Mapping[int, Path], steps: Iterable[int]) -> list
     """The images of the validations at these steps."""
     pictures: list[Picture] = []
     for step in steps:
-        for entry in _json(validations[step], default=[]):
-            if not (isinstance(entry, dict) and isinstance(entry.get("file"), str)):
-                raise UserError(f"{validations[step]}: an entry names no file")
+        entries = _json(validations[step], default=[])
+        if found := misfit(entries, SAMPLES):
+            raise UserError(f"{validations[step]}: {found}")
+        for entry in entries:
             # only the name: nothing outside the folder is shown
             file = validations[step].parent / Path(entry["file"]).name
             if file.is_file():
@@ -225,39 +227,29 @@ def read_pictures(validations: Mapping[int, Path], steps: Iterable[int]) -> list
 
 def _config(file: Path, text: str) -> dict[str, Any]:
     """Values of config.yaml, which has plain ones only; an empty file has none."""
-    try:
-        config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # ten times as fast
-    except yaml.YAMLError as error:
-        raise UserError(f"{file}: this is not YAML ({' '.join(str(error).split())})") from error
+    config = parse_yaml(text, str(file), FastCoreLoader)
     if not isinstance(config, dict | None):
         raise UserError(f"{file}: expected a mapping (`section:` and `key: value` lines)")
+    if found := misfit(config, CONFIG):
+        raise UserError(f"{file}: {found}")
     return config or {}
 
 
 def _record(file: Path) -> dict[str, Any]:
     record = _json(file, default={})
-    for key, kind in RECORD.items():
-        if not isinstance(record.get(key), kind | None):
-            raise UserError(f"{file}: {key} cannot be {json.dumps(record[key])}")
+    if found := misfit(record, RUN_FILE):
+        raise UserError(f"{file}: {found}")
     return record
 
 
 def _text(file: Path) -> str | None:
-    content = _bytes(file)
-    try:
-        return None if content is None else content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: this is not UTF-8 text (byte {error.start})") from error
-
-
-def _bytes(file: Path) -> bytes | None:
     """Of a file that may not be there; UserError if it cannot be read."""
     try:
-        return file.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+        return read_bytes(file).decode("utf-8")
+    except Missing:
         return None
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: this is not UTF-8 text (byte {error.start})") from error
 
 
 def _json(file: Path, default: Any) -> Any:
@@ -265,10 +257,7 @@ def _json(file: Path, default: Any) -> Any:
     text = _text(file)
     if text is None:
         return default
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}: this is not JSON ({error})") from error
+    content = parse_json(text, str(file))
     if not isinstance(content, type(default)):
         raise UserError(f"{file}: expected a JSON {'object' if default == {} else 'array'}")
     return content

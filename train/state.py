@@ -20,6 +20,7 @@ from torch import Tensor
 from ..adapters.sharded import own, whole
 from ..configs.bounded import read_json
 from ..configs.errors import TrainingError, UserError
+from ..configs.faults import is_out_of_memory
 from ..configs.files import as_os_error, permit, reason, replace_file, sync
 from ..configs.ownership import (
     publish_folder,
@@ -31,12 +32,14 @@ from ..configs.ownership import (
 )
 from ..configs.plain import plain
 from ..configs.progress import say
+from ..configs.shapes import misfit
 from ..data.dataset import PROFILES
 from .footprint import IN_CHECKPOINT, RUN, remove_unfinished
 from .journal import tolerated
 from .optim import arrange_as
 from .run import Best, Run
 from .run_folder import STATE, checkpoint_step, checkpoints
+from .shapes import STATE as RUN_STATE
 from .sharding import check_optimizer, optimizer_by_name
 from .together import together
 
@@ -226,50 +229,71 @@ def sound_checkpoint_before(folder: Path, step: int) -> Path | None:
 def find_damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        manifest = read_json(checkpoint / MANIFEST)
         schema, files = manifest["schema"], dict(manifest["files"])
         expected = {name: (entry["size"], entry["sha256"]) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return "its manifest is missing or damaged"
     if schema != SCHEMA:
         return f"written by another version (schema {schema}, this one reads {SCHEMA})"
     for name, (size, digest) in expected.items():
         file = checkpoint / name
-        if not file.is_file() or file.stat().st_size != size or _sha256(file) != digest:
+        if ".." in Path(name).parts or not file.is_file() or file.stat().st_size != size or _sha256(file) != digest:
             return f"{name} is missing or damaged"
     return _find_stranger(checkpoint) if STATE in expected else f"{STATE} is missing"
 
 
 def _find_stranger(checkpoint: Path) -> str | None:
     """Whether a sound checkpoint has the name of another step, as copies get."""
-    step = json.loads((checkpoint / STATE).read_text())["step"]
+    try:
+        step = read_state(checkpoint)["step"]
+    except UserError as error:
+        return f"{STATE} is damaged ({str(error).removeprefix(f'{checkpoint / STATE}: ')})"
     return None if step == checkpoint_step(checkpoint) else f"it holds step {step}, whatever its name says"
 
 
 def is_of_older(checkpoint: Path) -> bool:
     """Whether a sound checkpoint is of a version that adapted layers which nothing reads."""
-    return "latents" not in read_json(checkpoint / STATE).get("data", ())
+    return "latents" not in read_state(checkpoint)["data"]
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """run_state.json; UserError where it is not what was written."""
+    state = read_json(checkpoint / STATE)
+    if found := misfit(state, RUN_STATE):
+        raise UserError(f"{checkpoint / STATE}: {found}")
+    if state["step"] < 0 or len(state["best"] or (0, 0)) != 2:
+        raise UserError(f"{checkpoint / STATE}: step or best is not what was written")
+    return state
 
 
 def load_checkpoint(run: Run, checkpoint: Path) -> None:
     """Puts adapter weights, optimiser, schedule and step back; UserError if the images are no longer the same."""
-    state = json.loads((checkpoint / STATE).read_text())
+    state = read_state(checkpoint)
+    if len(state["data"]["sources"]) != len(run.data["sources"]):
+        raise UserError(f"{checkpoint}: is of a run with {len(state['data']['sources'])} sources, this one has others")
     if problems := list(_differences(state["data"], run.data)):
         raise UserError([*problems, "the run cannot go on as it began; train anew with another output.dir"])
     check_optimizer(run, checkpoint)
-    with optimizer_by_name(run) as by_name:
-        run.accelerator.load_state(str(checkpoint))
-        if by_name is not None:
-            by_name.load(checkpoint)
+    try:
+        with optimizer_by_name(run) as by_name:
+            run.accelerator.load_state(str(checkpoint))
+            if by_name is not None:
+                by_name.load(checkpoint)
+    except Exception as error:  # whatever torch raises for what is no state, or would run code
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{checkpoint}: cannot be loaded ({type(error).__name__}: {reason[:200]})") from error
     run.step, run.seconds, run.skipped = state["step"], state["seconds"], state["skipped"]
     run.best = Best(*state["best"]) if state["best"] else None
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     """What has changed in the images of a run, one line each."""
-    if then["micro_batch"] != now["micro_batch"]:
+    if then.get("micro_batch") != now["micro_batch"]:
         yield (
-            f"loop.micro_batch was {then['micro_batch']} and cannot become {now['micro_batch']}: "
+            f"loop.micro_batch was {then.get('micro_batch')} and cannot become {now['micro_batch']}: "
             "the images are in several buckets, and a micro-batch never mixes them"
         )
     if (latents := then.get("latents", now["dtype"])) != now["latents"]:

@@ -8,11 +8,11 @@ DoRA of the denoiser has `.lora_magnitude_vector`; of a text encoder transformer
 Files of diffusers' own `save_lora_weights` are read too: it renames some layers and says alpha in the header.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ...configs.bounded import parse_json
 from ...configs.errors import UserError
 from ..artifact import AdapterArtifact, Key, Tensors, listed
 from ..format import FormatNames, header_of
@@ -80,8 +80,8 @@ def from_tensors(tensors: Tensors, header: Header, names: FormatNames) -> Adapte
 def _peft_configs(header: Header) -> dict[str, Any]:
     """The PEFT settings in a header, flat: `unet.r`, `unet.lora_alpha`, ...; empty when there are none."""
     try:
-        configs = json.loads(header.get("lora_adapter_metadata") or "{}")
-    except (ValueError, RecursionError) as error:
+        configs = parse_json(header.get("lora_adapter_metadata") or "{}", "it")
+    except UserError as error:
         raise UserError(f"lora_adapter_metadata in the header is no JSON: {error}") from None
     if not isinstance(configs, dict):
         raise UserError("lora_adapter_metadata in the header is no JSON object")

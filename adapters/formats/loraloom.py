@@ -6,6 +6,7 @@ For methods that no other tool's files can hold, and as a master copy that the o
 import json
 from collections.abc import Iterable
 
+from ...configs.bounded import parse_json
 from ...configs.errors import UserError
 from ..artifact import DORA_IN_TEXT, DORA_OVER_INPUTS, AdapterArtifact, Key, Tensors, Weights
 from ..format import FormatNames, carried, header_of
@@ -69,4 +70,4 @@ def from_tensors(tensors: Tensors, header: Header, names: FormatNames) -> Adapte
 
 
 def _entries(header: Header) -> dict:
-    return json.loads(header.get(_MODULES, "{}"))
+    return parse_json(header.get(_MODULES, "{}"), "it")

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from ...configs.bounded import PICTURE, read_json, regular
 from ...configs.choices import did_you_mean
 from ...configs.data_sections import DatasetSource
 from ...configs.errors import UserError
+from ...configs.headers import is_plain_name
 from ...configs.paths import looked_in
-from ..source import Captions, Problems, first_line, lacks_captions, missing_column, text_column
+from ..source import Captions, Problems, first_line, lacks_captions, missing_column, read_picture, text_column
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,11 +50,13 @@ class DatasetImages:
 
     def read(self, index: int) -> bytes:
         if path := self.path(index):
-            return path.read_bytes()
+            return read_picture(path)
         stored = self._stored(index)
         content = stored["bytes"] if isinstance(stored, pa.StructScalar) and stored.is_valid else stored
         if not content.is_valid:
             raise OSError("the row holds no image")
+        if (size := content.as_buffer().size) > PICTURE:
+            raise OSError(f"the row has {size:,} bytes, more than the {PICTURE:,} of an image")
         return content.as_py()
 
     def read_mask(self, index: int) -> bytes | None:
@@ -137,8 +141,9 @@ def _open_saved(section: DatasetSource) -> "Dataset":
     if section.subset or section.revision:
         raise UserError(f"{section.dataset}: a saved dataset has no `subset` and no `revision`; leave them out")
     try:
+        _check_saved(Path(section.dataset))
         saved = load_from_disk(section.dataset)
-    except (OSError, ValueError) as error:
+    except _OF_DAMAGE as error:
         raise UserError(f"{section.dataset}: cannot be loaded ({_reason(error)}); save it again") from error
     splits: dict[str, Dataset]
     if isinstance(saved, DatasetDict):
@@ -160,13 +165,38 @@ def _open_saved(section: DatasetSource) -> "Dataset":
     return concatenate_datasets([splits[piece.splitname].select(range(piece.from_, piece.to)) for piece in pieces])
 
 
+_OF_DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, pa.ArrowException)
+"""What `datasets` raises where a file of a saved dataset is not as it wrote it."""
+
+
+def _check_saved(folder: Path) -> None:
+    """UserError for records that `save_to_disk` does not write, and for tables elsewhere than beside them."""
+    splits = folder / "dataset_dict.json"
+    if splits.exists():
+        names = read_json(splits).get("splits")
+        if not isinstance(names, list) or not all(isinstance(name, str) and is_plain_name(name) for name in names):
+            raise UserError(f"{splits}: `splits` should be a list of folders in it")
+        for name in names:
+            _check_saved(folder / name)
+        return
+    state, about = read_json(folder / "state.json"), read_json(folder / "dataset_info.json")
+    files = state.get("_data_files")
+    listed = [each.get("filename") if isinstance(each, dict) else None for each in files] if files else []
+    if not isinstance(files, list) or not all(isinstance(name, str) and is_plain_name(name) for name in listed):
+        raise UserError(f"{folder / 'state.json'}: `_data_files` should name the files beside it")
+    for name in listed:
+        regular(folder / str(name))
+    if not isinstance(about.get("features"), dict):
+        raise UserError(f"{folder / 'dataset_info.json'}: has no `features`")
+
+
 def _reason(error: BaseException) -> str:
     """The message with that of what caused it: `datasets` says only that generating failed."""
     lines: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
         lines.append(first_line(cause))
-        cause = cause.__cause__
+        cause = None if isinstance(cause, UserError) else cause.__cause__
     return ": ".join(lines)
 
 

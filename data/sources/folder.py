@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from ...configs.bounded import LINE, read_bytes
 from ...configs.data_sections import FolderSource
 from ...configs.errors import UserError
 from ...configs.paths import looked_in
@@ -36,6 +37,7 @@ from ..source import (
     looks_like_one_text,
     named,
     one_text_note,
+    read_picture,
     read_sidecars,
 )
 
@@ -100,7 +102,7 @@ class FolderImages:
     def _read(self, file: Path) -> bytes:
         if not file.resolve().is_relative_to(self._resolved):  # a link in a hidden folder, or made after the listing
             raise OSError(f"it leads out of {self._root}, to {file.resolve()}; copy it into the folder")
-        return file.read_bytes()
+        return read_picture(file)
 
     def captions(self, index: int) -> list[str]:
         return self._captions[index]
@@ -191,7 +193,7 @@ def _read_captions(root: Path, listing: Listing, problems: Problems, lines: str 
             files = listing.files(path, bits, CAPTION_FILES)
             captions = None
             try:
-                contents = {str(root / file): (root / file).read_bytes() for file in files}
+                contents = {str(root / file): read_bytes(root / file, LINE) for file in files}
                 captions = read_sidecars(contents, lines)
                 own.update(os.path.splitext(file)[1].lower() for file in files[:1])
                 if lines is None and captions is not None and len(captions) > 1:

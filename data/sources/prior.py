@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ...configs.data_sections import PriorSource
+from ..source import read_picture
 
 
 class PriorImages:
@@ -33,7 +34,7 @@ class PriorImages:
         return self._files[index]
 
     def read(self, index: int) -> bytes:
-        return self._files[index].read_bytes()
+        return read_picture(self._files[index])
 
     def read_mask(self, index: int) -> bytes | None:
         return None

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from ...configs.bounded import PICTURE, open_regular
 from ...configs.data_sections import ShardSource
 from ...configs.errors import UserError
 from ...configs.paths import looked_in
@@ -58,9 +59,14 @@ class ShardImages:
         return self._captions[index]
 
     def _read(self, index: int, offset: int, size: int) -> bytes:
-        with self.path(index).open("rb") as shard:
-            shard.seek(offset)
-            content = shard.read(size)
+        if size > PICTURE:
+            raise OSError(f"it has {size:,} bytes, more than the {PICTURE:,} of an image")
+        try:
+            with open_regular(self.path(index)) as shard:
+                shard.seek(offset)
+                content = shard.read(size)
+        except UserError as error:
+            raise OSError(str(error)) from error
         if len(content) < size:
             raise OSError("the tar file is shorter than it was when it was opened")
         return content

@@ -1,5 +1,6 @@
 """The axes of a grid: what changes from column to column and from row to row, and what a cell asks for then."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -12,6 +13,8 @@ from ...configs.errors import UserError
 from ...configs.paths import expanded
 from ..checkpoint import checkpoints_of
 
+MOST_CELLS = 10_000
+"""Of a grid; its picture shows a few hundred."""
 Values = Mapping[str, Any]
 """The keys of a request."""
 
@@ -108,6 +111,8 @@ class Line:
 
 def lines(axes: Sequence[Axis]) -> list[Line]:
     """Every combination of the axes' values, the last axis fastest; one without a label when there are no axes."""
+    if (count := math.prod(len(axis.values) for axis in axes)) > MOST_CELLS:
+        raise UserError(f"the axes have {count:,} combinations, more than the {MOST_CELLS:,} of a grid")
     named = [
         [(label, (axis.name, value)) for label, value in zip(_labels(axis), axis.values, strict=True)] for axis in axes
     ]
@@ -134,6 +139,9 @@ def _labels(axis: Axis) -> list[str]:
 
 def cells(request: Values, columns: Sequence[Line], rows: Sequence[Line]) -> Iterator[Values]:
     """The requests of all cells, row by row. Checkpoints are put in first: weights are of what stands there."""
+    if len(rows) * len(columns) > MOST_CELLS:
+        cells = f"{len(rows):,} x {len(columns):,} cells"
+        raise UserError(f"{cells} are more than the {MOST_CELLS:,} of a grid: give the axes fewer values")
     for row in rows:
         for column in columns:
             chosen = sorted([*column.chosen, *row.chosen], key=lambda pair: not pair[0].startswith("checkpoint"))

@@ -20,7 +20,7 @@ from ...configs.ownership import why_foreign
 from ...configs.plain import plain
 from ...configs.progress import Bar
 from .png import REQUEST, request_in, save_png
-from .request import PictureRequest
+from .request import MOST_PICTURES, PictureRequest
 from .sampler import Sampler, versions
 
 
@@ -47,6 +47,8 @@ def work_of(requests: Sequence[PictureRequest], sampler: Sampler, folder: Path) 
 
     UserError, before anything is made, for what cannot be.
     """
+    if (total := sum(request.num_images for request in requests)) > MOST_PICTURES:
+        raise UserError(f"{total:,} pictures are more than the {MOST_PICTURES:,} of one command: ask for some of them")
     for request in requests:
         request.check()
     for base in dict.fromkeys(sampler.key(request) for request in requests):  # each is loaded once for all checks

@@ -8,7 +8,9 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ...configs.bounded import parse_json
 from ...configs.errors import UserError
+from ...configs.headers import png_text
 from ...configs.ownership import writing
 
 REQUEST = "loraloom"
@@ -56,17 +58,10 @@ def save_png(
 
 def request_in(file: Path) -> dict[str, Any]:
     """The request that a picture of ours was made from. UserError where it holds none."""
-    try:
-        with Image.open(file) as image:
-            text = image.info.get(REQUEST)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be opened as a picture ({error})") from error
+    text = png_text(file, REQUEST)
     if text is None:
         raise UserError(f"{file}: does not say how it was made; pictures of `loraloom sample` do, as PNG")
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{file}: what it says of its making cannot be read ({error})") from error
+    found = parse_json(text, f"{file}: what it says of its making")
     if not isinstance(found, dict):
         raise UserError(f"{file}: what it says of its making is no request")
     return found

@@ -8,16 +8,19 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
+from ...configs.bounded import LARGEST, MIB, open_regular
 from ...configs.document import Document, dotted, merge, read_document
 from ...configs.dtypes import ChosenDType
 from ...configs.errors import UserError
 from ...configs.paths import looked_in
 from ...configs.problems import explain, keys_of
-from ...configs.section import AS_IT_IS, PathText, Revision, Section
+from ...configs.section import AS_IT_IS, Denoising, PathText, Revision, Section, Seed, Threads, Words
 from ...models.base import EMBEDDED, check_base
 from ..weighted_file import AdapterFile
 
-Seed = Annotated[int, Field(ge=0, lt=2**62)]
+MOST_PICTURES = 100_000
+"""Of one command: all of them are planned, and looked for, before the first is made."""
+Side = Annotated[int, Field(ge=8, le=16_384)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -53,18 +56,18 @@ class ControlChoice(Section):
 class PictureRequest(Section):
     """Some pictures of one prompt. The seed of picture k is `seed + k`."""
 
-    prompt: str
-    negative_prompt: str = ""
+    prompt: Words
+    negative_prompt: Words = ""
     seed: Seed = 0
-    num_images: Annotated[int, Field(ge=1)] = 1
-    steps: Annotated[int, Field(ge=1)] = 20
-    guidance: float = 4.0
+    num_images: Annotated[int, Field(ge=1, le=MOST_PICTURES)] = 1
+    steps: Denoising = 20
+    guidance: Annotated[float, Field(ge=-1000, le=1000)] = 4.0
     """Classifier-free guidance scale; 1 and below: none."""
     guidance_until: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Fraction of the steps after which it samples without guidance, at half the cost."""
-    width: Annotated[int, Field(ge=8)] | None = None
+    width: Side | None = None
     """Pixels; the base's own, or the image's, when it is not given."""
-    height: Annotated[int, Field(ge=8)] | None = None
+    height: Side | None = None
     scheduler: str = "dpmsolver++"
     base: PathText = "pocket"
     revision: Revision | None = None
@@ -79,8 +82,8 @@ class PictureRequest(Section):
     """What computes attention: torch's own, `auto`, or a back-end of diffusers such as `flash` or `xformers`."""
     compile: bool = False
     """Whether the denoiser's repeated blocks are compiled: slow to begin, then faster, and other bits."""
-    clip_skip: Annotated[int, Field(ge=0)] = 0
-    token_windows: Annotated[int, Field(ge=1)] = 1
+    clip_skip: Annotated[int, Field(ge=0, le=64)] = 0
+    token_windows: Annotated[int, Field(ge=1, le=64)] = 1
     """Windows of 75 tokens that a prompt may fill."""
     weighted: bool = False
     """Whether the prompt has weights in compel's syntax: `a (red)1.4 star`."""
@@ -91,15 +94,15 @@ class PictureRequest(Section):
     strength: Annotated[float, Field(gt=0, le=1)] = 0.8
     """How much of the denoising that picture goes through."""
     controls: list[ControlChoice] = []
-    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    micro_batch: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Pictures of one forward pass, which the bits depend on: 4 for small bases, 1 for others, when it is not given."""
-    place: Annotated[int, Field(ge=0)] = 0
+    place: Annotated[int, Field(ge=0, le=LARGEST)] = 0
     """Of picture 0 in its forward pass; a PNG says it of its own."""
-    inputs: dict[str, str] = {}
+    inputs: dict[PathText, str] = {}
     """File -> SHA-256, of pictures and ControlNets; where one differs, the picture is not made."""
     base_mark: str | None = None
     """What the files of a local base were: names, sizes and times."""
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: Threads | None = None
     """CPU threads, which the bits depend on; all cores when it is not given."""
 
     def pinned(self, **facts: Any) -> dict[str, Any]:
@@ -214,7 +217,9 @@ def file_hash(name: str) -> str:
     digest = hashlib.sha256()
     for each in files:
         try:
-            digest.update(each.read_bytes())
+            with open_regular(each) as stream:
+                for chunk in iter(lambda: stream.read(MIB), b""):
+                    digest.update(chunk)
         except OSError as error:
             raise UserError(f"{each}: cannot be read: {error.strerror}") from error
     return digest.hexdigest()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from loraloom.configs.errors import UserError
 from loraloom.configs.schema import ModelSection
 from loraloom.models.load import Base
 from loraloom.models.weights_file import read_tensors, weight_files
@@ -53,6 +54,10 @@ def test_a_type_of_its_own_is_not_read(tmp_path):
 def test_files_of_a_part_are_one_or_those_of_an_index(tmp_path):
     assert weight_files(tmp_path, "model") == []
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "2", "b": "1", "c": "2"}}))
+    with pytest.raises(UserError, match="no such file"):
+        weight_files(tmp_path, "model")
+    for name in "12":
+        (tmp_path / name).touch()
     assert weight_files(tmp_path, "model") == [tmp_path / "1", tmp_path / "2"]
     (tmp_path / "model.safetensors").touch()
     assert weight_files(tmp_path, "model") == [tmp_path / "model.safetensors"]

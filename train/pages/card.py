@@ -154,7 +154,8 @@ def verification(run: RunFiles) -> str | None:
     columns = ("modules", "delta_difference", "prediction_difference", "tolerance")
     rows = [
         f"| {_cell(kind)} | " + " | ".join(in_words(found.get(column)) for column in columns) + " |"
-        for kind, found in results.items()
+        for kind, each in results.items()
+        for found in [each if isinstance(each, dict) else {}]
     ]
     words = (
         "What was written was loaded again by the inference engine into a fresh base and compared with what was "

@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Iterator
 
+from ...configs.headers import safetensors_header
 from ...models.base import EMBEDDED, hub_id
 from ..facts import at
 from ..run_folder import RunFiles
@@ -93,10 +94,7 @@ def _loading_words(run: RunFiles, file: str) -> Iterator[str]:
 
 
 def _has_two_encoders(run: RunFiles, file: str) -> bool:
-    from safetensors import safe_open
-
-    with safe_open(run.folder / file, framework="np") as opened:
-        return "clip_g" in opened.keys()  # noqa: SIM118  it is no mapping
+    return "clip_g" in safetensors_header(run.folder / file).tensors
 
 
 def _imports(run: RunFiles, loading: list[str]) -> Iterator[str]:
@@ -121,7 +119,7 @@ def _pipeline(run: RunFiles) -> Iterator[str]:
 
 def _call(run: RunFiles) -> Iterator[str]:
     side, usual = resolution_of(run), {"steps": 20, "guidance": 4.0}
-    steps, guidance = ((at(run.config, "validation") or usual)[key] for key in usual)
+    steps, guidance = ((at(run.config, "validation") or usual).get(key, value) for key, value in usual.items())
     yield f"prompt = {_text(prompt_of(run))}"
     yield (
         f"image = pipeline(prompt, num_inference_steps={steps}, guidance_scale={guidance}, "

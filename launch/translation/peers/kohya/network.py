@@ -1,10 +1,9 @@
 """sd-scripts' network: its module, and LyCORIS' algorithms, as a method, its parts, ranks and options."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .....configs.errors import UserError
+from .....configs.bounded import read_json
 from ...peer import NOTHING, Outcome, Rule, Settings, alike, lost, own, with_others
 from ...values import flag, number, numbers, text, texts, whole
 
@@ -79,10 +78,7 @@ def pipeline(settings: Settings) -> str:
     index = Path(base, "model_index.json")
     if base == "pocket" or not index.is_file():
         return "StableDiffusionPipeline" if base == "pocket" else ""
-    try:
-        return str(json.loads(index.read_bytes()).get("_class_name", ""))
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{index}: cannot be read ({error})") from error
+    return str(read_json(index).get("_class_name", ""))
 
 
 def preset(settings: Settings) -> Preset:

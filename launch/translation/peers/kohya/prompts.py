@@ -1,10 +1,10 @@
 """sd-scripts' sample prompts: one on each line with `--n`, `--d`, `--s`, `--l` and others, or TOML or JSON."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .....configs.bounded import CONFIG, parse_json, read_text
 from .....configs.errors import UserError
 from ...peer import NOTHING, Outcome, Rule, Setting, Settings, lost, own, same
 from ...toml_lines import read_toml
@@ -30,10 +30,7 @@ PROMPT = "validation.prompts.*."
 
 def read_prompts(path: Path, run: Settings) -> list[Settings]:
     """One level of settings for each prompt. UserError where the file cannot be read."""
-    try:
-        raw = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
+    raw = read_text(path, CONFIG)
     readers = {".toml": _toml, ".json": _json}
     return [Settings(given, run) for given in readers.get(path.suffix.lower(), _text)(raw, path)]
 
@@ -59,16 +56,16 @@ def _line(words: str, place: str) -> Iterator[Setting]:
 
 
 def _toml(raw: str, path: Path) -> Iterator[list[Setting]]:
-    common = dict(read_toml(path).values.get("prompt", {}))
-    for subset in common.pop("subset", []):
+    common = read_toml(path).values.get("prompt", {})
+    subsets = common.pop("subset", []) if isinstance(common, dict) else None
+    if not isinstance(subsets, list) or not all(isinstance(subset, dict) for subset in subsets):
+        raise UserError(f"{path}: its prompts should be a table `prompt` with tables `subset` in it")
+    for subset in subsets:
         yield [Setting(name, value, str(path)) for name, value in (common | subset).items()]
 
 
 def _json(raw: str, path: Path) -> Iterator[list[Setting]]:
-    try:
-        listed = json.loads(raw)
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from error
+    listed = parse_json(raw, str(path))
     for each in listed if isinstance(listed, list) else []:
         if isinstance(each, str):
             yield list(_line(each, str(path)))
