@@ -127,7 +127,12 @@ def weight_index(file: str | Path) -> list[Path]:
 
 def is_plain_name(name: str) -> bool:
     """Whether it is the name of a file in a folder and nothing else."""
-    return bool(name) and name not in (".", "..") and not any(c in name for c in "/\\\0") and len(name) <= 255
+    return (
+        bool(name)
+        and name not in (".", "..")
+        and not any(c in name for c in "/\\\0")
+        and len(name.encode("utf-8", "surrogatepass")) <= 255
+    )
 
 
 def png_text(file: str | Path, keyword: str) -> str | None:

@@ -85,7 +85,10 @@ def read_record(file: Path) -> Record:
         raise UserError(f"{file}: its header has no record of a run: it was not made by a loraloom that writes one")
     if lacking:
         raise UserError(f"{file}: the record in its header is damaged (it lacks {', '.join(lacking)})")
-    values = {name: parse_json(header[f"{PREFIX}{name}"], f"{file}: {name} in its header") for name in ENTRIES}
+    try:
+        values = {name: parse_json(header[f"{PREFIX}{name}"], name) for name in ENTRIES}
+    except UserError as error:
+        raise UserError(f"{file}: the record in its header is damaged ({error})") from error
     found = misfit(values, RECORD)
     if not found and len(values["config"]["data"]["sources"]) != len(values["data"]["sources"]):
         found = "it has another number of sources in its config"

@@ -1,6 +1,6 @@
 """What run.json, config.yaml and the record in a file look like, as far as others rely on it. No schema, no torch."""
 
-from ..configs.shapes import NUMBER, Shape
+from ..configs.shapes import NUMBER, Shape, file_name
 
 _RULES = {"trigger": str, "class_token": str, "template": str}
 _SOURCES = [{"path": str, "dataset": str, "shards": str, "prior": str, "name": str, "caption": str, "captions": _RULES}]
@@ -12,14 +12,14 @@ CONFIG: Shape = {
         "method": str,
         "rank": int,
         "alpha": NUMBER,
-        "parts": {"*": (str, [str])},
+        "parts": {"*!": (str, [str])},
         "start_from": str,
         "tokens": [{"token!": str, "init": str, "vectors": int}],
-        "rank_pattern": {"*": int},
+        "rank_pattern": {"*!": int},
         "options": {},
     },
     "noise": {"zero_terminal_snr": bool},
-    "optimizer": {"name": str, "learning_rate": NUMBER, "schedule": str, "parts": {"*": _PART}, "options": {}},
+    "optimizer": {"name": str, "learning_rate": NUMBER, "schedule": str, "parts": {"*!": _PART}, "options": {}},
     "loop": {"steps": int, "batch_size": int, "micro_batch": int, "precision": str, "seed": int, "threads": int},
     "validation": {
         "prompts": [(str, {"prompt!": str, "negative_prompt": str})],
@@ -36,12 +36,12 @@ CONFIG: Shape = {
 RUN_FILE: Shape = {
     **dict.fromkeys(("state", "message", "started", "family", "weights", "ended"), str),
     **dict.fromkeys(("step", "steps", "processes", "exit_code", "threads", "trainable_parameters"), int),
-    "seconds_of": {"*": NUMBER},
+    "seconds_of": {"*!": NUMBER},
     "versions": {"*": str},
-    "modules": {"*": int},
+    "modules": {"*!": int},
     "train_seconds": NUMBER,
     "verify": {"*": (str, {"*": (str, bool, *NUMBER)})},
-    "files": [str],
+    "files": [file_name],
     "adapter": [(str, *NUMBER)],
     "best": {"step!": int, "held_out!": NUMBER},
 }

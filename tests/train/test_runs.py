@@ -268,7 +268,7 @@ def test_a_lock_that_cannot_be_read_says_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("run.json", b'{"state": ', "run.json: this is not JSON (Expecting value: line 1 column 11 (char 10))"),
+        ("run.json", b'{"state": ', "run.json: is not JSON (Expecting value at line 1 column 11)"),
         ("run.json", b"[]", "run.json: expected a JSON object"),
         ("run.json", b'{"step": "two"}', 'run.json: step cannot be "two"'),
         ("run.json", b'{"versions": 3}', "run.json: versions cannot be 3"),
