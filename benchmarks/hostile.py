@@ -25,7 +25,7 @@ from pathlib import Path
 
 from ..configs.arguments import positive
 from ..configs.errors import UserError, run_command
-from .hostile_files import SHORT, TARGETS, Target, make_sound, mutate, sound_png
+from .hostile_files import SHORT, TARGETS, WITHOUT_RUN, Target, make_sound, mutate, sound_png
 
 SECONDS, MEMORY = 20.0, 2**30
 FAULTS = ("net reached", "traceback", "hang", "memory", "killed", "changed something else")
@@ -102,7 +102,8 @@ class Bench:
         for module in _PRELOADED:
             importlib.import_module(module)
         make_sound(self.sound)
-        self._make_run()
+        if any(target.name not in WITHOUT_RUN for target in targets):
+            self._make_run()
         self.base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def _make_run(self) -> None:

@@ -72,6 +72,8 @@ TARGETS = (
         ["init --from FILE --out new.yaml"],
     ),
 )  # fmt: skip
+WITHOUT_RUN = ("config", "list of images", "images and captions", "tar shards", "files of other trainers")
+"""Kinds for which nothing has to be trained before."""
 SHORT = "--prompt x --steps 1 --num-images 1 --out out"
 
 
