@@ -2,7 +2,7 @@
 
 A shape is a type, a tuple of shapes of which one fits, a list with the shape of its items, or a mapping of keys to
 shapes, where `*` stands for all other keys and `name!` for one that has to be there; or `file_name`. Null
-fits all but items of lists and keys with `!`.
+fits all but items of lists (where no shape is None) and keys with `!`.
 """
 
 import json
@@ -30,11 +30,13 @@ def misfit(value: Any, shape: Shape, place: str = "") -> str | None:
     if isinstance(shape, list):
         if not isinstance(value, list):
             return _words(value, place)
-        if None in value:
+        if None in value and not (isinstance(shape[0], tuple) and None in shape[0]):
             return f"{place}.{value.index(None)} is missing"
         return next(filter(None, (misfit(item, shape[0], f"{place}.{k}") for k, item in enumerate(value))), None)
     if isinstance(shape, dict):
         return _misfit_of_mapping(value, shape, place)
+    if shape is None:
+        return _words(value, place)
     if shape is file_name:
         return None if isinstance(value, str) and file_name(value) else _words(value, place)
     if shape in NUMBER and isinstance(value, int | float) and not isinstance(value, bool):

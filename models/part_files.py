@@ -57,7 +57,7 @@ _SHAPES: dict[str, Shape] = {
     },
     "tokenizer": {},
 }
-INDEX_SHAPE: Shape = {"_class_name": str, "*": (str, bool, int, float, [str], {})}
+INDEX_SHAPE: Shape = {"_class_name": str, "*": (str, bool, int, float, [(str, None)], {})}
 """Of model_index.json: the library and class of each part, and settings of the pipeline."""
 
 
