@@ -17,7 +17,7 @@ from loraloom.train.comparison import compare
 from loraloom.train.pages.card import card_of
 from loraloom.train.pages.report import page_of
 from loraloom.train.run_folder import read_run
-from loraloom.train.shapes import CONFIG, RECORD, RUN, STATE
+from loraloom.train.shapes import CONFIG, RECORD, RUN_FILE, STATE
 
 CONFIG_VALUES = {
     "model": {"base": "pocket"},
@@ -100,7 +100,7 @@ def test_a_file_with_other_values_is_shown_or_refused_in_one_line(sound, name):
     assert not [problem for problems in found for problem in problems if "\n" in problem]
 
 
-@pytest.mark.parametrize(("shape", "values"), [(CONFIG, CONFIG_VALUES), (RUN, RECORD_VALUES)])
+@pytest.mark.parametrize(("shape", "values"), [(CONFIG, CONFIG_VALUES), (RUN_FILE, RECORD_VALUES)])
 def test_a_value_of_another_type_is_named(shape, values):
     assert misfit(values, shape) is None
     for key, value in values.items():
