@@ -159,7 +159,7 @@ def test_the_room_that_is_asked_for_is_what_a_checkpoint_takes(write_config, opt
 
 def test_a_run_that_has_to_stop_and_cannot_save_ends_with_3(write_config, monkeypatch, capsys):
     def stop():
-        monkeypatch.setattr(state.os, "replace", refuse)
+        monkeypatch.setattr(os, "replace", refuse)
         os.kill(os.getpid(), signal.SIGTERM)
 
     def refuse(*_):
