@@ -187,8 +187,9 @@ def writing_folder(folder: Path) -> Iterator[Path]:
         yield new
         _seal(new)
         _swap(new, folder)
-    finally:
-        _remove_building(new)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)  # made above, by nobody else
+        raise
     sync(folder.absolute().parent)
 
 
@@ -484,8 +485,7 @@ def building(folder: Path) -> Iterator[Path]:
         record_of(new).file.unlink()
         os.rename(new, folder)
     except BaseException:
-        if new.is_dir():
-            shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)  # made above, by nobody else
         raise
 
 

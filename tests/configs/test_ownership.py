@@ -220,6 +220,17 @@ def test_a_file_that_came_while_ours_was_made_stays(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a"]
 
 
+def test_a_folder_that_came_while_ours_was_made_stays(tmp_path):
+    with (
+        pytest.raises(UserError, match="holds what loraloom did not write"),
+        ownership.writing_folder(tmp_path / "a") as new,
+    ):
+        (new / "x").write_text("ours")
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a/photo").write_text("theirs")
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["a", "a/photo"]
+
+
 def test_a_stranger_under_the_name_of_an_unfinished_file_is_not_written_through(tmp_path):
     from loraloom.configs.files import temporary_name
 
