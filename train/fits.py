@@ -69,7 +69,7 @@ def _problems_of_selection(config: RunConfig, family: ModelFamily) -> Iterator[s
 
 
 def _problems_of_types(config: RunConfig) -> Iterator[str]:
-    """Types in which gradients, or what training begins with, would be rounded to nothing."""
+    """Types in which gradients would vanish, and those that torch does not bring together."""
     model, precision = config.model.dtype, config.loop.precision
     if model == "fp16" and precision != "fp16":
         yield (
@@ -78,11 +78,6 @@ def _problems_of_types(config: RunConfig) -> Iterator[str]:
         )
     if model == "bf16" and precision == "fp16":
         yield "model.dtype bf16 with loop.precision fp16: torch does not compute with both; take bf16 for both, or none"
-    if model != "fp32" and config.adapter.options.get("init") == "pissa":
-        yield (
-            f"adapter.options.init pissa with model.dtype {model}: what is left of the weights when their singular "
-            "values are taken out is rounded, and no adapter file holds that; take model.dtype fp32, or another init"
-        )
 
 
 def _problems_of_method(config: RunConfig, family: ModelFamily) -> Iterator[str]:

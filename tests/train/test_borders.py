@@ -297,7 +297,7 @@ def test_a_whole_base_trains_and_takes_an_adapter(family, dtype, small_base, pho
         (["model.dtype=fp16"], "gradients of fp16 vanish"),
         (["model.dtype=fp16", "loop.precision=bf16"], "gradients of fp16 vanish"),
         (["model.dtype=bf16", "loop.precision=fp16"], "torch does not compute with both"),
-        (["model.dtype=bf16", "adapter.options={init: pissa}"], "no adapter file holds that"),
+        (["model.dtype=bf16", "adapter.options={init: pissa}"], "pissa takes the base's weights apart"),
     ],
 )
 def test_types_that_do_not_go_together_are_refused(overrides, words, photos, tmp_path):
