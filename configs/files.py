@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+WINDOWS = os.name == "nt"
 _OS_ERROR = re.compile(r"\(os error (?P<number>\d+)\)")  # as Rust words it
 TEMPORARY = re.compile(r"\.tmp-(?P<host>.*)-(?P<pid>\d+)$")
 """How the names of unfinished files and folders end."""
@@ -80,7 +81,9 @@ def permit(file: Path) -> None:
 
 def sync(path: Path) -> None:
     """A file or folder is on disk; that of a folder holds the names of its files."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if WINDOWS and path.is_dir():  # which opens no folders, and writes their names at once
+        return
+    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -89,6 +92,8 @@ def sync(path: Path) -> None:
 
 def is_alive(pid: int) -> bool:
     """Whether a process with this number runs here."""
+    if WINDOWS:  # where that would be Ctrl-C
+        return _is_alive_on_windows(pid)
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -96,3 +101,11 @@ def is_alive(pid: int) -> bool:
     except PermissionError:  # of another user
         return True
     return True
+
+
+def _is_alive_on_windows(pid: int) -> bool:
+    try:
+        import psutil  # accelerate needs it
+    except ImportError:
+        return True
+    return psutil.pid_exists(pid)

@@ -1,13 +1,14 @@
 """What Windows lacks, taken away: the command goes on without it. Windows itself was not run."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from loraloom.configs import machine
+from loraloom.configs import files, machine
 
 pytestmark = pytest.mark.slow
 
@@ -67,3 +68,19 @@ def test_the_lock_and_the_memory_by_other_means(tmp_path: Path, monkeypatch: pyt
             assert machine.is_held(lock)
         assert not machine.is_held(lock)
     assert real / 4 < machine.peak_memory() <= real * 1.1
+
+
+def test_files_are_synced_and_processes_asked_for_without_what_windows_lacks(tmp_path: Path, monkeypatch) -> None:
+    """No folder is opened, and no signal sent: there `os.kill(pid, 0)` is Ctrl-C."""
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    for pid in (os.getpid(), int(gone.stdout)):
+        assert files._is_alive_on_windows(pid) == files.is_alive(pid) == (pid == os.getpid())
+    monkeypatch.setattr(files, "WINDOWS", True)
+    monkeypatch.setattr(files, "_is_alive_on_windows", lambda pid: pid == 7)
+    monkeypatch.setattr(files.os, "kill", None)
+    assert files.is_alive(7) and not files.is_alive(8)
+    opened = files.os.open
+    monkeypatch.setattr(files.os, "open", lambda path, flags: opened(path, flags) if Path(path).is_file() else None)
+    (tmp_path / "a").write_text("x")
+    files.sync(tmp_path)
+    files.sync(tmp_path / "a")
