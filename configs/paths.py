@@ -32,7 +32,11 @@ def checked(text: str) -> str:
     if not text:
         raise UserError("is empty; a path is needed")
     if found := _CONTROL.search(text):
-        raise UserError(f"{shortened(text)}: a path with the control character {plain(found[0])}; rename it")
+        odd = plain(found[0])
+        advice = (
+            "rename it" if odd not in ("\\n", "\\t", "\\r") else "backslashes of a path stand in single quotes in YAML"
+        )
+        raise UserError(f"{shortened(text)}: a path with the control character {odd}; {advice}")
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -90,6 +94,4 @@ def _lookable(text: str) -> str:
 
 def looked_in(path: object) -> str:
     """` in FOLDER`, of a path that starts at the folder which the command was started in; else nothing."""
-    if re.search(r"[\x00-\x1f]", str(path)):  # "D:\new" in double quotes has a line break
-        return "; it holds control characters: backslashes of a path stand in single quotes, 'D:\\new'"
     return "" if os.path.isabs(str(path)) else f" in {os.getcwd()}"

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from ..configs.words import agreeing
 from ..images.endings import HEIF, INSTALL_HEIF, SUFFIXES
 from .metadata import NAMES
 from .source import MASKS, is_utf8, named, shown
@@ -238,15 +239,15 @@ def notes_on(root: Path, listing: Listing) -> list[str]:
     def note(kinds: Sequence[str], what: str, advice: str) -> None:
         if count := sum(left.counts[kind] for kind in kinds):
             first = [path for kind in kinds for path in left.first[kind]]
-            notes.append(f"{root}: {what.format(f'{count:,}')} ({named(first, count)}); {advice}")
+            notes.append(f"{root}: {agreeing(count, what)} ({named(first, count)}); {advice}")
 
     phones = [f"ignored {ending} files" for ending in HEIF if f"ignored {ending} files" in left.counts]
-    note(phones, "{} photos in HEIC are left out", INSTALL_HEIF)
-    note(["caption files without an image"], "{} caption files belong to no image", "name them as their images")
-    note(["masks without an image"], "{} masks belong to no image", "name them as their images")
+    note(phones, "files in HEIC left out", INSTALL_HEIF)
+    note(["caption files without an image"], "caption files without an image", "name them as their images")
+    note(["masks without an image"], "masks without an image", "name them as their images")
     quiet = {f"ignored {ending} files" for ending in UNSURPRISING}
     others = [kind for kind in sorted(left.counts) if kind.startswith("ignored ") and kind not in {*phones, *quiet}]
-    note(others, "{} other files are left out", f"images end with {' '.join(sorted(SUFFIXES))}")
+    note(others, "other files left out", f"images end with {' '.join(sorted(SUFFIXES))}")
     numbered = {match[0].strip("/") for path in _some(listing.images) if (match := _REPEATS.search(path))}
     if numbered:
         folders = named(sorted(numbered), len(numbered))

@@ -16,6 +16,7 @@ from ..configs.bounded import PICTURE, Missing, read_bytes
 from ..configs.choices import did_you_mean, find
 from ..configs.data_sections import DatasetSource, FolderSource, ImageSection, PriorSource, source_kind
 from ..configs.errors import UserError
+from ..configs.words import agreeing
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported: a type checker sees none
 
@@ -294,8 +295,8 @@ def one_text_note(where: str, count: int, first: Sequence[str] = ()) -> str:
     """What to say of caption files whose lines look like one text."""
     which = f" ({named(first, count)})" if first else ""
     return (
-        f"{where}: the lines of {count:,} caption files look like one text{which}, but each line is a caption of its "
-        "own; `captions: {lines: whole}` takes a file as one, `lines: one_of` says that it is meant"
+        f"{where}: {agreeing(count, 'caption files')} with lines that look like one text{which}, but each line is a "
+        "caption of its own; `captions: {lines: whole}` takes a file as one, `lines: one_of` says that it is meant"
     )
 
 

@@ -13,6 +13,7 @@ from ..configs.errors import UserError
 from ..configs.machine import cache_folder
 from ..configs.plain import plain
 from ..configs.schema import ValidationSection
+from ..configs.words import agreeing
 from ..data.captions import check_caption, check_rules
 from ..data.dataset import Dataset, Images
 from ..data.scan import apply_policy, scan
@@ -86,7 +87,8 @@ def _copies(images: Sequence[Images]) -> list[str]:
     copies = list(dict.fromkeys(f"{copy} of {original}" for copy, original in pairs if copy != original))
     if not copies:
         return []
-    return [f"{len(copies):,} images are copies of others, which counts them twice ({named(copies, len(copies))})"]
+    what = agreeing(len(copies), "copies among the images")
+    return [f"{what} ({named(copies, len(copies))}); each counts as an image of its own"]
 
 
 def look_at(

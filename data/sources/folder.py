@@ -15,6 +15,7 @@ from ...configs.bounded import LINE, read_bytes
 from ...configs.data_sections import FolderSource
 from ...configs.errors import UserError
 from ...configs.paths import looked_in
+from ...configs.words import agreeing
 from ...images.endings import HEIF, INSTALL_HEIF, SUFFIXES
 from ..listing import (
     BESIDE,
@@ -244,12 +245,12 @@ def _notes_on_list(root: Path, listing: Listing, places: np.ndarray, file: Path)
     listed[places[places >= 0]] = True
     notes = []
     for rows, what in (
-        (np.flatnonzero(~listed), f"images are left out, as {file.name} does not list them"),
-        (np.flatnonzero(listing.beside & CAPTION_BITS > 0), f"images have caption files, which {file.name} replaces"),
+        (np.flatnonzero(~listed), f"images left out, not in {file.name}"),
+        (np.flatnonzero(listing.beside & CAPTION_BITS > 0), f"images with caption files, which {file.name} replaces"),
     ):
         if len(rows):
             first = listing.images.take(rows[:BATCH][:4]).to_pylist()
-            notes.append(f"{root}: {len(rows):,} {what} ({named(first, len(rows))})")
+            notes.append(f"{root}: {agreeing(len(rows), what)} ({named(first, len(rows))})")
     return notes
 
 

@@ -19,7 +19,7 @@ LETTERS = st.text(string.ascii_letters + string.digits + "._-@+ äß犬", min_si
 HONEST = st.lists(LETTERS, min_size=1, max_size=5).map("/".join)
 HOPELESS = {
     "a\0b": "control character \\x00",
-    "a\nb": "control character \\n",
+    "a\nb": "control character \\n; backslashes of a path stand in single quotes",
     "a\x1b[2Jb": "control character \\x1b",
     "x" * 5_000: "5000 bytes",
     "犬" * 86: "a name of 258 bytes",

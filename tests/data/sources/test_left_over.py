@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from unicodedata import normalize
 
@@ -102,13 +103,13 @@ def test_every_ending_is_an_image_in_any_case(tmp_path, ending):
 
 
 LEFT = {
-    "IMG_1.heic": "photos in HEIC are left out" if not HAS_HEIF else "",
-    "a.psd": "other files are left out",
-    "b.json": "other files are left out",
-    "noending": "other files are left out",
-    "x.txt": "caption files belong to no image",
-    "x.mask.png": "masks belong to no image",
-    "metadata.json": "other files are left out",
+    "IMG_1.heic": "files? in HEIC left out" if not HAS_HEIF else "",
+    "a.psd": "other files? left out",
+    "b.json": "other files? left out",
+    "noending": "other files? left out",
+    "x.txt": "caption files? without an image",
+    "x.mask.png": "masks? without an image",
+    "metadata.json": "other files? left out",
     "sub/metadata.csv": "is not read",
     "10_sks cat/c.png": "not read as repeats",
     "README.md": "",
@@ -138,7 +139,7 @@ def test_what_is_left_over_is_told_by_a_line_for_each_kind(tmp_path_factory, nam
     }
     wanted = {LEFT[name] for name in names} - {""}
     assert len(source.notes) == len(wanted)
-    assert all(any(words in note for note in source.notes) for words in wanted)
+    assert all(any(re.search(words, note) for note in source.notes) for words in wanted)
     system = {
         name for name in names if name.split("/")[0].startswith(("@", "$", "#", "lost", "System")) or "__" in name
     }
@@ -181,7 +182,7 @@ def test_lines_that_look_like_one_text_are_told(tmp_path, text):
     (tmp_path / "0.png").write_bytes(png())
     (tmp_path / "0.txt").write_text(text)
     (note,) = opened(tmp_path).notes
-    assert "1 caption files look like one text (0.txt)" in note
+    assert "1 caption file with lines that look like one text (0.txt)" in note
     assert all(opened(tmp_path, lines).notes == [] for lines in ("one_of", "whole", "first"))
 
 
@@ -214,7 +215,7 @@ def test_copies_are_told_once_wherever_they_lie(tmp_path):
     section = {"resolution": 32, "sources": sources, "cache": {"dir": str(tmp_path.parent / "cache")}}
     gather(DataSection.model_validate(section), progress=False, say=said.append)
     (told,) = said
-    assert told.startswith("2 images are copies of others")  # b is there twice: its file is no copy of itself
+    assert told.startswith("2 copies among the images")  # b is there twice: its file is no copy of itself
     assert f"{tmp_path}/a/again.png of {tmp_path}/a/0.png" in told
     assert f"{tmp_path}/b/x.png of {tmp_path}/a/1.png" in told
 
@@ -290,8 +291,3 @@ def test_a_caption_file_of_megabytes_is_one_line(tmp_path):
     (tmp_path / "0.txt").write_bytes(b"a" * 3_000_000)
     (problem,) = opened(tmp_path).problems
     assert problem == f"{tmp_path}/0.txt: has 3,000,000 bytes, a caption file at most 65,536; shorten it"
-
-
-def test_backslashes_that_became_control_characters_are_explained(tmp_path):
-    with pytest.raises(UserError, match="single quotes"):
-        opened(tmp_path / "D:\new\train")
