@@ -1,8 +1,8 @@
 """Kills a run at random moments, resumes it, and compares what it ends with: python -m loraloom.benchmarks.resume
 
-The run has everything on that is drawn or averaged: LoRA with dropout on UNet and text encoder, EMA, shuffled and
-dropped captions, class images, accumulation. Half of the kills come at a random time of the training, half at a random
-time of a random save.
+The run is the shipped demo, shorter, with everything on that is drawn or averaged: LoRA with dropout on UNet and text
+encoder, EMA, shuffled and dropped captions, class images, accumulation. Half of the kills come at a random time of the
+training, half at a random time of a random save.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> None:
         config = write_config(folder)
         reference = folder / "reference"
         assert train(config, reference).wait() == 0
-        print(f"{STEPS} steps of pocket, LoRA on UNet and text encoder, killed by SIGKILL and resumed\n")
+        print(f"{STEPS} steps of pocket/dreambooth, killed by SIGKILL and resumed\n")
         print("| kill | aimed at | last step | in a save | resumed from | final tensors |")
         print("|---|---|---|---|---|---|")
         kills = []
@@ -69,22 +69,25 @@ def write_config(folder: Path) -> Path:
     shutil.copytree(Path(__file__).parents[1] / "examples/sks", photos)
     for index, image in enumerate(sorted(photos.glob("*.png"))):
         image.with_suffix(".txt").write_text(f"sks creature, picture {index}, plain background\n")
-    sources = [{"path": str(photos), "share": 0.5}, {"prior": "a creature", "count": 8, "steps": 4, "share": 0.5}]
     config = {
-        "model": {"base": "pocket"},
+        "extends": "pocket/dreambooth",
         "data": {
-            "resolution": 64,
-            "sources": sources,
+            "sources": [
+                {"path": str(photos), "share": 0.5},
+                {"prior": "a creature", "count": 8, "steps": 4, "share": 0.25},
+                {"prior": "a flat drawing", "count": 4, "steps": 4, "share": 0.25},
+            ],
             "captions": {"shuffle": True, "keep_tokens": 1, "dropout": 0.2},
             "cache": {"dir": str(folder / "cache")},
         },
-        "adapter": {"parts": {"unet": "attention", "text_encoder": "attention"}, "options": {"dropout": 0.1}},
-        "noise": {"min_snr_gamma": 5.0, "offset": 0.05},
-        "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "ema_decay": 0.95},
+        "adapter": {"options": {"dropout": 0.1}},
+        "noise": {"offset": 0.05},
+        "optimizer": {"ema_decay": 0.95},
         "loop": {"steps": STEPS, "batch_size": 4, "micro_batch": 2, "threads": os.cpu_count() or 1},
         "checkpoint": {"every": 4},
+        "validation": {"prompts": []},
         "trackers": [],
-        "output": {"dir": "replaced", "name": "sks"},
+        "output": {"dir": "replaced"},
     }
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(config, sort_keys=False))

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from .errors import BAD_INPUT, OUT_OF_MEMORY, OWN_CODE, TRAINING_FAILED, UNEXPECTED
+from .errors import BAD_INPUT, OUT_OF_MEMORY, OWN_CODE, TRAINING_FAILED, UNEXPECTED, UserError
 from .files import reason
 from .machine import cache_folder
 from .plain import plain, plain_lines
@@ -42,6 +42,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether there was not as much memory as was asked for, of the machine's or of a device's."""
     wanted = isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
     return isinstance(error, MemoryError) or wanted
+
+
+def code_of(error: Exception) -> int:
+    """The exit code of a command that ends with this error."""
+    if isinstance(error, UserError):
+        return error.exit_code
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    if _own_code(error.__traceback__) is not None:
+        return OWN_CODE
+    if isinstance(error, OSError) and error.filename is not None:
+        return TRAINING_FAILED if error.errno in _DISK else BAD_INPUT
+    return UNEXPECTED
 
 
 def tell(error: Exception, program: str, arguments: Sequence[str]) -> int:

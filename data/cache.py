@@ -223,6 +223,19 @@ class Store:
         return self._mapped[number]
 
 
+def _check_length(shard: _Shard) -> None:
+    """OSError for a shard that was cut since it was mapped: to read beyond the end of a file ends the process (SIGBUS).
+
+    One that was deleted is whole as long as it is mapped.
+    """
+    try:
+        size = os.stat(shard.file).st_size
+    except FileNotFoundError:
+        return
+    if size < shard.size:
+        raise OSError(errno.EIO, f"{size:,} of its {shard.size:,} bytes are left")
+
+
 def _own(entry: Entry) -> Entry:
     """A copy: `compute` may return views of a batch, or go on writing into its tensors."""
     import torch

@@ -2,14 +2,15 @@
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..configs.errors import UserError
+from ..configs.errors import TrainingError, UserError
 from .cache import Store
 from .dataset import Dataset
 from .order import Order, micro_batch_positions
@@ -150,23 +151,57 @@ def _through_workers(samples: Samples, groups: Iterator[list[int]], workers: int
     from torch.utils.data import DataLoader
 
     careful = _InWorker(samples)
-    for batch in DataLoader(
+    loader = DataLoader(
         careful,
         batch_sampler=groups,
         collate_fn=careful.collate,
         num_workers=workers,
         worker_init_fn=_outlive_signals,
-    ):
+    )
+    batches = _begun(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise TrainingError(_words_of_end(batches)) from error
         if isinstance(batch, UserError):
             raise batch
         yield batch
 
 
+def _begun(loader: "Iterable[Batch | UserError]") -> "Iterator[Batch | UserError]":
+    """The workers are started, and torch's handler of SIGCHLD taken away: it raises wherever the main thread stands.
+
+    Without it the end of a worker is found within five seconds by who waits for its data.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+    return batches
+
+
+def _words_of_end(batches: object) -> str:
+    """What is known of a worker that was ended from outside."""
+    codes = [worker.exitcode for worker in getattr(batches, "_workers", ()) if worker.exitcode]
+    how = f"by {signal.Signals(-codes[0]).name}" if codes and codes[0] < 0 else f"with code {codes[0]}" if codes else ""
+    room = "; give /dev/shm more room, or set data.workers=0" if "SIGBUS" in how else ""
+    words = "a data worker was ended from outside" + (f" ({how})" if how else "")
+    return f"{words}{room}; `loraloom resume` goes on from the last checkpoint"
+
+
 def _outlive_signals(worker: int) -> None:
-    """Ctrl-C and clusters send signals to all processes: without its workers the main one could not finish its step.
+    """Ctrl-C, clusters and a terminal that closes send signals to all: without its workers no step could be finished.
 
     They leave on a second TERM, by which torch ends those of a loader that nobody has closed.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for name in ("SIGUSR1", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, lambda *_: os._exit(0)))

@@ -9,6 +9,7 @@ from typing import Any
 from ..configs.arguments import Parser, path_text, positive
 from ..configs.errors import UserError, run_command
 from ..configs.imports import importing
+from ..configs.processes import joined
 from ..configs.words import counted
 from .pictures.arguments import add_request, given, use_threads, writable
 
@@ -34,7 +35,11 @@ requests.yaml:
 
 def main(arguments: Sequence[str]) -> int:
     """Samples, writes the files as they come, and says where they are."""
-    options = _parser().parse_args(list(arguments))
+    with joined():
+        return _make(_parser().parse_args(list(arguments)))
+
+
+def _make(options: argparse.Namespace) -> int:
     from .pictures.prompts import advise, with_named_adapters
     from .pictures.request import missing_files
 

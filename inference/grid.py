@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..configs.arguments import Parser, path_text
 from ..configs.errors import UserError, run_command
 from ..configs.imports import importing
+from ..configs.processes import joined
 from ..configs.words import counted
 from .pictures.arguments import add_request, given, use_threads, writable
 
@@ -38,7 +39,11 @@ grid.yaml:
 
 def main(arguments: Sequence[str]) -> int:
     """Makes the cells and the one picture, and says where they are; the same command goes on where it stopped."""
-    options = _parser().parse_args(list(arguments))
+    with joined():
+        return _make(_parser().parse_args(list(arguments)))
+
+
+def _make(options: argparse.Namespace) -> int:
     from .pictures.axes import cells, lines
     from .pictures.prompts import advise, with_named_adapters
     from .pictures.request import PictureRequest, missing_files, validated

@@ -107,7 +107,11 @@ def _duration(text: str) -> str:
 
 
 def _launch(nodes: int, gpus: int) -> str:
-    """accelerate's launcher on each node; each knows its rank from Slurm."""
+    """A launcher on each node; each knows its rank from Slurm. accelerate's brings no processes on CPUs together."""
+    if not gpus and nodes > 1:
+        machines = f"--nnodes {nodes} --nproc_per_node 1 --node_rank $SLURM_NODEID"
+        place = "--master_addr $MASTER --master_port 29500"
+        return f'env ACCELERATE_USE_CPU=true "{sys.executable}" -m torch.distributed.run {machines} {place}'
     machines = (
         f"--num_machines {nodes} --machine_rank $SLURM_NODEID --main_process_ip $MASTER --main_process_port 29500"
     )

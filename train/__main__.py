@@ -6,39 +6,43 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..configs.arguments import Parser, add_config
 from ..configs.data_sections import FolderSource
 from ..configs.errors import STOPPED, OutOfMemory, TrainingError, UserError, run_command
-from ..configs.faults import is_out_of_memory
+from ..configs.faults import code_of, is_out_of_memory
 from ..configs.files import reason
 from ..configs.imports import importing
 from ..configs.loader import load_config
 from ..configs.plain import plain
+from ..configs.processes import Others, joined, launched
 from ..configs.schema import RunConfig
 from .footprint import LOCK, check_start
-from .run_folder import write_run_file
+from .run_folder import checkpoint_step, read_run, write_run_file
+from .settings import check_settings
+from .start import start_processes
 
 if TYPE_CHECKING:
     from ..data.dataset import Images
     from .run import Run
 
-FREE_ON_RESUME = (
-    *("checkpoint", "validation", "trackers", "output", "guard"),
-    *("loop.steps", "loop.threads", "loop.micro_batch", "loop.gradient_checkpointing"),
-    *("loop.fast", "loop.compile"),
-    *("data.cache.dir", "data.cache.keep_vae", "data.workers"),
-)
-"""What a resumed run may change: the rest decides which weights it ends with."""
+
+PROBED = 1.0
+"""Seconds: whoever asks whether a run lives takes its lock for a moment."""
 
 RESUMES = "Go on with a run from its newest sound checkpoint, to the same bytes as if it had never stopped."
 
 
 def main(arguments: Sequence[str]) -> int:
     """Trains, and answers with the exit code."""
-    options = _parser("--resume" in arguments).parse_intermixed_args(list(arguments))
+    with joined(start_processes) as others:
+        return _train(_parser("--resume" in arguments).parse_intermixed_args(list(arguments)), others)
+
+
+def _train(options: argparse.Namespace, others: Others) -> int:
     if options.resume and options.overwrite:
         raise UserError("--resume goes on with a run, --overwrite starts it again: give one of them")
     if options.resume:
@@ -49,14 +53,18 @@ def main(arguments: Sequence[str]) -> int:
     images = _look(config, resumed=options.resume)
     folder = Path(config.output.dir)
     with _locked(folder):
-        return _fit(config, images, _find_checkpoint(folder) if options.resume else None, options.overwrite)
+        checkpoint = _find_checkpoint(folder, config) if options.resume else None
+        return _fit(config, images, checkpoint, options.overwrite, others)
 
 
 def _look(config: RunConfig, resumed: bool) -> "list[Images | None]":
     from .preflight import preflight
 
+    adapter = config.adapter
+    if resumed:  # the checkpoint has what was read of it
+        adapter = adapter.model_copy(update={"start_from": None})
     try:
-        return preflight(config)
+        return preflight(config.model_copy(update={"adapter": adapter}))
     except UserError as error:
         gone = [s.path for s in config.data.sources if isinstance(s, FolderSource) and not Path(s.path).exists()]
         if not resumed or all(map(os.path.isabs, gone)):
@@ -65,7 +73,13 @@ def _look(config: RunConfig, resumed: bool) -> "list[Images | None]":
         raise UserError([*error.problems, hint]) from error
 
 
-def _fit(config: RunConfig, images: "Sequence[Images | None]", checkpoint: Path | None, overwrite: bool) -> int:
+def _fit(
+    config: RunConfig,
+    images: "Sequence[Images | None]",
+    checkpoint: Path | None,
+    overwrite: bool,
+    others: Others,
+) -> int:
     with importing():
         from .build import build_trainer
         from .push import push_finished
@@ -74,13 +88,14 @@ def _fit(config: RunConfig, images: "Sequence[Images | None]", checkpoint: Path 
     try:
         trainer = build_trainer(config, images, checkpoint=checkpoint, overwrite=overwrite)
         run = trainer.run
+        others.before_end = partial(_record_state, run, others)
         trainer.fit()
-    except (UserError, OSError, MemoryError, RuntimeError) as error:
-        failure = _explain(error, run)
-        if failure is None:
+    except Exception as error:
+        failure = others.answer(_explain(error, run) or error)
+        if run is not None:
+            _record(run, failure, others)
+        if failure is error:
             raise
-        if run is not None and run.is_main:
-            _record(run, failure)
         raise failure from error
     run.accelerator.end_training()
     if run.is_main and not run.stop and (command := next_command(run)):
@@ -105,14 +120,23 @@ def next_command(run: "Run") -> str | None:
     return shlex.join([*words, "--prompt", prompts[0] if prompts else "your prompt"])
 
 
-def _record(run: "Run", failure: UserError) -> None:
+def _record(run: "Run", failure: Exception, others: Others) -> None:
     """What the folder says of a run that failed."""
     from .journal import tolerated
     from .pages.report import write_report
 
-    write_run_file(run, state="failed", exit_code=failure.exit_code, message=str(failure))
-    with tolerated("report.html"):
-        write_report(run.folder)
+    if _record_state(run, others, failure):
+        with tolerated("report.html"):
+            write_report(run.folder)
+
+
+def _record_state(run: "Run", others: Others, failure: Exception) -> bool:
+    """Whether this process is the one that writes it down: the main one, or one in the place of a dead one."""
+    writes = run.is_main or others.stands_in
+    if writes and run.folder.is_dir():
+        words = str(failure) if isinstance(failure, UserError) else f"{type(failure).__name__}: {failure}"
+        write_run_file(run, stand_in=True, state="failed", exit_code=code_of(failure), message=words)
+    return writes and run.folder.is_dir()
 
 
 def _explain(error: Exception, run: "Run | None") -> UserError | None:
@@ -145,12 +169,12 @@ def _locked(folder: Path) -> Iterator[None]:
     """One run at a time in a folder; the main process holds the lock for all of its run."""
     from filelock import FileLock, Timeout
 
-    if int(os.environ.get("RANK", 0)) != 0:
+    if launched()[0] != 0:
         yield
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, timeout=0)
+        lock = FileLock(folder / LOCK, timeout=PROBED)
         lock.acquire()
     except Timeout:
         raise UserError(f"{folder}: another process is training in this folder") from None
@@ -162,43 +186,41 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _find_checkpoint(folder: Path) -> Path:
+def _say_what_is_replaced(folder: Path, checkpoint: Path, config: RunConfig) -> None:
+    """A finished run that goes on writes the same files again."""
+    try:
+        record = read_run(folder).record
+    except UserError:
+        return
+    files = [name for name in record.get("files") or [] if (folder / str(name)).exists()]
+    if record.get("state") == "done" and files and checkpoint_step(checkpoint) < config.loop.steps:
+        print(
+            f"{', '.join(files)} of step {record.get('step')} will be replaced at the end: copy what you want to keep "
+            f"({checkpoint} has its weights, as long as it is among the newest {config.checkpoint.keep})"
+        )
+
+
+def _find_checkpoint(folder: Path, config: RunConfig) -> Path:
     from .state import newest_sound_checkpoint
 
     checkpoint, passed = newest_sound_checkpoint(folder)
-    for problem in passed:
-        print(f"warning: passed over {plain(problem)}", file=sys.stderr)
-    print(f"resuming from {checkpoint}")
+    if launched()[0] == 0:
+        for problem in passed:
+            print(f"warning: passed over {plain(problem)}", file=sys.stderr)
+        print(f"resuming from {checkpoint}")
+        _say_what_is_replaced(folder, checkpoint, config)
     return checkpoint
 
 
 def _saved_config(folder: Path, overrides: Sequence[str]) -> RunConfig:
-    """The config of a run folder, which may have been moved since; overrides may change what FREE_ON_RESUME lists."""
+    """The config of a run folder, which may have been moved since; what decides the weights has to be as it was."""
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: is no run folder (it holds no config.yaml); give the folder of a run")
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"{folder}: has no checkpoint yet; start it again with `loraloom train … --overwrite`")
     saved, config = load_config(folder / "config.yaml"), load_config(folder / "config.yaml", overrides)
-    before, after = _flat(saved.model_dump()), _flat(config.model_dump())
-    changed = [key for key in sorted(before | after) if before.get(key) != after.get(key)]
-    if fixed := [key for key in changed if not key.startswith(FREE_ON_RESUME)]:
-        free = ", ".join(FREE_ON_RESUME)
-        raise UserError(
-            [f"{key} was {before.get(key)!r} in this run and cannot become {after.get(key)!r}" for key in fixed]
-            + [f"a resumed run may change {free}; train anew with another output.dir for the rest"]
-        )
+    check_settings(folder, saved, config)
     return config.model_copy(update={"output": config.output.model_copy(update={"dir": str(folder)})})
-
-
-def _flat(values: object, path: str = "") -> dict[str, object]:
-    """Dotted keys."""
-    if isinstance(values, dict):
-        pairs = values.items()
-    elif isinstance(values, list):
-        pairs = enumerate(values)
-    else:
-        return {path: values}
-    return {key: value for k, below in pairs for key, value in _flat(below, f"{path}.{k}" if path else str(k)).items()}
 
 
 def _parser(resuming: bool = False) -> argparse.ArgumentParser:

@@ -4,14 +4,13 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration
 
 from ..adapters.adapter import AdapterSet
 from ..adapters.artifact import AdapterArtifact, canonical_path
@@ -22,6 +21,7 @@ from ..adapters.token_embeddings import inject_tokens
 from ..configs.choices import did_you_mean, find
 from ..configs.data_sections import PriorSource
 from ..configs.errors import UserError
+from ..configs.machine import cache_folder
 from ..configs.machine import threads as threads_here
 from ..configs.plain import plain
 from ..configs.schema import RunConfig
@@ -35,7 +35,7 @@ from ..models.base import pin_revision
 from ..models.encode import IMAGE_DTYPE, Encode, encoder_of
 from ..models.family import Conditioning, ModelFamily, Parts
 from ..models.noise.ddpm import training_scheduler
-from .base_key import base_key
+from .base_key import base_key, base_settings
 from .callback import Callback
 from .callbacks.card import Card
 from .callbacks.checkpoint import Checkpoints
@@ -52,19 +52,19 @@ from .fast import fast_optimizer, use_fast_layers
 from .fits import check_base_fits, trained_parts
 from .gather import class_images, gather, held_out_data, make_dataset
 from .held_out import HeldOut, HeldOutImage, encode_held_out, samples_of
+from .launched import check_environment, unused
 from .objective import Objective
 from .optim import make_optimizer, make_schedule
 from .precompute import Wanted, fill, want
 from .prior import class_image_files
+from .record import file_hash
 from .run import Run
 from .run_folder import prepare_folder, write_config
 from .sharding import set_up_sharding, shards, wrap
 from .state import is_of_older, load_checkpoint, register_hooks
-from .together import leave_in_peace
+from .together import LONGEST_WAIT, check_shared, check_world, leave_in_peace
 from .trainer import Trainer
 from .writable import check_formats
-
-LONGEST_WAIT = timedelta(hours=12)  # of the other processes while the main one makes class images
 
 
 def build_trainer(
@@ -106,7 +106,7 @@ def assemble(
     parts["scheduler"] = training_scheduler(parts["scheduler"], config.noise)
     unread_too = checkpoint is not None and is_of_older(checkpoint)
     adapters = make_adapters(config, base.family, parts, unread_too=unread_too)
-    if config.adapter.start_from is not None:
+    if config.adapter.start_from is not None and checkpoint is None:
         adapters.begin_with(_read_by(config, base, parts, read(config.adapter.start_from, base.names)))
     check_formats(config, base.family, parts, adapters)
     objective = make_objective(config, base.family, parts, adapters)
@@ -114,7 +114,8 @@ def assemble(
         prepare_folder(folder, config.output.name, overwrite=overwrite and checkpoint is None)
     encode = _make_encode(config, base.family, parts, wanted, accelerator)
     data = dataset.fingerprint(loop.micro_batch) | {"base": base_key(config), "dtype": config.model.dtype}
-    data |= {"latents": "fp32"}
+    data |= {"latents": "fp32", "base_settings": base_settings(config)}
+    data["start_from"] = file_hash(config.adapter.start_from)
     run = _make_run(config, folder, accelerator, base, parts, adapters, encode, data)
     if held_out:
         run.held_out = HeldOut(held_out, objective.noise, config.validation.timesteps, loop.micro_batch)
@@ -149,6 +150,8 @@ def prepare(
     """The images of a run in their buckets, and its caches, complete unless another function fills them."""
     config = resolve(config, accelerator)
     set_numerics(config)
+    cache = cache_folder(config.data.cache.dir)
+    check_shared(accelerator, {"output.dir": Path(config.output.dir), "data.cache.dir": cache})
     base = MergedBase(config.model, accelerator.device)
     check_base_fits(config, base.family)
     if images is None:
@@ -191,14 +194,25 @@ def build_dataset(
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
+    """The config alone decides: what accelerate would take from the environment is not used. UserError for the rest."""
     folder = config.output.dir
-    accelerator = Accelerator(
-        mixed_precision=config.loop.precision,
-        step_scheduler_with_optimizer=False,
-        log_with=list(config.trackers) or None,
-        project_config=ProjectConfiguration(project_dir=folder, logging_dir=f"{folder}/logs"),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
-    )
+    check_environment()
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.loop.precision,
+            # an argument of its own, gradient_accumulation_steps, gives way to the environment
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_backend="no",
+            step_scheduler_with_optimizer=False,
+            log_with=list(config.trackers) or None,
+            project_config=ProjectConfiguration(project_dir=folder, logging_dir=f"{folder}/logs"),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
+        )
+    except (ValueError, ImportError, NotImplementedError) as error:
+        raise UserError(f"accelerate cannot start here: {str(error).splitlines()[0]}") from error
+    check_world(accelerator.num_processes)
+    for line in unused(config.loop) if accelerator.is_main_process else ():
+        print(f"warning: {line}", file=sys.stderr)
     if accelerator.num_processes > 1:
         leave_in_peace()
     if config.loop.precision == "fp16" and accelerator.device.type == "cpu":

@@ -8,7 +8,10 @@ from ..configs.errors import run_command
 from ..configs.imports import importing
 from ..configs.loader import load_config
 from ..configs.plain import plain
+from ..configs.processes import joined
+from ..configs.schema import RunConfig
 from ..configs.words import counted
+from .start import start_processes
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -18,7 +21,11 @@ def main(arguments: Sequence[str]) -> int:
     )
     add_config(parser, example="data.variants=8")
     options = parser.parse_intermixed_args(list(arguments))
-    config = load_config(options.config, options.overrides)
+    with joined(start_processes):
+        return _fill(load_config(options.config, options.overrides))
+
+
+def _fill(config: RunConfig) -> int:
     from .preflight import preflight
 
     images = preflight(config)

@@ -1,6 +1,5 @@
 """From the sources of a config to its images: opened, looked at, and all problems at once. Imports no torch."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from ..configs.data_sections import CaptionRules, DataSection, PriorSource, Sour
 from ..configs.errors import UserError
 from ..configs.machine import cache_folder
 from ..configs.plain import plain
+from ..configs.processes import launched
 from ..configs.schema import ValidationSection
 from ..configs.words import agreeing
 from ..data.captions import check_caption, check_rules
@@ -28,7 +28,7 @@ Say = Callable[[str], None]  # what becomes of a note, such as which images are 
 
 def warn(note: str) -> None:
     """A note for the person who started the command, who reads it once however many processes there are."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    if launched()[0] == 0:
         print(f"warning: {plain(note)}", file=sys.stderr)
 
 

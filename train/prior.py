@@ -61,8 +61,11 @@ def _make(source: PriorSource, config: RunConfig, files: list[Path], missing: li
     from ..inference.engine import MICRO_BATCH, Request  # brings torch and diffusers
     from ..inference.pictures.png import save_png
 
-    for start in range(0, len(missing), 8 * MICRO_BATCH):
-        chunk = missing[start : start + 8 * MICRO_BATCH]
+    # each has its place in one forward pass, whatever is there already: else an interruption changes its last bits
+    passes = dict.fromkeys(index // MICRO_BATCH for index in missing)
+    wanted = [k for each in passes for k in range(each * MICRO_BATCH, min((each + 1) * MICRO_BATCH, len(files)))]
+    for start in range(0, len(wanted), 8 * MICRO_BATCH):
+        chunk = wanted[start : start + 8 * MICRO_BATCH]
         request = Request(
             prompts=[source.prior] * len(chunk),
             seeds=[key_seed(config.loop.seed, "prior", index) for index in chunk],
@@ -70,7 +73,8 @@ def _make(source: PriorSource, config: RunConfig, files: list[Path], missing: li
             guidance=source.guidance,
             resolution=max(config.data.resolutions),
         )
-        title = f"{shortened(source.prior, 40)!r} {start + len(chunk)}/{len(missing)}"
+        title = f"{shortened(source.prior, 40)!r} {start + len(chunk)}/{len(wanted)}"
         images = engine.generate(request, progress=f"class images of {title}")
         for index, image in zip(chunk, images, strict=True):
-            save_png(image, files[index], Path(config.output.dir), RUN, prompt=source.prior)
+            if not files[index].exists():
+                save_png(image, files[index], Path(config.output.dir), RUN, prompt=source.prior)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..data.sample import Batch
 from .run import SampleLoss, StepResult
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ class Unread:
     """One optimiser step of this process."""
 
     step: int
-    parts: "Sequence[tuple[Batch, Losses]]"  # micro-batches, without graph
+    parts: "Sequence[tuple[Sequence[str], Sequence[str], Losses]]"  # sources, files, losses: the batches may go
     norm: "Tensor"
     learning_rates: dict[str, float]
     seconds: float
@@ -50,7 +49,7 @@ def _values(unread: Unread) -> tuple[float, list[SampleLoss]]:
     """The loss of this process, and that of each of its samples."""
     samples = [
         SampleLoss(*each)
-        for batch, losses in unread.parts
-        for each in zip(batch.sources, batch.files, losses.per_sample.tolist(), strict=True)
+        for sources, files, losses in unread.parts
+        for each in zip(sources, files, losses.per_sample.tolist(), strict=True)
     ]
-    return sum(losses.total.item() for _, losses in unread.parts), samples
+    return sum(losses.total.item() for *_, losses in unread.parts), samples

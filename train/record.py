@@ -66,7 +66,7 @@ def record_entries(run: "Run") -> dict[str, str]:
     sources = [source | {"name": hashed(source["name"])} for source in run.data["sources"]]
     record = {
         "config": hidden(config),
-        "base": _base(config, run.data["base"]),
+        "base": _base(config, run.data),
         "data": {"sources": sources, "micro_batch": run.data["micro_batch"]},
         "versions": installed(),
         "seed": config.loop.seed,
@@ -169,13 +169,13 @@ def file_hash(file: str | None) -> str | None:
         return None
 
 
-def _base(config: "RunConfig", weights: Mapping[str, str]) -> dict[str, Any]:
+def _base(config: "RunConfig", data: Mapping[str, Any]) -> dict[str, Any]:
     hub = hub_id(config.model.base, config.model.revision)
     found = {
         "hub": hub,
         "revision": hub and config.model.revision,
-        "weights": dict(weights),
-        "start_from": file_hash(config.adapter.start_from),
+        "weights": dict(data["base"]),
+        "start_from": data.get("start_from"),
     }
     return {name: value for name, value in found.items() if value is not None}
 

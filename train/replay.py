@@ -16,6 +16,7 @@ from ..configs.plain import plain
 from ..configs.progress import Bar
 from .footprint import RUN
 from .run_folder import read_history
+from .settings import check_settings
 
 if TYPE_CHECKING:
     from ..configs.schema import RunConfig
@@ -105,6 +106,7 @@ def _trainer_before(config: "RunConfig", folder: Path, step: int) -> "tuple[Trai
     """A trainer at the step before, without callbacks, and its images."""
     from .preflight import preflight
 
+    check_settings(folder, config, config)
     images = preflight(config)
     with importing():
         from .build import assemble, make_accelerator, prepare

@@ -62,9 +62,9 @@ def write_config(config: "RunConfig", folder: Path, *, resumed: bool = False) ->
         write_file(folder / "config.yaml", dump_yaml(config), folder, RUN)
 
 
-def write_run_file(run: "Run", **facts: Any) -> None:
-    """run.json: where the run stands. Written on the main process; a warning where the disk refuses."""
-    if not run.is_main:
+def write_run_file(run: "Run", *, stand_in: bool = False, **facts: Any) -> None:
+    """run.json: where the run stands. Written on the main process, or for it; a warning where the disk refuses."""
+    if not (run.is_main or stand_in):
         return
     run.facts.update(facts)
     content = {

@@ -39,6 +39,7 @@ from .journal import tolerated
 from .optim import arrange_as
 from .run import Best, Run
 from .run_folder import STATE, checkpoint_step, checkpoints
+from .settings import changed, deciding
 from .shapes import STATE as RUN_STATE
 from .sharding import check_optimizer, optimizer_by_name
 from .together import together
@@ -157,6 +158,7 @@ def _publish(run: Run, unfinished: Path) -> None:
         return
     final, best = unfinished.with_suffix(""), None if run.best is None else [run.best.step, run.best.loss]
     state = {"step": run.step, "seconds": run.seconds, "skipped": run.skipped, "best": best, "data": run.data}
+    state["settings"] = deciding(run.config)
     (unfinished / STATE).write_text(json.dumps(state))
     _seal(unfinished)
     if aside := publish_folder(unfinished, final):
@@ -268,29 +270,42 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(run: Run, checkpoint: Path) -> None:
-    """Puts adapter weights, optimiser, schedule and step back; UserError if the images are no longer the same."""
+    """Puts adapter weights, optimiser, schedule and step back.
+
+    UserError if settings, base or images are no longer the same, or the checkpoint does not fit.
+    """
     state = read_state(checkpoint)
-    if len(state["data"]["sources"]) != len(run.data["sources"]):
-        raise UserError(f"{checkpoint}: is of a run with {len(state['data']['sources'])} sources, this one has others")
-    if problems := list(_differences(state["data"], run.data)):
-        raise UserError([*problems, "the run cannot go on as it began; train anew with another output.dir"])
+    problems = changed(state["settings"], deciding(run.config)) if isinstance(state.get("settings"), dict) else []
+    if problems := [*problems, *_differences(state["data"], run.data)]:
+        start = _adapter_of(run.folder)
+        learnt = f", with what it has learnt by adapter.start_from={start}" if start is not None else ""
+        raise UserError([*problems, f"the run cannot go on as it began; train anew with another output.dir{learnt}"])
     check_optimizer(run, checkpoint)
     try:
         with optimizer_by_name(run) as by_name:
             run.accelerator.load_state(str(checkpoint))
             if by_name is not None:
                 by_name.load(checkpoint)
+    except UserError as error:
+        raise UserError([f"{checkpoint}: {problem}" for problem in error.problems]) from error
     except Exception as error:  # whatever torch raises for what is no state, or would run code
-        if isinstance(error, UserError) or is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{checkpoint}: cannot be loaded ({type(error).__name__}: {reason[:200]})") from error
     run.step, run.seconds, run.skipped = state["step"], state["seconds"], state["skipped"]
     run.best = Best(*state["best"]) if state["best"] else None
+    if "start_from" in state["data"]:  # that file may be gone
+        run.data["start_from"] = state["data"]["start_from"]
+
+
+def _adapter_of(folder: Path) -> Path | None:
+    """The adapter file that a run has written, if it has."""
+    return next(iter(sorted(folder.glob("*.safetensors"), key=lambda file: (file.name.count("."), file.name))), None)
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    """What has changed in the images of a run, one line each."""
+    """What has changed in the images and the base of a run, one line each; where they lie may change."""
     if then.get("micro_batch") != now["micro_batch"]:
         yield (
             f"loop.micro_batch was {then.get('micro_batch')} and cannot become {now['micro_batch']}: "
@@ -304,16 +319,22 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     before, now_there = then.get("base", now["base"]), now["base"]
     for part in sorted(part for part in before | now_there if before.get(part) != now_there.get(part)):
         yield f"model.base: the weights of its {part} were changed since the checkpoint was saved"
-    for old, new in zip(then["sources"], now["sources"], strict=True):
+    if then.get("base_settings", now.get("base_settings")) != now.get("base_settings"):
+        yield "model.base: the configs of its scheduler, words or models were changed since the checkpoint was saved"
+    if (sources := len(now["sources"])) != len(then["sources"]):
+        yield f"data.sources: {len(then['sources'])} were there when the checkpoint was saved, {sources} are now"
+    for old, new in zip(then["sources"], now["sources"], strict=False):
+        old, name = {key: value for key, value in old.items() if key != "name"}, new["name"]
+        new = {key: value for key, value in new.items() if key != "name"}  # it comes from where they lie
         profiles = new.get(PROFILES, 0)
         if old != new and old == {key: value for key, value in new.items() if key != PROFILES}:
             yield (
-                f"{new['name']}: {profiles} of its images have a colour profile, which was not looked at when the "
+                f"{name}: {profiles} of its images have a colour profile, which was not looked at when the "
                 "checkpoint was saved and is converted to sRGB now: their colours are others"
             )
         elif old != new:
             counts = f"{old['images']} images then, {new['images']} now"
-            yield f"{new['name']}: its images or captions were changed since the checkpoint was saved ({counts})"
+            yield f"{name}: its images or captions were changed since the checkpoint was saved ({counts})"
 
 
 def _seal(folder: Path) -> None:

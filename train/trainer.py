@@ -16,6 +16,7 @@ from .objective import Losses, Objective
 from .optim import clip_gradients, drop_stopped
 from .readings import Unread, read_all
 from .run import Run, StepResult
+from .together import not_for_long
 
 
 class Trainer:
@@ -25,6 +26,7 @@ class Trainer:
         self.run, self.batches, self.objective, self.callbacks = run, batches, objective, callbacks
         self.guard = Guard()
         self.unread: list[Unread] = []
+        self.steps = 0  # made here
         self.named = run.adapters.named_parameters()  # to look for them takes longer than to average them
         run.read = self.read
         loop, self.world = run.config.loop, run.accelerator.num_processes
@@ -56,7 +58,10 @@ class Trainer:
 
     def step(self) -> None:
         """One optimiser step and all callbacks."""
-        self.train_step()
+        # the first one may compile, or wait for others that do
+        with not_for_long(self.run.accelerator) if self.steps else contextlib.nullcontext():
+            self.train_step()
+        self.steps += 1
         for callback in self.callbacks:
             with self.run.timed(type(callback).__name__):
                 callback.on_step(self.run)
@@ -67,12 +72,13 @@ class Trainer:
         rates = {group["name"]: group["lr"] for group in run.optimizer.param_groups}
         with run.timed("data"):
             batches = [next(self.batches) for _ in range(self.accumulation)]
-        losses = [(batch, self._accumulate(index, batch)) for index, batch in enumerate(batches)]
+        losses = [self._accumulate(index, batch) for index, batch in enumerate(batches)]
         with run.timed("optimiser"):
             norm = self._update(losses)
         seconds = time.perf_counter() - started
         run.seconds += seconds
-        self.unread.append(Unread(run.step, losses, norm, rates, seconds))
+        named = [(batch.sources, batch.files, own) for batch, own in zip(batches, losses, strict=True)]
+        self.unread.append(Unread(run.step, named, norm, rates, seconds))
         return self.read() if run.is_due(run.config.guard.every or 1) else []
 
     def read(self) -> list[StepResult]:
@@ -87,11 +93,11 @@ class Trainer:
         self.guard.look(self.run, results)
         return results
 
-    def _update(self, losses: Sequence[tuple[Batch, Losses]]) -> torch.Tensor:
+    def _update(self, losses: Sequence[Losses]) -> torch.Tensor:
         """One step of the optimiser, unless it is faulty; the norm of the gradient before it was clipped."""
         run = self.run
         drop_stopped(run.optimizer, run.step)
-        loss, scaled = torch.stack([each.total for _, each in losses]).sum(), run.accelerator.scaler is not None
+        loss, scaled = torch.stack([each.total for each in losses]).sum(), run.accelerator.scaler is not None
         if scaled:
             spoil(run, fault_of(run, loss))
         norm = whole(clip_gradients(run, run.config.optimizer.max_grad_norm))

@@ -18,6 +18,7 @@ from PIL import Image
 from ...configs.errors import UserError
 from ...configs.ownership import why_foreign
 from ...configs.plain import plain
+from ...configs.processes import launched
 from ...configs.progress import Bar
 from .png import REQUEST, request_in, save_png
 from .request import MOST_PICTURES, PictureRequest
@@ -204,7 +205,7 @@ def pictures_of(work: Sequence[Work]) -> Iterator[Image.Image]:
 
 def process() -> tuple[int, int]:
     """(rank, processes) of `accelerate launch`, torchrun and the like; (0, 1) without them."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return launched()
 
 
 def wait_for_all(device: str) -> None:

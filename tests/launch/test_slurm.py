@@ -86,6 +86,12 @@ def test_the_script_asks_for_what_was_wanted(write_config, tmp_path, capsys):
     assert subprocess.run(["bash", "-n", str(out)]).returncode == 0
 
 
+def test_several_nodes_without_gpus_are_brought_together(write_config):
+    text = script_of(write_config(loop={"batch_size": 4}), "--nodes", "2").read_text()
+    assert "exec env ACCELERATE_USE_CPU=true" in text
+    assert "torch.distributed.run --nnodes 2 --nproc_per_node 1 --node_rank $SLURM_NODEID" in text
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(write_config, capsys):
     assert run_command(main, [str(write_config(loop={"batch_size": 4})), "--nodes", "3"]) == 2
     assert "cannot be shared by 3 processes" in capsys.readouterr().err

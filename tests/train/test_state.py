@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -149,12 +150,13 @@ def test_a_resumed_run_may_not_change_what_decides_its_weights(finished, capsys)
     assert main(["--resume", str(finished), "validation.every=3"]) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_and_stops(write_config, number):
     class Interrupt(Callback):
         def on_step(self, run):
             if run.step == 3:
                 os.kill(os.getpid(), number)
+                os.kill(os.getpid(), signal.SIGHUP)  # a terminal that closes sends it twice
 
     before = signal.getsignal(number)
     trainer = build_trainer(load_config(write_config(checkpoint={"every": 100})))
@@ -163,6 +165,43 @@ def test_a_signal_saves_and_stops(write_config, number):
     assert (trainer.run.stop, trainer.run.step) == (number.name, 3)
     assert newest_sound_checkpoint(trainer.run.folder)[0].name == "step-000003"
     assert signal.getsignal(number) is before
+
+
+def test_nohup_outlives_its_terminal(write_config, monkeypatch):
+    class HangUp(Callback):
+        def on_step(self, run):
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    trainer = build_trainer(load_config(write_config(loop={"steps": 2})))
+    trainer.callbacks = [HangUp(), Requests()]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        trainer.fit()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (trainer.run.stop, trainer.run.step) == (None, 2)
+
+
+def test_a_trainer_in_a_thread_looks_at_files_and_leaves_what_is_no_request(write_config, capsys):
+    """Folders, links and files with something in them are somebody's, whatever they are called."""
+
+    class Ask(Callback):
+        def on_step(self, run):
+            if run.step == 1:
+                (run.folder / "stop").mkdir()
+                (run.folder / "save").write_text("notes that somebody wants to keep")
+            elif run.step == 3:
+                (run.folder / "stop").rmdir()
+                (run.folder / "stop").touch()
+
+    trainer = build_trainer(load_config(write_config(checkpoint={"every": 100})))
+    trainer.callbacks = [Ask(), Requests(), Checkpoints()]
+    thread = threading.Thread(target=trainer.fit)
+    thread.start()
+    thread.join()
+    assert (trainer.run.stop, trainer.run.step) == ("stop", 3)
+    assert capsys.readouterr().out.count("is no empty file") == 2
+    assert (trainer.run.folder / "save").read_text() == "notes that somebody wants to keep"
 
 
 def test_files_in_the_run_folder_save_and_stop(write_config):

@@ -14,9 +14,11 @@ class Checkpoints(Callback):
     """Runs before validation, so that a checkpoint never waits for pictures."""
 
     saved = 0.0  # when, in seconds of a clock that only goes forward
+    asked = next_ask = 0  # steps: when all processes looked at the clock of the main one, and will next
 
     def on_start(self, run: Run) -> None:
-        self.saved = time.monotonic()
+        self.saved = self.looked = time.monotonic()
+        self.asked = self.next_ask = run.step
 
     def on_step(self, run: Run) -> None:
         if not (run.is_due(run.config.checkpoint.every) or run.stop or run.save or self._is_late(run)):
@@ -36,12 +38,20 @@ class Checkpoints(Callback):
         minutes = run.config.checkpoint.minutes
         if minutes is None:
             return False
-        late = [time.monotonic() - self.saved >= 60 * minutes]
-        if run.accelerator.num_processes > 1:
-            from accelerate.utils import broadcast_object_list
+        now = time.monotonic()
+        left = self.saved + 60 * minutes - now
+        if run.accelerator.num_processes == 1:
+            return left <= 0
+        if run.step < self.next_ask:
+            return False
+        from accelerate.utils import broadcast_object_list
 
-            broadcast_object_list(late)
-        return late[0]
+        # all wait for the answer, so the question comes again when half of the time that is left has passed
+        seconds = (now - self.looked) / max(1, run.step - self.asked)
+        answer = [(left <= 0, max(1, int(left / 2 / max(seconds, 1e-3))))]
+        late, steps = broadcast_object_list(answer)[0]
+        self.looked, self.asked, self.next_ask = now, run.step, run.step + (1 if late else steps)
+        return late
 
 
 def _tell(run: Run, checkpoint: Path) -> None:

@@ -85,12 +85,13 @@ def _load_best(run: Run) -> None:
     """The state of the best validation; at step 0 there is nothing to export but what the adapter began as."""
     assert run.best is not None
     if run.best.step not in (0, run.step):
-        checkpoint, last = checkpoint_of(run.folder, run.best.step), (run.step, run.seconds)
+        checkpoint = checkpoint_of(run.folder, run.best.step)
+        last = run.step, run.seconds, run.skipped, run.best
         if damage := find_damage(checkpoint):
             say(f"warning: {checkpoint}, the best one: {damage}; the weights of the last step are exported")
             return
         load_checkpoint(run, checkpoint)
-        run.step, run.seconds = last
+        run.step, run.seconds, run.skipped, run.best = last
     elif run.best.step == 0:
         say("warning: no validation was better than the base; the weights of the last step are exported")
         return

@@ -10,6 +10,8 @@ from ..run import Best, Run
 class HeldOutLoss(Callback):
     """Runs before checkpoints are saved, as it may ask for one."""
 
+    curve: Journal | None = None
+
     def on_start(self, run: Run) -> None:
         if run.held_out is None:
             return
@@ -22,13 +24,17 @@ class HeldOutLoss(Callback):
         if run.held_out is not None and run.is_due(run.config.validation.every) and not run.stop:
             self._measure(run)
 
+    def on_exit(self, run: Run) -> None:
+        if self.curve is not None:
+            self.curve.close()
+
     def _measure(self, run: Run) -> None:
         assert run.held_out is not None
         run.read()  # trackers take steps in their order only
         losses = run.held_out.losses(run)
         total = losses.pop("")
         values = {"held_out": total, **{f"held_out/{source}": loss for source, loss in losses.items()}}
-        if run.is_main:
+        if self.curve is not None:
             self.curve.add({"step": run.step, **values})
         run.log(values, run.step)
         if run.best is None or total < run.best.loss:

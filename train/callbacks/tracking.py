@@ -1,8 +1,10 @@
 """Curves: `logs/history.jsonl` in the run folder, and accelerate's trackers (TensorBoard, W&B), once a second."""
 
 import math
+import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ...configs.errors import UserError
@@ -23,7 +25,10 @@ class Tracking(Callback):
     history: Journal | None = None
     told = 0.0  # when the trackers were, by the monotonic clock
 
+    hook: Any = None  # what says that a thread has failed, as it was before
+
     def on_start(self, run: Run) -> None:
+        self.hook, threading.excepthook = threading.excepthook, partial(_quiet, threading.excepthook)
         start_trackers(run)
         if run.is_main:
             with tolerated("logs"):
@@ -56,6 +61,14 @@ class Tracking(Callback):
         finish_trackers(run)
         if self.history is not None:
             self.history.close()
+        if self.hook is not None:
+            threading.excepthook = self.hook
+
+
+def _quiet(others: Any, failed: Any) -> None:
+    """What TensorBoard's thread cannot write is told by the next call, and needs no traceback."""
+    if not type(failed.thread).__module__.startswith("tensorboard."):
+        others(failed)
 
 
 def start_trackers(run: Run) -> None:
