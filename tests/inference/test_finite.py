@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from loraloom.configs.errors import UserError, run_command
 from loraloom.inference.__main__ import main
 from loraloom.inference.engine import Engine, Request
+from loraloom.inference.finite import NotFinite
 from loraloom.inference.schedulers import SCHEDULERS, check_steps, compatibles, make_scheduler
 
 pytestmark = pytest.mark.slow
@@ -88,16 +89,13 @@ def damaged(base, part, folder):
         ("unet", "the sampled latents are not finite, so there is no picture: unet."),
         ("text_encoder", "the sampled latents are not finite, so there is no picture: text_encoder."),
         ("vae", "the VAE makes numbers that are not finite of the sampled latents, so there is no picture: vae."),
-        ("guidance", "guidance, or the weight of an adapter, is too large"),
         ("weight", "too large"),
     ],
 )
 def test_what_is_not_finite_is_named_and_no_picture_is_written(what, words, small_base, make_adapter, tmp_path, capsys):
     base = small_base("sd1")
     options = ["--prompt", "a star", "--steps", "2", "--num-images", "1", "--out", str(tmp_path / "pictures")]
-    if what == "guidance":
-        options += ["--base", str(base), "--guidance", "1e38"]
-    elif what == "weight":
+    if what == "weight":
         options += ["--base", str(base), "--adapter", f"{make_adapter(base)}:1e30"]
     else:
         options += ["--base", damaged(base, what, tmp_path / "base")]
@@ -105,6 +103,11 @@ def test_what_is_not_finite_is_named_and_no_picture_is_written(what, words, smal
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert words in line
     assert not [*(tmp_path / "pictures").glob("*.png")]
+
+
+def test_too_much_guidance_is_no_picture(small_base):
+    with pytest.raises(NotFinite, match="guidance"):
+        Engine.load(str(small_base("sd1"))).generate(Request(["a star"], [0], steps=2, guidance=1e38))
 
 
 @pytest.mark.parametrize("zeros", [True, False])
