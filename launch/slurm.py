@@ -72,17 +72,17 @@ def main(arguments: Sequence[str]) -> int:
     out = Path(options.out or f"{run}.sbatch")
     words = [str(options.config), *options.overrides]
     text = SCRIPT.format(
-        name=config.output.name,
+        name=_directive(config.output.name),
         nodes=options.nodes,
         gpus=f"#SBATCH --gpus-per-node={options.gpus}\n" if options.gpus else "",
         cpus=options.cpus,
         time=options.time,
         warning=options.warning,
-        run=run,
-        run_word=shlex.quote(str(run)),
-        command=shlex.join(["loraloom", "slurm", *map(str, arguments)]),
+        log=_directive(f"{run}.slurm.log".replace("%", "%%")),
+        run_word=shlex.quote(f"./{run}" if str(run).startswith("-") else str(run)),
+        command=plain(shlex.join(["loraloom", "slurm", *map(str, arguments)])),
         arguments=shlex.join(words),
-        launch=_launch(options.nodes, options.gpus),
+        launch=shlex.quote(f'exec {_launch(options.nodes, options.gpus)} -m loraloom.train "$@"'),
         python=shlex.quote(sys.executable),
     )
     try:
@@ -90,7 +90,8 @@ def main(arguments: Sequence[str]) -> int:
         write_file(out, text, by="slurm")
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})") from error
-    print(f"wrote {out}: start it with `sbatch {out}` in this folder, which every node has to see")
+    word = plain(shlex.quote(str(out)))
+    print(f"wrote {word}: start it with `sbatch {word}` in this folder, which every node has to see")
     return 0
 
 
