@@ -55,7 +55,10 @@ _SHAPES: dict[str, Shape] = {
         "num_attention_heads": int,
         "intermediate_size": int,
     },
-    "tokenizer": {},
+    "tokenizer": {
+        "model_max_length": int,
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), (str, {"content": str})),
+    },
 }
 INDEX_SHAPE: Shape = {"_class_name": str, "*": (str, bool, int, float, [(str, None)], {})}
 """Of model_index.json: the library and class of each part, and settings of the pipeline."""
