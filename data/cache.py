@@ -13,7 +13,6 @@ import shutil
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -319,13 +318,6 @@ def _read_header(file: Path, size: int) -> tuple[dict[str, Any], int]:
         if begin > size or begin > MOST_HEADER:
             raise ValueError("not a whole safetensors file")
         return parse_json(stream.read(begin - 8), "its header", checked_later=True), begin
-
-
-def _check_length(shard: _Shard) -> None:
-    """OSError for a shard that was cut: what is mapped and no longer there would end the process."""
-    with suppress(FileNotFoundError):  # what is mapped lasts
-        if os.stat(shard.file).st_size != shard.size:
-            raise OSError("it was cut off meanwhile")
 
 
 def _read_row(content: "Tensor", shard: _Shard, row: int) -> Entry:

@@ -271,6 +271,9 @@ def test_what_has_no_look_is_refused_in_python_too():
 
 # --- caches and checkpoints
 
+BASE = {"base": {}, "dtype": "fp32", "latents": "fp32"}
+"""What else a checkpoint says of its run."""
+
 
 @pytest.fixture
 def dataset_of(tmp_path):
@@ -307,13 +310,13 @@ def _without_profiles(images: Images) -> Images:
 
 def test_a_run_of_before_is_told_why_it_cannot_go_on(dataset_of):
     dataset, _ = dataset_of(profile())
-    then = make_dataset(dataset.data, [_without_profiles(dataset.images[0])], 8, 0).fingerprint(1) | {"base": {}}
-    (told,) = _differences(then, dataset.fingerprint(1) | {"base": {}})
+    then = make_dataset(dataset.data, [_without_profiles(dataset.images[0])], 8, 0).fingerprint(1) | BASE
+    (told,) = _differences(then, dataset.fingerprint(1) | BASE)
     assert "1 of its images have a colour profile" in told
-    assert list(_differences(dataset.fingerprint(1) | {"base": {}}, dataset.fingerprint(1) | {"base": {}})) == []
+    assert list(_differences(dataset.fingerprint(1) | BASE, dataset.fingerprint(1) | BASE)) == []
     plain, _ = dataset_of(profile(SRGB))
-    then = make_dataset(plain.data, [_without_profiles(plain.images[0])], 8, 0).fingerprint(1) | {"base": {}}
-    assert list(_differences(then, plain.fingerprint(1) | {"base": {}})) == []
+    then = make_dataset(plain.data, [_without_profiles(plain.images[0])], 8, 0).fingerprint(1) | BASE
+    assert list(_differences(then, plain.fingerprint(1) | BASE)) == []
 
 
 def test_a_profile_that_cannot_be_used_is_told_once(dataset_of):
