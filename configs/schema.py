@@ -88,6 +88,8 @@ class AdapterSection(Section):
 
     @model_validator(mode="after")
     def _check_patterns(self) -> "AdapterSection":
+        if (largest := max(self.rank, *self.rank_pattern.values(), 1)) > 16_384 and self.method != "lokr":
+            raise ValueError(f"rank {largest} is more than 16,384: only LoKr, which then takes whole factors, has it")
         for name in ("rank_pattern", "alpha_pattern"):
             for pattern in getattr(self, name):
                 try:

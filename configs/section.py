@@ -20,7 +20,7 @@ Threads = Annotated[int, Field(ge=1, le=1024)]
 """Of a CPU."""
 Batch = Annotated[int, Field(ge=1, le=65_536)]
 """Samples or pictures."""
-Rank = Annotated[int, Field(ge=1, le=16_384)]
+Rank = Annotated[int, Field(ge=1, le=100_000)]
 """Of an adapted module; the widest layers of these families have 10,240 inputs."""
 
 

@@ -4,6 +4,7 @@ What reads needs no schema either, so that many runs are listed at once.
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -195,7 +196,7 @@ def read_history(file: Path) -> list[dict[str, Any]]:
 
 
 def _is_number(value: Any) -> bool:
-    return value is None or (type(value) in (int, float) and -LARGEST < value < LARGEST)
+    return value is None or (type(value) in (int, float) and not LARGEST <= abs(value) < math.inf)
 
 
 def find_validations(samples: Path) -> dict[int, Path]:
