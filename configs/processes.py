@@ -33,6 +33,7 @@ LAUNCHERS = (
     "accelerate.commands.launch",
 )
 LOOK = 1.0  # seconds between two looks at the others
+SHORT = 3.0  # seconds in which a process can end by itself after another one has said why
 GRACE = 10.0  # seconds in which a process can end by itself: what waits for others is told that they are gone
 OF_OTHERS = (
     "gloo",
@@ -218,7 +219,7 @@ class Others:
             first = self._trouble(store)
             if first is None:
                 continue
-            if self._over.wait(GRACE if first.rank != self.rank else 2 * GRACE):
+            if self._over.wait(2 * GRACE if first.rank == self.rank else SHORT if first.said else GRACE):
                 return
             error = SaidElsewhere(first)
             with suppress(Exception):

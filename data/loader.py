@@ -164,8 +164,8 @@ def _through_workers(samples: Samples, groups: Iterator[list[int]], workers: int
             batch = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:  # the last two where it was in the middle of handing over
+            if "DataLoader worker" not in str(error) and not _codes(batches):
                 raise
             raise TrainingError(_words_of_end(batches)) from error
         if isinstance(batch, UserError):
@@ -186,9 +186,17 @@ def _begun(loader: "Iterable[Batch | UserError]") -> "Iterator[Batch | UserError
     return batches
 
 
+def _codes(batches: object) -> list[int]:
+    """Exit codes of the workers that have ended and should not have; a signal's number is below 0."""
+    workers = getattr(batches, "_workers", ())
+    for worker in workers:
+        worker.join(0.2)  # one that was killed a moment ago
+    return [worker.exitcode for worker in workers if worker.exitcode]
+
+
 def _words_of_end(batches: object) -> str:
     """What is known of a worker that was ended from outside."""
-    codes = [worker.exitcode for worker in getattr(batches, "_workers", ()) if worker.exitcode]
+    codes = _codes(batches)
     how = f"by {signal.Signals(-codes[0]).name}" if codes and codes[0] < 0 else f"with code {codes[0]}" if codes else ""
     room = "; give /dev/shm more room, or set data.workers=0" if "SIGBUS" in how else ""
     words = "a data worker was ended from outside" + (f" ({how})" if how else "")
