@@ -168,7 +168,7 @@ def _loaded_by_us(artifact: AdapterArtifact, kind: str) -> dict[str, Tensor]:
 
 def _loaded_by_peft(folder: Path, kind: str) -> dict[str, Tensor]:
     parts = _parts(tiny_pipeline(kind))
-    for own in sorted(folder.iterdir()):
+    for own in sorted(each for each in folder.iterdir() if each.is_dir()):
         PeftModel.from_pretrained(parts[own.name], own)  # changes it in place
     return says(parts)
 
