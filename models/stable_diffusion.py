@@ -172,7 +172,7 @@ def as_inputs(denoiser: Any, latents: Tensor, embeds: Tensor) -> tuple[Tensor, T
 
     Autocast casts by itself.
     """
-    if torch.is_autocast_enabled(embeds.device.type):
+    if embeds.device.type != "meta" and torch.is_autocast_enabled(embeds.device.type):
         return latents.to(embeds.dtype), embeds
     dtype = next(denoiser.parameters()).dtype
     return latents.to(dtype), embeds.to(dtype)

@@ -36,6 +36,7 @@ PUBLIC = (
     *("noise.*", "loss.*", "optimizer.*", "loop.*", "guard.*", "trackers.*"),
     *("data.crop", "data.animated", "data.long_captions", "data.on_bad_image", "data.cache.*"),
     *(f"*.sources.*.{key}" for key in ("target", "mask", "empty_captions", "split", "revision")),
+    "*.captions.lines",
     *("*.sources.*.image_column", "*.sources.*.caption_column", "*.separator"),
     *("output.name", "output.formats.*", "output.dtype", "output.weights", "output.metadata"),
 )

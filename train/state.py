@@ -7,7 +7,7 @@ leaves behind is never taken for a checkpoint. accelerate's own files stay as th
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -169,7 +169,7 @@ def _publish(run: Run, unfinished: Path) -> None:
 def check_finite(run: Run) -> None:
     """TrainingError for weights, or averages of them, that are not finite: they must not take a good file's place."""
     states = [*run.adapters.named_parameters().items(), *(run.ema.averages.items() if run.ema is not None else ())]
-    named = {f"{part}.{name}": own(tensor).detach() for part, state in states for name, tensor in state.items()}
+    named = [(f"{part}.{name}", own(tensor).detach()) for part, state in states for name, tensor in state.items()]
     if broken := _not_finite(named):
         total = sum(len(state) for _, state in states)
         raise TrainingError(
@@ -178,14 +178,14 @@ def check_finite(run: Run) -> None:
         )
 
 
-def _not_finite(named: Mapping[str, Tensor]) -> list[str]:
+def _not_finite(named: Sequence[tuple[str, Tensor]]) -> list[str]:
     """Names of tensors that are not finite. One wait for the device: asked one by one, 700 tensors are 700 waits."""
-    filled = {name: tensor for name, tensor in named.items() if tensor.numel()}
+    filled = [(name, tensor) for name, tensor in named if tensor.numel()]
     if not filled:
         return []
-    largest = torch._foreach_norm([*filled.values()], ord=torch.inf)
+    largest = torch._foreach_norm([tensor for _, tensor in filled], ord=torch.inf)
     fine = torch.stack([each.float() for each in largest]).isfinite().tolist()
-    return [name for name, is_fine in zip(filled, fine, strict=True) if not is_fine]
+    return [name for (name, _), is_fine in zip(filled, fine, strict=True) if not is_fine]
 
 
 def checkpoint_bytes(run: Run) -> int:

@@ -14,6 +14,7 @@ import torch
 from loraloom.adapters import format
 from loraloom.adapters.artifact import AdapterArtifact, Weights
 from loraloom.configs.choices import find, names
+from loraloom.configs.record import NAME as RECORD
 
 GOLDEN = Path(__file__).parent / "golden"
 MAKE: dict[str, Any] = runpy.run_path(str(GOLDEN / "make.py"))
@@ -22,8 +23,9 @@ every_file = pytest.mark.parametrize(("name", "kind"), CASES)
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    """Of a file, or of all files in a folder."""
+    """Of a file, or of all files in a folder but our record of them."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    files = [file for file in files if file.name != RECORD]
     return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
 
 

@@ -290,7 +290,7 @@ def test_a_request_follows_one_or_several_as_the_pipeline_does(kind, engines, fo
     for some, given in ((controls[:1], (hint(), 0.7)), (controls, ([hint(), hint(1)], [0.7, 0.4]))):
         (ours,) = engine.generate(Request(["a red star"], [0], controls=some, **settings))
         pipeline = with_controlnets(engine, [control.model for control in some])
-        theirs = picture(pipeline, image=given[0], controlnet_conditioning_scale=given[1], negative_prompt="")
+        theirs = picture(pipeline, image=given[0], controlnet_conditioning_scale=given[1])
         assert np.abs(np.asarray(ours, float) - theirs * 255).max() <= 1
     start = Image.new("RGB", (32, 32), "red")
     settings |= {"image": start, "strength": 1.0}

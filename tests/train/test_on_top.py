@@ -73,7 +73,7 @@ def test_every_method_can_begin_with_its_file(write_config, tiny_base, method, o
         ({"rank": 2}, "take the same method, options and ranks"),
         ({"parts": {"unet": "attention"}}, "are not adapted here"),
         ({"options": {"dora": True}}, "take the same method, options and ranks"),
-        ({"options": {"init": "pissa"}}, "cannot begin with a file"),
+        ({"options": {"init": "pissa"}}, "give one of the two"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(write_config, first, adapter, words, capsys):

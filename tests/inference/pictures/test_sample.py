@@ -207,7 +207,7 @@ def test_a_prompt_that_would_be_cut_is_refused_with_the_option(tiny_base, tmp_pa
     [
         ([], "say what to sample by one of"),
         (["--prompt", "x", "--from", "y.png"], "say what to sample by one of"),
-        (["--from", "missing.png"], "cannot be opened"),
+        (["--from", "missing.png"], "there is no such file"),
         (["--prompt", "x", "--image", "missing.png"], "no such file"),
         (["--prompt", "x", "--strength", "2"], "less than or equal to 1"),
         (["--prompt", "x", "--guidance-until", "0"], "greater than 0"),

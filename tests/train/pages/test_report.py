@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from loraloom.configs.errors import UserError
+from loraloom.configs.plain import plain_lines
 from loraloom.models.pocket.scenes import draw, random_scene
 from loraloom.train.pages import chart
 from loraloom.train.pages.chart import Axis, Series
@@ -210,10 +211,10 @@ def test_nothing_on_the_page_comes_from_elsewhere_or_runs_by_itself(run: Path) -
 
 @settings(max_examples=40, deadline=None)
 @given(st.text(max_size=40))
-def test_any_text_goes_through_a_tag_unchanged(text: str) -> None:
+def test_any_text_goes_through_a_tag_with_what_steers_as_an_escape(text: str) -> None:
     page = Page(chart.tag("p", "<", text, title=text))
-    assert page.elements == [("p", {"title": text})]
-    assert "".join(page.texts["p"]) == "<" + text
+    assert page.elements == [("p", {"title": plain_lines(text)})]
+    assert "".join(page.texts["p"]) == "<" + plain_lines(text)
 
 
 def test_a_lone_surrogate_in_a_prompt_is_no_crash(run: Path) -> None:
