@@ -97,8 +97,8 @@ def _own_code(begin: TracebackType | None) -> TracebackType | None:
     while begin is not None:
         frame = begin.tb_frame
         file, module = frame.f_code.co_filename, str(frame.f_globals.get("__name__"))
-        if module.partition(".")[0] in _foreign or not (file.startswith("<") or _is_installed(file)):
-            return begin
+        if module.partition(".")[0] in _foreign or (os.path.isfile(file) and not _is_installed(file)):
+            return begin  # compiled modules name files that are not here
         begin = begin.tb_next
     return None
 

@@ -130,6 +130,8 @@ def held_out_data(data: DataSection, validation: ValidationSection) -> DataSecti
 def spot_check(source: ImageSource, data: DataSection) -> list[str]:
     """What is wrong with some images whose sizes the metadata gives: those that cannot be opened, or have others."""
     assert source.declared_sizes is not None
+    if not len(source):  # none of the metadata's images is there, which is told already
+        return []
     chosen = np.unique(np.linspace(0, len(source) - 1, SPOTS).round().astype(int))
     wrong = [problem for index in chosen if (problem := _problem_of_size(source, int(index), data))]
     if not wrong:

@@ -74,7 +74,7 @@ def test_an_image_that_is_another_is_looked_at_anew_by_the_next_start(photos, tm
     dataset = Dataset(data, [images], 8, 0)
     row = next(row for row in range(4) if images.kept[row] == 0)
     with pytest.raises(TrainingError, match="was changed"):
-        dataset.pixels(0, row, dataset.sample(0).geometry)
+        dataset.pixels(0, row, dataset.sample(0, 0, 0).geometry)
     assert (photos / "0.png").stat() == stamp
     reads: list[int] = []
     again = open_source(data.sources[0])
