@@ -43,7 +43,7 @@ def test_no_flipped_bit_is_believed(photos, tmp_path):
         found = looked_at(photos, tmp_path / "cache")[2]
         assert (found.sizes == first.sizes).all() and (found.digests == first.digests).all() and not found.problems
         noticed += any("made anew" in warning for warning in found.warnings)
-    assert noticed > 50  # the others change nothing, such as the version of the writer
+    assert noticed > 20  # the others change nothing, such as the version of the writer
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "another table", "a column less"])
