@@ -112,7 +112,7 @@ def _read_parquet(file: Path, section: FolderSource, problems: Problems) -> Meta
         parquet = pq.ParquetFile(file)
         columns = _columns(file, section, parquet.schema_arrow.names)
         table = _in_chunks(parquet, columns)
-    except (pa.ArrowException, MemoryError) as error:
+    except (pa.ArrowException, MemoryError, UnicodeDecodeError) as error:  # the last of names of columns
         raise UserError(f"{file}: cannot be read as parquet ({first_line(error)})") from error
     images = _text(file, section.image_column, table)
     if not pa.types.is_string(images.type) and not pa.types.is_large_string(images.type):
@@ -216,7 +216,7 @@ def _read_simple(file: Path, section: FolderSource) -> pa.Table | None:
             options = pyarrow.json.ParseOptions(pa.schema(types), unexpected_field_behavior="ignore")
             table = pyarrow.json.read_json(file, parse_options=options)
         table.validate(full=True)  # of JSON it takes any bytes for UTF-8
-    except (pa.ArrowException, MemoryError):
+    except (pa.ArrowException, MemoryError, UnicodeDecodeError):  # the last of names of columns
         return None
     if _kind(file) == ".csv" and _count(file, b'"') % 2:  # one that is never closed takes all that follows
         return None

@@ -178,15 +178,17 @@ def as_inputs(denoiser: Any, latents: Tensor, embeds: Tensor) -> tuple[Tensor, T
     return latents.to(dtype), embeds.to(dtype)
 
 
+_LONGEST = 10**6  # tokens of a caption
+
+
 def _load_part(folder: Path, name: str, kind: Kind, dtype: torch.dtype) -> Any:
     check_part(folder / name)
     loader = getattr(import_module(kind.library), kind.name)
     if name == "unet" and (unet := _read_unet(loader, folder / name, dtype)) is not None:
         return unet.requires_grad_(False).eval()
     weights = {"diffusers": "torch_dtype", "transformers": "dtype"}[kind.library]
-    options = {} if kind.name.endswith(("Tokenizer", "Scheduler")) else {weights: dtype, "use_safetensors": True}
-    is_model = kind.library == "transformers" and not kind.name.endswith("Tokenizer")
-    options |= {"output_loading_info": True} if is_model else {}
+    is_model = not kind.name.endswith(("Tokenizer", "Scheduler"))
+    options = {weights: dtype, "use_safetensors": True, "output_loading_info": True} if is_model else {}
     try:
         with _quietly(kind):  # its table of what is missing or of another shape
             part = loader.from_pretrained(folder, subfolder=name, **options)
@@ -200,6 +202,8 @@ def _load_part(folder: Path, name: str, kind: Kind, dtype: torch.dtype) -> Any:
         if missing := [key for key in about["missing_keys"] if "position_ids" not in key]:  # it draws numbers for them
             raise UserError(f"base {folder}: the weights of its {name} lack {len(missing)} tensors, as {min(missing)}")
     if not isinstance(part, torch.nn.Module):
+        if getattr(part, "model_max_length", 0) > _LONGEST:  # what transformers says where the file does not
+            raise UserError(f"base {folder}: its {name} says no length: model_max_length is missing")
         return part
     align(part)
     return part.requires_grad_(False).eval()

@@ -6,9 +6,11 @@ import random
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from loraloom.benchmarks.hostile_files import odd_value
 from loraloom.configs.errors import UserError
+from loraloom.inference.engine import Engine
 from loraloom.models import pocket
 from loraloom.models.base import PipelineFiles
 from loraloom.models.part_files import check_part
@@ -72,3 +74,29 @@ def test_a_part_with_a_pipe_is_not_opened(base):
         (base / "model_index.json").write_text(index)
         with pytest.raises(UserError, match="model_index"):
             PipelineFiles(base)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "unet"])
+def test_weights_that_lack_a_tensor_are_one_line(small_base, tmp_path, part):
+    """Libraries would draw numbers for it."""
+    shutil.copytree(small_base("sd1"), tmp_path / "base")
+    (file,) = (tmp_path / "base" / part).glob("*.safetensors")
+    tensors = load_file(file)
+    left_out = max(tensors)
+    save_file({name: tensor for name, tensor in tensors.items() if name != left_out}, file)
+    with pytest.raises(UserError) as found:
+        Engine.load(str(tmp_path / "base"))
+    assert part in str(found.value) and left_out in str(found.value) and "\n" not in str(found.value)
+
+
+@pytest.mark.slow
+def test_a_tokenizer_without_a_length_is_one_line(small_base, tmp_path):
+    """transformers says 10^30."""
+    shutil.copytree(small_base("sd1"), tmp_path / "base")
+    file = tmp_path / "base" / "tokenizer" / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    del settings["model_max_length"]
+    file.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="model_max_length is missing"):
+        Engine.load(str(tmp_path / "base"))

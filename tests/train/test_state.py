@@ -158,13 +158,17 @@ def test_a_signal_saves_and_stops(write_config, number):
                 os.kill(os.getpid(), number)
                 os.kill(os.getpid(), signal.SIGHUP)  # a terminal that closes sends it twice
 
+    as_found = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup
     before = signal.getsignal(number)
     trainer = build_trainer(load_config(write_config(checkpoint={"every": 100})))
     trainer.callbacks = [Interrupt(), Requests(), Checkpoints()]
-    trainer.fit()
-    assert (trainer.run.stop, trainer.run.step) == (number.name, 3)
-    assert newest_sound_checkpoint(trainer.run.folder)[0].name == "step-000003"
-    assert signal.getsignal(number) is before
+    try:
+        trainer.fit()
+        assert (trainer.run.stop, trainer.run.step) == (number.name, 3)
+        assert newest_sound_checkpoint(trainer.run.folder)[0].name == "step-000003"
+        assert signal.getsignal(number) is before
+    finally:
+        signal.signal(signal.SIGHUP, as_found)
 
 
 def test_nohup_outlives_its_terminal(write_config, monkeypatch):
