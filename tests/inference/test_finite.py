@@ -58,7 +58,7 @@ def test_many_steps_are_drawn_or_refused_beforehand(small_base, steps):
         else:
             assert float(sampler.timesteps.max()) < 1000
     assert not any("\n" in words for words in refused.values())
-    assert "euler" not in refused and "ddim" not in refused
+    assert steps == 1000 or not {"euler", "ddim"} & refused.keys()  # a base that counts from 1 has 999
     assert steps != 51 or refused.keys() == {"lcm"}
 
 

@@ -1,6 +1,7 @@
 """Mappings mean the same wherever a run is written down and read again, in whatever order somebody wrote them."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -110,6 +111,7 @@ def test_an_optimiser_of_other_weights_is_refused():
 
 def resumes_exactly(config, *, as_old: bool = False) -> None:
     """Whether steps 2 and 3 after a stop are those of a straight run; `as_old` as folders were written once."""
+    shutil.rmtree(config.output.dir, ignore_errors=True)  # of the example before
     straight = build_trainer(config)
     straight.callbacks = []
     straight.train_step()
