@@ -94,6 +94,7 @@ class StableDiffusion:
         for name, kind in self.kinds.items():
             if only is None or name in only:  # a library is imported when a part needs it
                 parts[name] = _load_part(folder, name, kind, dtype)
+        _check_marks(folder, parts)
         return parts
 
     def noise(self, parts: Parts, section: NoiseSection) -> DDPMNoise:
@@ -179,6 +180,19 @@ def as_inputs(denoiser: Any, latents: Tensor, embeds: Tensor) -> tuple[Tensor, T
 
 
 _LONGEST = 10**6  # tokens of a caption
+
+
+def _check_marks(folder: Path, parts: Parts) -> None:
+    """UserError where what a tokenizer puts around every caption has no vector in its text encoder."""
+    for name in parts.keys() & {"tokenizer", "tokenizer_2"}:
+        tokenizer, encoder = parts[name], parts.get(name.replace("tokenizer", "text_encoder"))
+        if encoder is None:
+            continue
+        size = encoder.get_input_embeddings().num_embeddings
+        for mark in ("bos_token", "eos_token", "pad_token"):
+            number = getattr(tokenizer, f"{mark}_id")
+            if number is None or not 0 <= number < size:
+                raise UserError(f"base {folder}: its {name} has a {mark} that its text encoder does not know")
 
 
 def _load_part(folder: Path, name: str, kind: Kind, dtype: torch.dtype) -> Any:

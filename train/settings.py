@@ -88,7 +88,9 @@ def _decides(key: str) -> bool:
 
 def _is_order_of_others(key: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether it is the order of a mapping that has other entries now, of which there is a line each."""
-    return key in FIRST_COUNTS and sorted(then.get(key) or ()) != sorted(now.get(key) or ())
+    before, after = then.get(key) or [], now.get(key) or []
+    is_order = key in FIRST_COUNTS and isinstance(before, list)  # of a damaged file it may be anything
+    return is_order and sorted(map(str, before)) != sorted(map(str, after))
 
 
 def _is_newer(key: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -91,12 +91,18 @@ def test_weights_that_lack_a_tensor_are_one_line(small_base, tmp_path, part):
 
 
 @pytest.mark.slow
-def test_a_tokenizer_without_a_length_is_one_line(small_base, tmp_path):
-    """transformers says 10^30."""
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_max_length": None}, "model_max_length is missing"),  # transformers says 10^30
+        ({"eos_token": "../x"}, "eos_token that its text encoder does not know"),
+        ({"bos_token": "../x"}, "bos_token that its text encoder does not know"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_is_one_line(small_base, tmp_path, change, words):
     shutil.copytree(small_base("sd1"), tmp_path / "base")
     file = tmp_path / "base" / "tokenizer" / "tokenizer_config.json"
-    settings = json.loads(file.read_text())
-    del settings["model_max_length"]
-    file.write_text(json.dumps(settings))
-    with pytest.raises(UserError, match="model_max_length is missing"):
+    settings = json.loads(file.read_text()) | change
+    file.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
+    with pytest.raises(UserError, match=words):
         Engine.load(str(tmp_path / "base"))

@@ -151,3 +151,9 @@ def read_base(file: Path) -> str:
 
     with safe_open(file, "pt") as opened:
         return opened.metadata()["loraloom.base"]
+
+
+@pytest.mark.parametrize("odd", [1e308, "x", None, [5, None], {"a": 1}])
+def test_a_damaged_order_of_patterns_is_a_change_and_no_crash(odd):
+    now = {"adapter.rank_pattern": ["a"], "adapter.rank_pattern.a": 4}
+    assert changed({"adapter.rank_pattern": odd, "adapter.rank_pattern.a": 8}, now)
