@@ -38,7 +38,7 @@ run={run_word}
 # a file asks the run to save and stop: signals do not get through every launcher
 trap 'touch "$run/stop"' USR1 TERM
 
-if [ -d "$run/checkpoints" ]; then
+if [ -f "$run/config.yaml" ]; then
   set -- --resume "$run"
 else
   set -- {arguments}

@@ -20,8 +20,8 @@ from ..configs.loader import load_config
 from ..configs.plain import plain
 from ..configs.processes import Others, joined, launched
 from ..configs.schema import RunConfig
-from .footprint import LOCK, check_start
-from .run_folder import checkpoint_step, read_run, write_run_file
+from .footprint import LOCK, check_start, check_way
+from .run_folder import checkpoint_step, checkpoints, read_run, write_run_file
 from .settings import check_settings
 from .start import start_processes
 
@@ -50,10 +50,11 @@ def _train(options: argparse.Namespace, others: Others) -> int:
     else:
         config = load_config(options.config, options.overrides)
     check_start(config, overwrite=options.overwrite, resume=options.resume, changes=options.overrides)
-    images = _look(config, resumed=options.resume)
     folder = Path(config.output.dir)
+    goes_on = options.resume and not _begins_again(folder, config)
+    images = _look(config, resumed=goes_on)
     with _locked(folder):
-        checkpoint = _find_checkpoint(folder, config) if options.resume else None
+        checkpoint = _find_checkpoint(folder, config) if goes_on else None
         return _fit(config, images, checkpoint, options.overwrite, others)
 
 
@@ -212,12 +213,29 @@ def _find_checkpoint(folder: Path, config: RunConfig) -> Path:
     return checkpoint
 
 
+def _begins_again(folder: Path, config: RunConfig) -> bool:
+    """Whether a run ended before its first checkpoint: it has lost nothing but time, and ends with the same bytes.
+
+    UserError where checkpoints are gone that it once had: to train all of it again would take the place of its result.
+    """
+    if checkpoints(folder):
+        return False
+    record = read_run(folder).record
+    if record.get("state") == "done" or record.get("files"):
+        raise UserError(
+            f"{plain(folder)}: is trained, and its checkpoints are gone: nothing can go on from them; `loraloom train "
+            f"{plain(shlex.quote(str(folder / 'config.yaml')))} --overwrite` trains it again"
+        )
+    check_way(config)
+    if launched()[0] == 0:
+        print(f"{plain(folder)}: no checkpoint was finished: the run begins again at its first step")
+    return True
+
+
 def _saved_config(folder: Path, overrides: Sequence[str]) -> RunConfig:
     """The config of a run folder, which may have been moved since; what decides the weights has to be as it was."""
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: is no run folder (it holds no config.yaml); give the folder of a run")
-    if not (folder / "checkpoints").is_dir():
-        raise UserError(f"{folder}: has no checkpoint yet; start it again with `loraloom train … --overwrite`")
     saved, config = load_config(folder / "config.yaml"), load_config(folder / "config.yaml", overrides)
     check_settings(folder, saved, config)
     return config.model_copy(update={"output": config.output.model_copy(update={"dir": str(folder)})})

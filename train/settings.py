@@ -51,7 +51,7 @@ def check_settings(folder: Path, saved: "RunConfig", config: "RunConfig") -> Non
     """UserError for what was changed since the newest checkpoint, in `config.yaml` (`saved`) or for this start."""
     then, now = saved_settings(folder), deciding(config)
     problems = changed(deciding(saved) if then is None else then, now)
-    if then is None:
+    if then is None and checkpoints(folder):
         problems += _differing_from_results(folder, config)
     if problems:
         free = ", ".join((*FREE_ON_RESUME, "where base and images lie"))

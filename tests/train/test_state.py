@@ -26,6 +26,7 @@ from loraloom.train.__main__ import main
 from loraloom.train.build import build_trainer
 from loraloom.train.callback import Callback
 from loraloom.train.callbacks.checkpoint import Checkpoints
+from loraloom.train.callbacks.export import Export
 from loraloom.train.callbacks.requests import Requests
 from loraloom.train.replay import main as replay
 from loraloom.train.state import find_damage, newest_sound_checkpoint, save_checkpoint
@@ -243,6 +244,29 @@ def test_a_folder_in_which_someone_trains_is_refused(finished, capsys):
 def test_no_checkpoint_at_all_is_said(tmp_path):
     with pytest.raises(UserError, match="no sound checkpoint"):
         newest_sound_checkpoint(tmp_path)
+
+
+def test_a_run_that_was_killed_in_its_first_save_begins_again(trained, config_writer, tmp_path, capsys):
+    config, folder = config_writer(tmp_path, "finished"), tmp_path / "finished"
+    with build_trainer(load_config(config)) as trainer:
+        trainer.callbacks = [each for each in trainer.callbacks if isinstance(each, Export)]
+        trainer.callbacks[0].on_start(trainer.run)
+        trainer.step()
+    (folder / "checkpoints/step-000004.tmp").mkdir(parents=True)
+    (folder / "checkpoints/step-000004.tmp/optimizer.bin").write_bytes(b"half")
+    assert run_command(main, [str(config)]) == 2
+    assert "loraloom resume" in capsys.readouterr().err
+    assert main(["--resume", str(folder)]) == 0
+    assert "begins again at its first step" in capsys.readouterr().out
+    assert adapter_bytes(folder) == adapter_bytes(trained)
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_again_by_resuming(finished, capsys):
+    before = adapter_bytes(finished)
+    shutil.rmtree(finished / "checkpoints")
+    assert run_command(main, ["--resume", str(finished), "loop.steps=12"]) == 2
+    assert "its checkpoints are gone" in capsys.readouterr().err
+    assert adapter_bytes(finished) == before
 
 
 def test_a_partial_checkpoint_is_never_taken_for_one(finished):
