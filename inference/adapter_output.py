@@ -36,6 +36,8 @@ def out_of(options: argparse.Namespace, source: Path) -> tuple[Path, str]:
     if not out.absolute().parent.is_dir():
         raise UserError(f"cannot write {out}: there is no folder {out.parent}")
     check_out(out, options.force, *([options.base] if options.base else []), whole=is_folder(form))
+    if not is_folder(form) and out.suffix != ".safetensors":
+        raise UserError(f"--out {plain(out)}: the format {form} is a file of safetensors: give a name ending in that")
     return out, form
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from loraloom.adapters.artifact import AdapterArtifact, Weights, block_of, largest_difference
 from loraloom.adapters.format import read, write
 from loraloom.configs.errors import run_command
+from loraloom.configs.ownership import write_file
 from loraloom.configs.schema import ModelSection
 from loraloom.inference.adapter.__main__ import main
 from loraloom.inference.layers import Layers, names_for
@@ -155,6 +156,16 @@ def test_nothing_is_replaced_unless_it_is_asked_for(file, tmp_path, capsys):
     assert file.read_bytes() == before
     assert main(["convert", str(file), "--dtype", "fp16", "--force"]) == 0
     assert {tensor.dtype for tensor in load_file(file).values()} == {torch.float16}
+
+
+@pytest.mark.parametrize("verb", ["convert", "resize --rank 1", "merge"])
+def test_a_file_of_ours_that_holds_no_weights_is_not_replaced_by_them(file, tmp_path, capsys, verb):
+    config = tmp_path / "config.yaml"
+    write_file(config, "of a run")
+    verb, *options = verb.split()
+    assert run_command(main, [verb, str(file), *options, "--out", str(config), "--force"]) == 2
+    assert "a name ending in that" in capsys.readouterr().err
+    assert config.read_text() == "of a run"
 
 
 def test_a_part_of_it_at_another_strength(file, layers, tmp_path):
