@@ -13,6 +13,7 @@ import shutil
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -34,6 +35,7 @@ Entry: TypeAlias = "dict[str, Tensor]"
 _HEADER = "loraloom.cache"
 _SUFFIX = ".safetensors"
 _MOST_MAPPED = 16_384  # shards; Linux allows a process 65,530 mappings
+_MOST_CHECKED = 2**30  # bytes that are read before a run: about a second
 _ROW_BITS = 32
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "BOOL": "bool"}
 """Types of tensors, as safetensors calls them and as torch does."""
@@ -95,6 +97,36 @@ class Store:
     def missing(self, keys: Iterable[str]) -> list[str]:
         """The keys without an entry, in the order given, each once."""
         return [key for key in dict.fromkeys(keys) if key not in self]
+
+    def check(self, keys: Iterable[str], most: int = _MOST_CHECKED) -> None:
+        """Takes away shards with a wanted entry that is not what was written: those entries are missing then.
+
+        So many bytes are read at most; `get` looks at each entry again. `problems` has a line for each.
+        """
+        found: dict[int, str] = {}
+        for place in sorted(self._index[key] for key in map(bytes.fromhex, keys) if key in self._index):
+            number, row = place >> _ROW_BITS, place & (1 << _ROW_BITS) - 1
+            shard = self._shards[number]
+            most -= sum(tensor.size for tensor in shard.layouts[row])
+            if most < 0:
+                break
+            if number not in found and (reason := self._why_damaged(number, row)):
+                found[number] = f"{shard.file}: {reason}; what it held is computed anew"
+        for number in found:
+            with suppress(OSError):  # `get` refuses it
+                remove_file(self._shards[number].file)
+        if found:
+            self.refresh()
+            self.problems += found.values()
+
+    def _why_damaged(self, number: int, row: int) -> str | None:
+        shard = self._shards[number]
+        try:
+            _check_length(shard)
+            same = _checksum(_read_row(self._map(number), shard, row)) == shard.checksums[row]
+        except (RuntimeError, OSError) as error:
+            return f"cannot be read ({error})"
+        return None if same else "damaged, an entry is not what was written"
 
     def require(self, keys: Iterable[str]) -> None:
         """Raises CacheError unless every key has an entry."""

@@ -210,6 +210,9 @@ def fill(
 ) -> None:
     """Computes what is missing, each process its part; the encoders are loaded for it and let go."""
     rank, world = accelerator.process_index, accelerator.num_processes
+    for store, keys in ((wanted.latents, wanted.cuts), (wanted.prompts, wanted.captions)):
+        if store is not None:
+            store.check(keys)
     latents, prompts = wanted.missing()
     for store in (wanted.latents, wanted.prompts):
         for problem in store.problems if store is not None else ():

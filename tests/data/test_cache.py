@@ -355,6 +355,20 @@ def test_a_shard_that_is_not_whole_is_named_and_made_again(damage, words, whole,
     assert files_of(copied) == files_of(whole)
 
 
+@pytest.mark.parametrize("most", [2**30, 0])
+def test_a_flipped_byte_of_an_entry_is_found_before_a_run_as_far_as_is_looked(copied, whole, most):
+    file = shard_with(copied, KEYS[0])
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    store = Store(copied, shard_entries=7)
+    store.check([*KEYS, "0" * 32], most)
+    assert len(store.problems) == (1 if most else 0)
+    assert store.missing(KEYS) == (KEYS[:7] if most else [])
+    store.fill(KEYS, entry_of)
+    assert (files_of(copied) == files_of(whole)) is bool(most)
+
+
 def test_a_flipped_byte_of_an_entry_is_found_when_it_is_read(copied):
     file = shard_with(copied, KEYS[0])
     content = bytearray(file.read_bytes())
