@@ -159,18 +159,21 @@ def _through_workers(samples: Samples, groups: Iterator[list[int]], workers: int
         worker_init_fn=_outlive_signals,
     )
     batches = _begun(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except (RuntimeError, OSError, EOFError) as error:  # the last two where it was in the middle of handing over
-            if "DataLoader worker" not in str(error) and not _codes(batches):
-                raise
-            raise TrainingError(_words_of_end(batches)) from error
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    try:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError) as error:  # the last two where it was handing a batch over
+                if "DataLoader worker" not in str(error) and not _codes(batches):
+                    raise
+                raise TrainingError(_words_of_end(batches)) from error
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    finally:
+        _end(batches)
 
 
 def _begun(loader: "Iterable[Batch | UserError]") -> "Iterator[Batch | UserError]":
@@ -184,6 +187,13 @@ def _begun(loader: "Iterable[Batch | UserError]") -> "Iterator[Batch | UserError
     batches = iter(loader)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
     return batches
+
+
+def _end(batches: object) -> None:
+    """The workers leave now: an error keeps their loader until Python ends, which would wait for the others."""
+    end = getattr(batches, "_shutdown_workers", None)
+    if end is not None:
+        end()
 
 
 def _codes(batches: object) -> list[int]:
