@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import TypeGuard
 
 from .errors import BAD_INPUT, OUT_OF_MEMORY, OWN_CODE, TRAINING_FAILED, UNEXPECTED, UserError
 from .files import reason
@@ -22,7 +23,7 @@ from .plain import plain, plain_lines
 
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
 """How torch, its CPU allocator and CUDA's libraries say it, in a RuntimeError."""
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 _LESS = {
     ("sample", "loraloom.inference"): "; try a smaller --width and --height, or --micro-batch 1",
     ("grid", "loraloom.inference.grid"): "; try a smaller --width and --height",
@@ -52,9 +53,14 @@ def code_of(error: Exception) -> int:
         return OUT_OF_MEMORY
     if _own_code(error.__traceback__) is not None:
         return OWN_CODE
-    if isinstance(error, OSError) and error.filename is not None:
+    if _is_of_the_machine(error):
         return TRAINING_FAILED if error.errno in _DISK else BAD_INPUT
     return UNEXPECTED
+
+
+def _is_of_the_machine(error: Exception) -> TypeGuard[OSError]:
+    """Whether a disk or a file refused; one that is full need not say of which file."""
+    return isinstance(error, OSError) and (error.filename is not None or error.errno in _DISK)
 
 
 def tell(error: Exception, program: str, arguments: Sequence[str]) -> int:
@@ -70,7 +76,7 @@ def tell(error: Exception, program: str, arguments: Sequence[str]) -> int:
         _say(f"{place}: code of yours, {file}, ended with {type(error).__name__}; what follows begins there")
         print(plain_lines("".join(_from(begin, error)).rstrip("\n")), file=sys.stderr)
         return OWN_CODE
-    if isinstance(error, OSError) and error.filename is not None:
+    if _is_of_the_machine(error):
         _say(f"{place}: {reason(error)}")
         return TRAINING_FAILED if error.errno in _DISK else BAD_INPUT
     what = (str(error).strip().splitlines() or [""])[0][:200]

@@ -28,11 +28,29 @@ def temporary_of(file: Path) -> Iterator[Path]:
     new = file.with_name(temporary_name(file.name))
     if new.is_file() and not new.is_symlink():  # of a killed process that had the number of this one
         new.unlink()
-    os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # never through a link
+    with naming(file):
+        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # never through a link
     try:
-        yield new
+        with naming(file):
+            yield new
     finally:
         new.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within, what a disk says of an unfinished file, or of none, is said of this one; also through safetensors."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or TEMPORARY.search(str(error.filename)):
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        found = _OS_ERROR.search(str(error)) if type(error).__name__ == "SafetensorError" else None
+        if found is None:
+            raise
+        raise OSError(int(found["number"]), os.strerror(int(found["number"])), str(path)) from error
 
 
 @contextmanager

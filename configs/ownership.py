@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .bounded import read_json
 from .errors import UserError
-from .files import TEMPORARY, is_alive, sync, temporary_name, temporary_of
+from .files import TEMPORARY, is_alive, naming, sync, temporary_name, temporary_of
 from .plain import plain
 from .record import Record, blocked, digest, is_inside, is_regular, place, record_of
 
@@ -184,9 +184,10 @@ def writing_folder(folder: Path) -> Iterator[Path]:
     _remove_abandoned_folders(folder)
     new = _begin_building(folder)
     try:
-        yield new
-        _seal(new)
-        _swap(new, folder)
+        with naming(folder):
+            yield new
+            _seal(new)
+            _swap(new, folder)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)  # made above, by nobody else
         raise
@@ -276,11 +277,17 @@ def _begin_building(folder: Path) -> Path:
     _remove_building(new)  # of a killed process that had the number of this one
     while True:
         try:
-            new.mkdir()
+            with naming(folder):
+                new.mkdir()
             break
         except FileExistsError:  # not ours
             new = new.with_name(f"{folder.name}.tmp-{os.urandom(4).hex()}")
-    record_of(new).begin_building()
+    try:
+        with naming(folder):
+            record_of(new).begin_building()
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)  # made above, by nobody else
+        raise
     return new
 
 

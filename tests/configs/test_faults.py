@@ -37,6 +37,7 @@ def test_it_is_told_where_nothing_can_be_kept(capsys, tmp_path, monkeypatch):
     [
         (PermissionError(errno.EACCES, "Permission denied", "a.png"), 2, "x.yaml: Permission denied: a.png"),
         (OSError(errno.ENOSPC, "No space left on device", "a.png"), 3, "No space left on device: a.png"),
+        (OSError(errno.ENOSPC, "No space left on device"), 3, "x.yaml: No space left on device"),
         (MemoryError(), 4, "x.yaml: out of memory (in Python)"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 1 bytes\nmore"), 4, "1 bytes)"),
         (UserError(["a", "b"]), 2, "error: a"),

@@ -35,10 +35,19 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(call, tmp_path, monkeyp
 
     with monkeypatch.context() as patched:
         patched.setattr(os, call, fails)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(OSError, match="No space") as found:
             replace_file(tmp_path / "a", "new")
+    assert found.value.filename == str(tmp_path / "a")
     assert (tmp_path / "a").read_text() == "old"
     assert names(tmp_path) == ["a"]
+
+
+def test_what_safetensors_says_of_a_disk_is_said_of_the_file(tmp_path):
+    from safetensors import SafetensorError
+
+    with pytest.raises(OSError, match="No space") as found, replacing(tmp_path / "a"):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert (found.value.errno, found.value.filename, names(tmp_path)) == (28, str(tmp_path / "a"), [])
 
 
 def test_an_interrupted_writer_leaves_the_old_file(tmp_path):

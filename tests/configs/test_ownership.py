@@ -1,5 +1,6 @@
 """Nothing that was there and was not ours is ever removed or replaced, whatever lies in a folder and in its record."""
 
+import errno
 import hashlib
 import json
 import os
@@ -302,3 +303,14 @@ def test_nobody_else_removes_or_replaces():
                 plain |= {name for each in node.names if each.name in ("replace_file", "replacing")}
     assert found == {("inference/pipeline_folder.py", "copyfile")}
     assert plain == alone
+
+
+def test_a_folder_that_cannot_be_begun_leaves_nothing_beside_it(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space") as found, ownership.writing_folder(tmp_path / "new"):
+        pytest.fail("it was begun")
+    assert found.value.filename == str(tmp_path / "new")
+    assert not list(tmp_path.iterdir())

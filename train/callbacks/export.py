@@ -15,7 +15,7 @@ from ...adapters.artifact import AdapterArtifact
 from ...adapters.readers import note
 from ...adapters.sharded import whole
 from ...configs.errors import AfterTrainingError, TrainingError, UserError
-from ...configs.files import as_os_error
+from ...configs.files import as_os_error, reason
 from ...configs.ownership import enter_folder
 from ...configs.progress import say
 from ...inference.adapter_file import format_names
@@ -75,7 +75,14 @@ class Export(Callback):
 
 def _not_written(run: Run, error: Exception) -> UserError:
     """With a checkpoint of its last step a run has lost nothing, however the export went."""
-    words = f"the adapter was trained but cannot be written: {error}"
+    why = (
+        "; ".join(error.problems)
+        if isinstance(error, UserError)
+        else reason(error)
+        if isinstance(error, OSError)
+        else error
+    )
+    words = f"the adapter was trained but cannot be written: {why}"
     if run.unsaved is None:
         return AfterTrainingError(f"{words}; `loraloom resume {run.folder}` tries it again")
     return TrainingError(f"{words}; nor could a checkpoint be saved, {saved_so_far(run.folder)}: the rest is lost")
