@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from . import choices
+from .bounded import regular
 from .document import Document, KeyPath, add_core_scalars, dotted, overlay, parse_document, read_document, resolve
 from .errors import UserError
 from .paths import expanded
@@ -22,6 +24,8 @@ from .schema import AdapterSection, LoopSection, OptimizerSection, RunConfig
 SHIPPED = Path(__file__).parent
 """Folder of the recipes that come with the package: `extends: pocket/dreambooth`."""
 COMMAND_LINE = "command line"
+MOST_EXTENDED = 20
+"""Files in a chain of `extends`."""
 NAMED_FILES = {
     ("model", "family"): "models.families",
     ("adapter", "method"): "adapters.methods",
@@ -62,6 +66,9 @@ def _locate(name: str, folder: Path) -> Path:
             return candidate
     if (folder / name).is_dir():
         raise UserError(f"{folder / name}: a folder; name a YAML file")
+    for candidate in (folder / name, folder / f"{name}.yaml"):
+        if os.path.lexists(candidate):
+            regular(candidate)  # says what it is instead
     beside = [file.name if name.endswith(".yaml") else file.stem for file in (folder / name).parent.glob("*.yaml")]
     shipped = [file.relative_to(SHIPPED).with_suffix("").as_posix() for file in SHIPPED.glob("*/*.yaml")]
     hint = choices.did_you_mean(Path(name).name, beside) or choices.did_you_mean(name, shipped)
@@ -75,6 +82,8 @@ def _read_chain(path: Path, readers: tuple[Path, ...]) -> Document:
         return document
     name, where = document.values.pop("extends"), document.origins.pop(("extends",))
     readers = (*readers, path)
+    if len(readers) > MOST_EXTENDED:
+        raise UserError(f"{where}: extends: more than {MOST_EXTENDED} files extend one another")
     if not isinstance(name, str):
         raise UserError(f"{where}: extends: should be the name of one file, found {shown(name)}")
     try:
@@ -107,7 +116,14 @@ def _override_one(document: Document, override: str) -> Document:
     except UserError as error:
         raise UserError(f"{key}: {text!r} is not a YAML value; put it in quotes twice: {key}='\"...\"'") from error
     value.origins[()] = COMMAND_LINE
+    value.problems = [_of_key(key, problem.removeprefix(f"{COMMAND_LINE}: ")) for problem in value.problems]
     return overlay(document, value, path)
+
+
+def _of_key(key: str, problem: str) -> str:
+    """What is wrong with the value of a key, or with a key below it."""
+    below = re.match(r"\w+(\.\w+)*: ", problem) is not None
+    return f"{COMMAND_LINE}: {key}{'.' if below else ': '}{problem}"
 
 
 def _spell_precision(values: Any) -> None:
@@ -126,7 +142,9 @@ def _validate(document: Document, name: str) -> tuple[RunConfig | None, list[str
     except ValidationError as error:
         found += [explain(details, known_keys()) for details in error.errors(include_url=False)]
     found += [*_check_names(document.values), *_check_options(document.values), *_check_across(document.values)]
-    lines = [f"{document.where(path, name)}: {dotted(path)}: {words}" for path, words in found]
+    keys = [(f"{document.where(path, name)}: {dotted(path)}: ", words) for path, words in found]
+    # what could not be read counts as nothing, of which no more needs to be said
+    lines = [key + words for key, words in keys if not any(problem.startswith(key) for problem in document.problems)]
     return config, sorted(dict.fromkeys([*document.problems, *lines]), key=_place_in_file)
 
 

@@ -1,5 +1,6 @@
 """A YAML file becomes a config, or every mistake in it is named with its place."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -242,6 +243,29 @@ def test_what_cannot_be_read_is_answered_in_one_line(folder: Path, content: byte
 def test_a_file_that_is_not_there(folder: Path, path: str, answer: str) -> None:
     with pytest.raises(UserError, match=answer.replace("?", r"\?")):
         load_config(path)
+
+
+def test_what_no_file_of_a_config_can_be_is_said(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.yaml")
+    (folder / "circle.yaml").symlink_to("circle.yaml")
+    for name, answer in {"pipe.yaml": "is no regular file", "pipe": "is no regular file", "circle": "symbolic"}.items():
+        with pytest.raises(UserError, match=answer):
+            load_config(name)
+    for number in range(22):
+        (folder / f"e{number}.yaml").write_text(f"extends: e{number + 1}\n")
+    (folder / "e22.yaml").write_text(GOOD)
+    assert load_config("e3.yaml") == load_config("e22.yaml")
+    with pytest.raises(UserError, match="more than 20 files extend one another"):
+        load_config("e0.yaml")
+
+
+def test_a_number_that_cannot_be_read_is_one_line(folder: Path) -> None:
+    (folder / "my.yaml").write_text(GOOD)
+    for override in ("validation.seed=99999999999999999999", "loop={steps: 99999999999999999999}"):
+        with pytest.raises(UserError) as caught:
+            load_config("my.yaml", [override])
+        assert len(caught.value.problems) == 1 and "is too large" in str(caught.value)
+    assert str(caught.value).startswith("command line: loop.steps: the number")
 
 
 def test_values_that_are_not_plain(folder: Path) -> None:
