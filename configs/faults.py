@@ -29,6 +29,7 @@ _LESS = {
     ("grid", "loraloom.inference.grid"): "; try a smaller --width and --height",
     ("extract", "resize", "merge"): "; close what else takes memory, or give a smaller --rank",
 }
+_OURS = Path(__file__).parents[1]
 _foreign: set[str] = set()
 
 
@@ -55,7 +56,7 @@ def code_of(error: Exception) -> int:
         return OWN_CODE
     if _is_of_the_machine(error):
         return TRAINING_FAILED if error.errno in _DISK else BAD_INPUT
-    return UNEXPECTED
+    return BAD_INPUT if _is_of_an_import(error.__traceback__) else UNEXPECTED
 
 
 def _is_of_the_machine(error: Exception) -> TypeGuard[OSError]:
@@ -81,6 +82,10 @@ def tell(error: Exception, program: str, arguments: Sequence[str]) -> int:
         return TRAINING_FAILED if error.errno in _DISK else BAD_INPUT
     what = (str(error).strip().splitlines() or [""])[0][:200]
     said = f"{type(error).__name__}{f': {what}' if what else ''}"
+    if _is_of_an_import(error.__traceback__):
+        stripped = "; -OO takes docstrings away that libraries need: start Python without it" * (sys.flags.optimize > 1)
+        _say(f"{place}: a library cannot be imported here ({said}){stripped}; `loraloom doctor` looks at all of them")
+        return BAD_INPUT
     _say(f"{place}: {said}; this is a fault of loraloom; the traceback is in {_keep(error, place)}")
     return UNEXPECTED
 
@@ -107,6 +112,17 @@ def _own_code(begin: TracebackType | None) -> TracebackType | None:
             return begin  # compiled modules name files that are not here
         begin = begin.tb_next
     return None
+
+
+def _is_of_an_import(traceback: TracebackType | None) -> bool:
+    """Whether an installed package failed while it was imported: its version, or a variable that it reads."""
+    importing = False
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        ours = Path(code.co_filename).is_relative_to(_OURS)
+        importing = not ours and (importing or code.co_name in ("<module>", "_get_module"))  # or of lazy packages
+        traceback = traceback.tb_next
+    return importing
 
 
 def _is_installed(file: str) -> bool:

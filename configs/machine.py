@@ -21,7 +21,8 @@ def threads() -> int:
 
     accelerate and torchrun set the variable for what they start, which is nobody's wish.
     """
-    share = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    share = max(1, cores() // max(1, int(beside) if beside.isdecimal() else 1))
     launched = "LOCAL_WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
     asked = re.match(r"\s*(\d{1,3})(?!\d)", os.environ.get("OMP_NUM_THREADS", ""))
     return share if launched or asked is None else int(asked[1]) or share

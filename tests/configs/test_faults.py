@@ -1,6 +1,7 @@
 """What a command says of an error that nobody expected."""
 
 import errno
+import importlib
 
 import pytest
 
@@ -68,3 +69,17 @@ def test_all_is_shown_to_whoever_asks(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("LORALOOM_TRACEBACK", "1")
     for error in (KeyError("b"), UserError("a")):
         assert any(line.startswith("Traceback") for line in told(capsys, error)[1])
+
+
+def test_a_package_that_fails_while_it_is_imported_is_one_line(capsys, tmp_path, monkeypatch):
+    package = tmp_path / "site-packages"
+    package.mkdir()
+    (package / "broken.py").write_text("def look():\n    raise ValueError('odd settings')\nlook()\n")
+    (package / "whole.py").write_text("def look():\n    raise ValueError('odd settings')\n")
+    monkeypatch.syspath_prepend(package)
+    monkeypatch.setenv("LORALOOM_CACHE", str(tmp_path))
+    works = (lambda: importlib.import_module("broken"), lambda: importlib.import_module("whole").look())
+    codes = [run_command(lambda _, work=work: work(), ["x.yaml"]) for work in works]
+    said = capsys.readouterr().err.splitlines()
+    assert codes == [2, 70]
+    assert "a library cannot be imported here (ValueError: odd settings)" in said[0] and "doctor" in said[0]
