@@ -66,6 +66,12 @@ def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] |
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return INTERRUPTED
+        except SystemExit as end:
+            from .faults import as_error, tell
+
+            if (error := as_error(end)) is None:
+                raise
+            return tell(error, _program(main), given)
 
 
 def _program(main: Callable[[Sequence[str]], int]) -> str:

@@ -59,6 +59,13 @@ def code_of(error: Exception) -> int:
     return BAD_INPUT if _is_of_an_import(error.__traceback__) else UNEXPECTED
 
 
+def as_error(end: SystemExit) -> Exception | None:
+    """What code of the user's did that asked Python to end: no command is done, or well, because it says so."""
+    if _own_code(end.__traceback__) is None:
+        return None
+    return RuntimeError(f"SystemExit: {end.code}").with_traceback(end.__traceback__)
+
+
 def _is_of_the_machine(error: Exception) -> TypeGuard[OSError]:
     """Whether a disk or a file refused; one that is full need not say of which file."""
     return isinstance(error, OSError) and (error.filename is not None or error.errno in _DISK)

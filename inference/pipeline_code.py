@@ -121,6 +121,8 @@ def _shipped(name: str) -> type[DiffusionPipeline]:
 
 
 def _installed(module: str, name: str) -> type[DiffusionPipeline]:
+    if not all(word.isidentifier() for word in module.split(".")):
+        raise UserError(f"pipeline {module}:{name}: should be package.module:Class")
     foreign(module)
     try:
         found = getattr(importlib.import_module(module), name, None)

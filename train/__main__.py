@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..configs.arguments import Parser, add_config
 from ..configs.data_sections import FolderSource
 from ..configs.errors import STOPPED, OutOfMemory, TrainingError, UserError, run_command
-from ..configs.faults import code_of, is_out_of_memory
+from ..configs.faults import as_error, code_of, is_out_of_memory
 from ..configs.files import reason
 from ..configs.imports import importing
 from ..configs.loader import load_config
@@ -91,13 +91,16 @@ def _fit(
         run = trainer.run
         others.before_end = partial(_record_state, run, others)
         trainer.fit()
-    except Exception as error:
+    except (Exception, SystemExit) as end:
+        error = as_error(end) if isinstance(end, SystemExit) else end
+        if error is None:
+            raise
         failure = others.answer(_explain(error, run) or error)
         if run is not None:
             _record(run, failure, others)
-        if failure is error:
+        if failure is end:
             raise
-        raise failure from error
+        raise failure from end
     run.accelerator.end_training()
     if run.is_main and not run.stop and (command := next_command(run)):
         print(f"next:\n  {command}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..configs.data_sections import PriorSource
 from ..configs.errors import UserError
+from ..configs.ownership import remove_abandoned
 from ..configs.schema import RunConfig
 from ..data.draws import key_seed
 from ..data.keys import content_key
@@ -46,6 +47,7 @@ def class_image_files(source: PriorSource, config: RunConfig, make_engine: Calla
     """
     files = class_image_paths(source, config)
     files[0].parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(files[0].parent)
     missing = [index for index, file in enumerate(files) if not file.exists()]
     if missing and not source.generate:
         found = f"{files[0].parent} holds {source.count - len(missing)} of {source.count} class images"

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import sys
 
 import pytest
 
@@ -57,6 +58,11 @@ def test_code_of_the_users_is_shown_from_its_file_on(capsys, tmp_path, monkeypat
     monkeypatch.syspath_prepend(tmp_path)
     import mine
 
+    (tmp_path / "leaving.py").write_text("import sys\ndef step():\n    sys.exit(0)\n")
+    assert run_command(lambda _: importlib.import_module("leaving").step(), ["x.yaml"]) == OWN_CODE
+    assert "leaving.py, ended with RuntimeError; what" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # of ours, as after --help
+        run_command(lambda _: sys.exit(0), [])
     assert run_command(lambda _: mine.step(), ["x.yaml"]) == OWN_CODE
     lines = capsys.readouterr().err.splitlines()
     assert str(tmp_path / "mine.py") in lines[0] and "code of yours" in lines[0]

@@ -102,6 +102,7 @@ def test_components_that_are_missing_or_unknown_are_named(engine):
         ("clip_guide", 'did you mean "clip_guided".*one_step_unet.*package.module:Class'),
         ("./nowhere", "no pipeline.py"),
         ("nothing_here.module:Class", "is it installed"),
+        (":", "should be package.module:Class"),
         ("diffusers:UNet2DModel", "no pipeline class"),
         ("diffusers:Nothing", "no pipeline class"),
         ("community:../../x", "is named as its file"),
