@@ -136,8 +136,10 @@ class Bench:
         place = self.folder / "case"
         shutil.copytree(self.sound, place, symlinks=True, copy_function=_linked)
         try:
-            files = sorted(file for pattern in target.files for file in place.glob(pattern) if file.is_file())
-            file = draw.choice(files)
+            if target.before:
+                self._make_again(target, place)
+            kinds = (sorted(file for file in place.glob(pattern) if file.is_file()) for pattern in target.files)
+            file = draw.choice(draw.choice([files for files in kinds if files]))
             content = file.read_bytes()
             file.unlink()
             file.write_bytes(content)  # no longer the same file as the sound one
@@ -150,6 +152,17 @@ class Bench:
             return Outcome(number, target.name, how, command, result, code, seconds, said)
         finally:
             _remove(place)
+
+    def _make_again(self, target: Target, place: Path) -> None:
+        """Files that hold for the folder of the case, in the place of those that hold for that of the sound files."""
+        for pattern in target.files:
+            for file in place.glob(pattern):
+                if file.parent.parent.name == "cache":
+                    file.unlink()
+        log = self.folder / "log"
+        code, *_ = self._in_a_child(_command(target.before, place), place, log, 60)
+        if code:
+            raise UserError(f"{target.before}: exit code {code}: {log.read_text()[-800:]}")
 
     def _outside(self) -> str:
         """What must not change: the sound files, and the home folder."""

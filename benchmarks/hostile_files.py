@@ -32,6 +32,7 @@ class Target(NamedTuple):
     name: str
     files: Sequence[str]  # patterns in the folder of a case; one of the files is mutated
     commands: Sequence[str]
+    before: str = ""  # a command that makes some of the files: what is remembered of a folder holds for that one alone
 
 
 TARGETS = (
@@ -42,7 +43,11 @@ TARGETS = (
         "picture with a request", ["again.png"], ["sample --from again.png --out out", "sample --image again.png {}"]
     ),
     Target("list of images", ["listed/*/metadata.*"], ["plan {c} data.sources.0.path=listed/NAME"]),
-    Target("images and captions", ["photos/*"], ["plan {c}", "preview {c}", "init --data photos --out new.yaml"]),
+    Target(
+        "images and captions",
+        ["photos/*"],
+        ["plan {c}", "preview {c}", "cache {c} output.dir=again", "init --data photos --out new.yaml"],
+    ),
     Target("tar shards", ["a.tar"], ["plan {c} data.sources=[{{shards: a.tar}}]"]),
     Target("saved dataset", ["saved/*"], ["plan {c} data.sources=[{{dataset: saved}}]"]),
     Target(
@@ -65,7 +70,12 @@ TARGETS = (
         ["runs .", "runs --compare run run2", "push run --dry-run --repo a/b", "resume run loop.steps=3",
          "replay run --step 2"],
     ),
-    Target("caches", ["cache/*/*", "cache/*/*/*"], ["plan {c} output.dir=again", "train {c} output.dir=again"]),
+    Target(
+        "caches",
+        ["cache/*/*.parquet", "cache/*/*.json", "cache/*/*/*.safetensors"],
+        ["plan {c} output.dir=again", "train {c} output.dir=again", "cache {c} output.dir=again"],
+        before="plan {c} output.dir=again",
+    ),
     Target(
         "files of other trainers",
         ["init.sh", "init.toml", "init.json", "init.bat"],
@@ -145,7 +155,8 @@ def mutate(file: Path, draw: random.Random) -> str:
     ways: list[Callable[[Path, random.Random], str]] = [_other_kind, _bytes, _bytes]
     own = {
         ".json": _json, ".jsonl": _json_lines, ".yaml": _yaml, ".safetensors": _safetensors, ".png": _png,
-        ".tar": _tar, ".parquet": _parquet, ".csv": _text, ".txt": _text, ".sh": _text, ".bat": _text, ".toml": _text,
+        ".jpg": _picture, ".webp": _picture, ".tar": _tar, ".parquet": _parquet,
+        ".csv": _text, ".txt": _text, ".sh": _text, ".bat": _text, ".toml": _text,
     }.get(file.suffix)  # fmt: skip
     return draw.choice([*ways, *[own] * 9] if own else ways)(file, draw)
 
@@ -292,6 +303,31 @@ def _png(file: Path, draw: random.Random) -> str:
         info.add_text("x" if draw.random() < 0.5 else "loraloom", " " * (50 << 20), zip=True)
     pixels.save(file, pnginfo=info)
     return words
+
+
+def _picture(file: Path, draw: random.Random) -> str:
+    """A JPEG or WebP whose pixels, size or kind are not what its head or its name says."""
+    content = bytearray(file.read_bytes())
+    frame = content.find(b"\xff\xc0")
+    kind = draw.choice(["half", "a hole", "size", "another kind", "behind text", "joined", "segment"])
+    if kind == "half":
+        del content[draw.randrange(len(content) // 4, len(content) - 2) :]
+    elif kind == "a hole":
+        del content[len(content) // 2 : len(content) // 2 + draw.choice([1, 50, 500])]
+    elif kind == "size":
+        sizes = struct.pack(">HH", *(draw.choice([0, 1, 79, 96, 30_000, 65_535]) for _ in range(2)))
+        place = frame + 5 if frame > 0 else 24
+        content[place : place + 4] = sizes
+    elif kind == "another kind":
+        content = bytearray((file.parent / "p0.png").read_bytes())
+    elif kind == "behind text":
+        content[:0] = b"<html>" + bytes(draw.choice([0, 3, 5000]))
+    elif kind == "joined":
+        content += bytes(content)
+    else:
+        content[4:6] = draw.randbytes(2)  # the length of the first segment, or of the file
+    file.write_bytes(bytes(content))
+    return kind
 
 
 def _tar(file: Path, draw: random.Random) -> str:
