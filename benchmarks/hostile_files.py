@@ -319,7 +319,7 @@ def _picture(file: Path, draw: random.Random) -> str:
         place = frame + 5 if frame > 0 else 24
         content[place : place + 4] = sizes
     elif kind == "another kind":
-        content = bytearray((file.parent / "p0.png").read_bytes())
+        content = _other_kind_of_picture()
     elif kind == "behind text":
         content[:0] = b"<html>" + bytes(draw.choice([0, 3, 5000]))
     elif kind == "joined":
@@ -328,6 +328,14 @@ def _picture(file: Path, draw: random.Random) -> str:
         content[4:6] = draw.randbytes(2)  # the length of the first segment, or of the file
     file.write_bytes(bytes(content))
     return kind
+
+
+def _other_kind_of_picture() -> bytearray:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (96, 80), "red").save(buffer, "PNG")
+    return bytearray(buffer.getvalue())
 
 
 def _tar(file: Path, draw: random.Random) -> str:
