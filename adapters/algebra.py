@@ -360,13 +360,20 @@ def _number(key: Key) -> int:
 # ------------------------------------------------------------------------------- into a weight, and beside each other
 
 
-def merged(weight: Tensor, changes: Iterable[tuple[Weights, float]]) -> Tensor:
-    """W + sum_i w_i delta_i(W) in the weight's own type, summed in float32; every change is that of W itself."""
+def merged(weight: Tensor, changes: Iterable[tuple[Weights, float]], name: str = "a weight") -> Tensor:
+    """W + sum_i w_i delta_i(W) in the weight's own type, summed in float32; every change is that of W itself.
+
+    UserError, with the `name` of the weight, where a finite W becomes Inf or NaN.
+    """
     base = weight.detach().float().cpu()
     total = torch.zeros_like(base)
     for weights, factor in changes:
         total += factor * weights.delta(base).reshape(base.shape)
-    return (base + total).to(weight.dtype)
+    result = (base + total).to(weight.dtype)
+    if not result.isfinite().all() and base.isfinite().all():
+        dtype = str(weight.dtype).removeprefix("torch.")
+        raise UserError(f"{name}: with the adapters its numbers are too large for {dtype}; give smaller weights")
+    return result
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,8 @@ class FormatNames:
     kohya_original: bool = False
     """Whether kohya's files call the denoiser's modules as the original code does."""
 
+    word_widths: Mapping[str, int] = field(default_factory=dict)
+    """Text encoder -> numbers in the vector of a word, where a base is loaded."""
     flat: Collection[str] = ()
     """Text encoders whose modules the libraries installed here call without `text_model.`."""
 
@@ -243,8 +245,9 @@ def _of_another_base(tensors: Tensors, header: Header, names: FormatNames) -> Us
 def _fitted(artifact: AdapterArtifact, names: FormatNames) -> AdapterArtifact:
     """With 1 x 1 convolutions as linear layers where the base has such, and the other way round.
 
-    UserError for layers of other sizes. Nothing is checked where those of the base are not known.
+    UserError for layers and words of other sizes. Nothing is checked where those of the base are not known.
     """
+    check_widths(artifact, names.word_widths)
     fitted, odd = dict(artifact.modules), []
     for (component, path), weights in artifact.modules.items():
         shapes = names.module_paths.get(component, ())
@@ -270,6 +273,15 @@ def _fitted(artifact: AdapterArtifact, names: FormatNames) -> AdapterArtifact:
             f"{listed([key])} is {found} in the file and {wanted} in the base"
         )
     return replace(artifact, modules=fitted) if fitted != artifact.modules else artifact
+
+
+def check_widths(artifact: AdapterArtifact, widths: Mapping[str, int]) -> None:
+    """UserError for words whose vectors are not as wide as those of the text encoders; others are not asked."""
+    for part, words in artifact.embeddings.items():
+        for word, rows in words.items():
+            if rows.shape[1] != widths.get(part, rows.shape[1]):
+                called = f"the word {word!r}" if word else "the word"
+                raise UserError(f"{called} has vectors of {rows.shape[1]} numbers, this {part} has {widths[part]}")
 
 
 def _is_of_size(weights: Weights, wanted: tuple[int, ...]) -> bool:

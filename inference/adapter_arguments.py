@@ -119,7 +119,9 @@ def _add_resize(parser: argparse.ArgumentParser) -> None:
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=path_text, metavar="FILE", help="adapter file, or folder of PEFT's")
     parser.add_argument(
-        "--base", type=path_text, required=True, help="pocket, a pipeline folder, a .safetensors checkpoint or a hub id"
+        "--base",
+        type=path_text,
+        help="pocket, a pipeline folder, a .safetensors checkpoint or a hub id, where the file does not tell it",
     )
     parser.add_argument("--device", default=AUTO, help="cpu, cuda, mps or xpu (auto: the best one there is), in fp32")
 

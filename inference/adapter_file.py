@@ -6,6 +6,7 @@ from typing import Any
 
 from ..adapters.artifact import base_modules
 from ..adapters.format import FormatNames
+from ..adapters.token_embeddings import text_model
 from ..configs.choices import find
 from ..models.base import EMBEDDED, PipelineFiles
 from ..models.family import ModelFamily, Parts
@@ -24,11 +25,21 @@ def format_names(family: ModelFamily, parts: Parts) -> FormatNames:
     """What the file formats have to know of a base: its module paths and its family's words."""
     paths = {part: base_modules(part, parts[part]) for part in family.kohya_prefixes if part in parts}
     flat = [part for part in family.text_encoders if part in parts and _is_flat(parts[part])]
-    return _names(family, paths, family.architecture(parts), flat)
+    widths = {part: word_width(parts[part]) for part in family.embedding_keys if part in parts}
+    return _names(family, paths, family.architecture(parts), flat, widths)
+
+
+def word_width(text_encoder: Any) -> int:
+    """How many numbers the vector of a word has."""
+    return text_model(text_encoder).embeddings.token_embedding.weight.shape[1]
 
 
 def _names(
-    family: ModelFamily, paths: Mapping[str, Collection[str]], architecture: str, flat: Collection[str]
+    family: ModelFamily,
+    paths: Mapping[str, Collection[str]],
+    architecture: str,
+    flat: Collection[str],
+    widths: Mapping[str, int] | None = None,
 ) -> FormatNames:
     return FormatNames(
         module_paths=paths,
@@ -39,6 +50,7 @@ def _names(
         denoiser=family.denoiser,
         original=original_names(paths.get(family.denoiser, ())),
         kohya_original=family.kohya_original,
+        word_widths=widths or {},
         flat=flat,
     )
 

@@ -37,7 +37,7 @@ class Fused:
             if key in changes:
                 weight = base.weight.data
                 self._kept[key] = (base, None if self._base else weight)
-                base.weight.data = merged(weight, changes[key]).to(weight.device)
+                base.weight.data = merged(weight, changes[key], f"{part} {path}").to(weight.device)
             parent_path, _, name = path.rpartition(".")
             parent = model.get_submodule(parent_path)
             self._wrappers.append((parent, name, layer))

@@ -57,5 +57,5 @@ class MergedBase(Base):
         found = {f"{name}.weight": several for name, several in changes.items()}
         for name, several in found.items():
             parameter = model.get_parameter(name)
-            parameter.data = algebra.merged(parameter, several).to(parameter.device)
+            parameter.data = algebra.merged(parameter, several, f"{part} {name}").to(parameter.device)
         return {name: model.get_parameter(name).detach() for name in found}

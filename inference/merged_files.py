@@ -27,7 +27,7 @@ class MergedWeights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         weight = self.layers.weight((self.component, name.removesuffix(".weight")))
-        return algebra.merged(weight, self.changes[name])
+        return algebra.merged(weight, self.changes[name], f"{self.component} {name}")
 
     def __contains__(self, name: object) -> bool:
         return name in self.changes
@@ -89,10 +89,10 @@ def _merged(
         weight = read(name)
         for key, third in places.get(standard_name(name), ()):
             if third is None:
-                weight = algebra.merged(weight, changes[key]).reshape(weight.shape)
+                weight = algebra.merged(weight, changes[key], name).reshape(weight.shape)
                 continue
             pieces = list(weight.chunk(3))
-            pieces[third] = algebra.merged(pieces[third], changes[key])
+            pieces[third] = algebra.merged(pieces[third], changes[key], name)
             weight = pieces[0].new_empty(weight.shape)
             for number, piece in enumerate(pieces):
                 weight[number * len(piece) : (number + 1) * len(piece)] = piece

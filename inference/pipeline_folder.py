@@ -19,6 +19,7 @@ from ..configs.ownership import writing_folder
 from ..configs.progress import Bar
 from ..models.base import INDEX, PipelineFiles
 from ..models.load import Base
+from ..models.part_tensors import cast
 
 States = Mapping[str, Mapping[str, Tensor]]
 """Part -> parameter -> its new value."""
@@ -73,7 +74,8 @@ def _write_weights(source: Path, target: Path, state: Mapping[str, Tensor], dtyp
 
         def tensor(name: str) -> Tensor:
             own = names[name]
-            return _cast(content.get_tensor(name) if own is None else state[own], dtype)
+            value = content.get_tensor(name) if own is None else state[own].detach().cpu()
+            return cast(f"{source.parent.name} {name}", value, dtype)
 
         entries = {name: _entry(content.get_slice(name), dtype) for name in names}
         write_stream(target, entries, tensor, content.metadata() or {})
@@ -90,10 +92,6 @@ def _spelled(name: str, state: Mapping[str, Tensor]) -> str | None:
     """What a tensor of a file is called in the model; see `canonical_path` for the level that CLIP has lost."""
     spellings = (name, name.removeprefix("text_model."), f"text_model.{name}")
     return next((each for each in spellings if each in state), None)
-
-
-def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
 
 
 def _update(file: Path, values: Mapping[str, Any]) -> None:

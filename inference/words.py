@@ -1,14 +1,15 @@
 """The words of adapters in a base: known to its tokenizers and text encoders, and forgotten again without a trace."""
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
 from ..adapters.artifact import AdapterArtifact
+from ..adapters.format import check_widths
 from ..adapters.token_embeddings import install_tokens, text_model
-from ..configs.errors import UserError
 from ..models.family import ModelFamily, Parts
+from .adapter_file import word_width
 
 
 class Words:
@@ -24,8 +25,9 @@ class Words:
         """The words of an adapter, if it has some, behind those that are there. UserError for what does not fit."""
         if not artifact.embeddings:
             return
-        for part, words in artifact.embeddings.items():
-            self._check_width(part, words)
+        widths = {part: word_width(self.parts[part]) for part in artifact.embeddings if part in self.parts}
+        check_widths(artifact, widths)
+        for part in artifact.embeddings:
             tokenizer = self.family.tokenizers.get(part)
             if tokenizer and part not in self._before:
                 self._before[part] = (copy.deepcopy(self.parts[tokenizer]), _embedding(self.parts[part]))
@@ -44,14 +46,6 @@ class Words:
         self.adapters = {}
         for name, artifact in left.items():
             self.install(name, artifact)
-
-    def _check_width(self, part: str, words: Mapping[str, Any]) -> None:
-        if part not in self.parts:
-            return
-        width = text_model(self.parts[part]).embeddings.token_embedding.weight.shape[1]
-        for word, rows in words.items():
-            if rows.shape[1] != width:
-                raise UserError(f"the word {word!r} has vectors of {rows.shape[1]} numbers, this {part} has {width}")
 
 
 def named_words(artifact: AdapterArtifact, name: str) -> AdapterArtifact:

@@ -21,14 +21,22 @@ HOLDS = frozenset({"tokens"})
 
 _TOKEN = "loraloom.token"
 _NAMES = {"emb_params", "clip_l", "clip_g"}
+_WIDTHS = (768, 1024, 1280)
+"""Numbers in a word's vector: CLIP ViT-L, OpenCLIP ViT-H and ViT-bigG."""
 
 
 def matches(keys: Iterable[str]) -> bool:
     names = {*keys}
     if len(names) == 1 and not names <= _NAMES:
         (name,) = names
-        return ":" not in name and not is_of_an_adapter(name)
+        return ":" not in name and not is_of_an_adapter(name) and _may_be_a_word(keys, name)
     return names <= _NAMES and bool(names)
+
+
+def _may_be_a_word(keys: Iterable[str], name: str) -> bool:
+    """One vector under any name is a word at the widths of real text encoders alone; it may be anything otherwise."""
+    shape = getattr(keys[name], "shape", None) if isinstance(keys, Mapping) else None
+    return shape is None or len(shape) != 1 or shape[0] in _WIDTHS
 
 
 def to_tensors(artifact: AdapterArtifact, names: FormatNames) -> tuple[Tensors, Header]:

@@ -8,6 +8,7 @@ from ...adapters.format import read
 from ...configs.errors import AfterTrainingError
 from ...configs.words import counted
 from ...models.device import chosen_device, device_words
+from ..adapter_input import base_of
 from ..engine import Engine
 from ..layers import Layers
 from ..verify import SLACK, TOLERANCE, apart, attached, furthest, probe, probe_prompt, rounding
@@ -15,9 +16,10 @@ from ..verify import SLACK, TOLERANCE, apart, attached, furthest, probe, probe_p
 
 def run(options: argparse.Namespace) -> int:
     file = Path(options.file)
-    wanted = read(file, Layers(options.base).names)
+    base, revision = (options.base, None) if options.base else base_of(file)
+    wanted = read(file, Layers(base, revision).names)
     device = chosen_device(options.device)
-    engine = Engine.load(options.base, dtype="fp32", device=device)
+    engine = Engine.load(base, revision=revision, dtype="fp32", device=device)
     alone = probe(engine.family, engine.parts)
     again = attached(engine.adapters, file, wanted)
     named = {part: [*own] for part, own in again.embeddings.items()}  # a file may leave its word's name out
@@ -26,10 +28,10 @@ def run(options: argparse.Namespace) -> int:
     prediction = probe(engine.family, engine.parts, prompt=probe_prompt(again))
     moved = apart(prediction, alone)
     held = [counted(len(again.modules), "module"), counted(sum(map(len, words.values())), "word")]
-    print(f"{file}: {' and '.join(held)} in {options.base}, {device_words(device, 'fp32')}")
+    print(f"{file}: {' and '.join(held)} in {base}, {device_words(device, 'fp32')}")
     print(f"  largest error of a change      {difference:.1e} of its norm{f' ({worst})' if difference else ''}")
     if wanted.modules and not words:
-        merged = Engine.load(options.base, dtype="fp32", device=device, merged=[str(file)])
+        merged = Engine.load(base, revision=revision, dtype="fp32", device=device, merged=[str(file)])
         by_hand = probe(merged.family, merged.parts)
         off = apart(prediction, by_hand)
         print(f"  prediction beside a merged one {off:.1e}")

@@ -224,6 +224,16 @@ def test_a_word_under_any_name_and_of_one_vector(name: str, what: str, tmp_path:
             read({name: odd}, tmp_path, SD1)
 
 
+@pytest.mark.parametrize("width", [1, 7, 32, 769])
+def test_one_stray_vector_is_no_word(width: int, tmp_path: Path):
+    """Unless it is as wide as those of real text encoders, or has the name of a word's."""
+    with pytest.raises(UserError, match="holds no LoRA in a known format"):
+        read({"step_count": torch.ones(width)}, tmp_path, SD1)
+    save_file({"step_count": torch.ones(width)}, tmp_path / "stray.safetensors")
+    with pytest.raises(UserError, match="holds no LoRA in a known format"):
+        format.recognised(tmp_path / "stray.safetensors")
+
+
 def test_what_holds_no_adapter_is_named_too(tmp_path: Path):
     """Without a key beside it that is known."""
     for ending, what in OTHERS.items():

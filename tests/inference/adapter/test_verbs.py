@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from loraloom.adapters.artifact import AdapterArtifact, Weights, block_of, largest_difference
 from loraloom.adapters.format import read, write
-from loraloom.configs.errors import run_command
+from loraloom.configs.errors import UserError, run_command
 from loraloom.configs.ownership import write_file
 from loraloom.configs.schema import ModelSection
 from loraloom.inference.adapter.__main__ import main
+from loraloom.inference.engine import Engine
 from loraloom.inference.layers import Layers, names_for
 from loraloom.models.load import Base
 
@@ -327,3 +329,62 @@ def test_help_of_every_verb_has_examples(capsys):
             main([verb, "--help"])
         assert f"loraloom adapter {verb} " in capsys.readouterr().out.partition("examples:")[2]
     assert run_command(main, ["inspct"]) == 2
+
+
+# ------------------------------------------------------------------------------- what cannot be, and what is told
+
+
+@pytest.mark.parametrize(
+    ("weight", "dtype", "words"),
+    [("1e8", "fp16", "weight has numbers that float16 cannot hold"), ("1e39", "fp32", "too large for float32")],
+)
+def test_a_merged_weight_that_its_type_cannot_hold_is_named(weight, dtype, words, file, layers, tmp_path, capsys):
+    """In files and in memory; Inf was written without a word."""
+    out, twice = tmp_path / "merged", f"{file}:{float(weight) / 10:g}"
+    arguments = ["merge", *[twice] * (1 if dtype == "fp16" else 9), "--base", layers.title, "--into-base"]
+    assert run_command(main, [*arguments, "--dtype", dtype, "--out", str(out)]) == 2
+    assert re.search(words, capsys.readouterr().err)
+    assert not out.exists()
+    if dtype == "fp32":
+        with pytest.raises(UserError, match=f"weight: .*{words}"):
+            Engine.load(layers.title, dtype="fp32", device="cpu", merged=[twice] * 9)
+
+
+@pytest.mark.parametrize("form", ["embedding", "loraloom", "any name"])
+def test_words_of_another_width_are_refused_where_they_are_read(form, layers, tmp_path, capsys):
+    file = tmp_path / "cat.safetensors"
+    if form == "any name":
+        save_file({"<cat>": torch.ones(1, 48)}, file)
+    else:
+        write(AdapterArtifact({}, embeddings={"text_encoder": {"<cat>": torch.ones(1, 48)}}), file, form, layers.names)
+    for verb in (["inspect"], ["convert", "--to", "loraloom", "--out", str(tmp_path / "out.safetensors")]):
+        assert run_command(main, [*verb, str(file), "--base", layers.title]) == 2
+        said = capsys.readouterr()
+        assert "the word '<cat>' has vectors of 48 numbers, this text_encoder has 32" in said.out + said.err
+
+
+def test_a_word_without_a_name_is_shown_as_its_file(layers, tmp_path, capsys):
+    save_file({"emb_params": torch.ones(2, 32)}, tmp_path / "my-cat.embedding.safetensors")
+    assert main(["inspect", str(tmp_path / "my-cat.embedding.safetensors"), "--base", layers.title]) == 0
+    assert "words         my-cat: 2\n" in capsys.readouterr().out
+
+
+TOLD = {
+    "header": ({"base": "pocket"}, 0, "ok"),
+    "merged before": ({"base": "pocket", "adapters": ["sha256:0123456789abcdef:1"]}, 2, "does not tell its base"),
+    "hidden": ({"base": "sha256:0123456789abcdef"}, 2, "does not tell its base; --base is needed"),
+    "nothing": ({}, 2, "does not tell its base; --base is needed"),
+    "of another type": ({"base": ["pocket"]}, 2, "does not tell its base; --base is needed"),
+    "not here": ({"base": "owner/name", "revision": "0" * 40}, 2, "owner/name, which is not on this machine"),
+}
+
+
+@pytest.mark.parametrize("what", TOLD)
+def test_verify_takes_the_base_that_the_file_tells(what, tmp_path, capsys):
+    model, code, words = TOLD[what]
+    key = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors = {f"{key}.lora_A.weight": torch.ones(1, 160), f"{key}.lora_B.weight": torch.ones(160, 1)}
+    save_file(tensors, tmp_path / "a.safetensors", {"loraloom.config": json.dumps({"model": model})})
+    assert run_command(main, ["verify", str(tmp_path / "a.safetensors")]) == code
+    said = capsys.readouterr()
+    assert words in said.out + said.err
