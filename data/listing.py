@@ -1,7 +1,8 @@
 """What lies in a folder: images, the caption files and masks that belong to them, and what is left over.
 
-Looks into no file. Endings are told without regard to case, and names compared as Unicode means them (NFC): macOS and
-zip archives write one name in two ways.
+Looks into no file. Endings are told without regard to case, names compared as Unicode means them (NFC): macOS and zip
+archives write one name in two ways. A file that belongs to no image by its letters belongs to the one whose name
+differs in case alone, as cameras and Windows leave them.
 """
 
 import os
@@ -28,6 +29,7 @@ CAPTION_FILES = (".txt", ".caption")
 BESIDE = {ending: 1 << bit for bit, ending in enumerate((*CAPTION_FILES, *MASKS))}
 """What stands after an image's stem, or its whole name, in the names of the files that belong to it, and its bit in
 `Listing.beside`."""
+MASK_BITS = frozenset(BESIDE[ending] for ending in MASKS)
 SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 SYSTEM_FOLDERS = frozenset(
     {
@@ -44,6 +46,8 @@ UNSURPRISING = frozenset(
     }
 )
 """Endings of files of which nobody thinks that they are trained."""
+LISTS = (".csv", ".json", ".jsonl", ".parquet", ".tsv")
+"""Endings of files that may say something of all images."""
 BATCH = 8192  # names that are Python objects at the same time
 _REPEATS = re.compile(r"(?:^|/)(?P<repeats>\d+)_[^/]*/")  # a folder as kohya's trainers read it
 
@@ -96,12 +100,17 @@ def list_folder(root: Path) -> Listing:
     for folder, images, others in walk(root, refused, left_over):
         neighbours = _Neighbours(others)
         used: set[str] = set()
+        start = len(bits)
         for image in images:
             own = neighbours.of(image)
-            bits.append(sum({bit for _, bit in own}))
+            bits.append(_together(own))
             used.update(name for name, _ in own)
             if not _is_plain(image, own):
                 odd[folder + image] = [folder + name for name, _ in own]
+        for place, own in _in_other_case(images, others - used, neighbours):
+            bits[start + place] = _together(own)
+            used.update(name for name, _ in own)
+            odd[folder + images[place]] = [folder + name for name, _ in own]
         paths += [folder + name for name in images]
         metadata += [folder + name for name in sorted(others) if folder and name.lower() in NAMES]
         _count_left_over(folder, others - used, left_over)
@@ -202,6 +211,41 @@ class _Neighbours:
         return list(found.items())
 
 
+def _in_other_case(
+    images: Sequence[str], left: set[str], neighbours: _Neighbours
+) -> Iterator[tuple[int, list[tuple[str, int]]]]:
+    """Place and files of each image that has some of `left` but for the case of letters: `img_0.txt` of `IMG_0.JPG`.
+
+    Not where a name fits two images, or the image has a file of that kind which is spelled as it is.
+    """
+    loose: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
+    for name in sorted(left):
+        if ending := _ending(name):
+            loose[_folded(name[: -len(ending)])].append((name, BESIDE[ending]))
+    spellings: defaultdict[str, set[str]] = defaultdict(set)
+    wanted: defaultdict[int, list[str]] = defaultdict(list)
+    for place, image in enumerate(images if loose else ()):
+        for start in (os.path.splitext(image)[0], image):
+            if (key := _folded(start)) in loose:
+                spellings[key].add(composed(start))
+                wanted[place].append(key)
+    for place, keys in wanted.items():
+        own = neighbours.of(images[place])
+        taken = {bit in MASK_BITS for _, bit in own}
+        files = [file for key in keys if len(spellings[key]) == 1 for file in loose[key]]
+        if files := [file for file in files if (file[1] in MASK_BITS) not in taken]:
+            yield place, own + files
+
+
+def _together(files: Sequence[tuple[str, int]]) -> int:
+    return sum({bit for _, bit in files})
+
+
+def _folded(name: str) -> str:
+    """A name without regard to case."""
+    return name.lower() if name.isascii() else composed(composed(name).casefold())
+
+
 def composed(name: str) -> str:
     """A name as Unicode composes it (NFC)."""
     return name if name.isascii() else normalize("NFC", name)
@@ -245,8 +289,10 @@ def notes_on(root: Path, listing: Listing) -> list[str]:
     note(phones, "files in HEIC left out", INSTALL_HEIF)
     note(["caption files without an image"], "caption files without an image", "name them as their images")
     note(["masks without an image"], "masks without an image", "name them as their images")
-    quiet = {f"ignored {ending} files" for ending in UNSURPRISING}
-    others = [kind for kind in sorted(left.counts) if kind.startswith("ignored ") and kind not in {*phones, *quiet}]
+    lists = [kind for ending in LISTS if (kind := f"ignored {ending} files") in left.counts]
+    note(lists, "other files left out", f"captions for all images are read of a file named {' or '.join(NAMES)}")
+    quiet = {f"ignored {ending} files" for ending in UNSURPRISING} | {*phones, *lists}
+    others = [kind for kind in sorted(left.counts) if kind.startswith("ignored ") and kind not in quiet]
     note(others, "other files left out", f"images end with {' '.join(sorted(SUFFIXES))}")
     numbered = {match[0].strip("/") for path in _some(listing.images) if (match := _REPEATS.search(path))}
     if numbered:

@@ -1,7 +1,7 @@
 """A folder of images: captions in `.txt`/`.caption` files beside them, or all of them in one metadata file."""
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -306,8 +306,26 @@ def _check_paths(
         absent = np.zeros(len(images), bool)
         elsewhere = np.flatnonzero(~listed & sound)
         absent[elsewhere] = [not os.path.isfile(root / images[row].as_py()) for row in elsewhere]
-        refuse(absent, lambda path: "does not exist; correct it or take it out")
+        if absent.any():
+            meant = _meant(images.filter(pa.array(absent)).to_pylist(), listing)
+            refuse(absent, lambda path: f"does not exist{meant(path)}; correct it or take it out")
     return sound
+
+
+def _meant(absent: list[str], listing: Listing) -> Callable[[str], str]:
+    """What to say of a path that is not there: the one image of its name in another case, or another folder."""
+    wanted = {os.path.basename(path).lower() for path in absent}
+    there: defaultdict[str, list[str]] = defaultdict(list)
+    for chunk in listing.images.chunks:
+        for path in chunk.to_pylist():
+            if (name := os.path.basename(path).lower()) in wanted:
+                there[name].append(path)
+
+    def words(path: str) -> str:
+        found = there[os.path.basename(path).lower()]
+        return f" ({found[0]} does)" if len(found) == 1 else ""
+
+    return words
 
 
 def _true(found: pa.ChunkedArray) -> np.ndarray:

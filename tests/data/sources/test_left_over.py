@@ -42,29 +42,72 @@ def sound(stem: str) -> bool:
 @given(
     st.dictionaries(
         STEMS.filter(sound).map(lambda stem: normalize("NFC", stem)),
-        st.tuples(CASES, CASES, FORMS, FORMS, st.booleans(), st.sampled_from([".txt", ".caption"]), st.booleans()),
+        st.tuples(
+            *(CASES, CASES, FORMS, FORMS, st.booleans(), st.sampled_from([".txt", ".caption"]), st.booleans()),
+            st.sampled_from([str, str.swapcase]),
+        ),
         min_size=1,
         max_size=4,
-    )
+    ).filter(lambda files: len({stem.casefold() for stem in files}) == len(files))
 )
 @settings(deadline=None, max_examples=60)
 def test_captions_and_masks_are_found_however_they_are_spelled(tmp_path_factory, files):
-    """The same stem in both ways that Unicode has, endings in any case, `a.txt` and `a.jpg.txt`."""
+    """The same stem in both ways that Unicode has, stems and endings in any case, `a.txt` and `a.jpg.txt`."""
     root = tmp_path_factory.mktemp("set")
     told = {}
-    for number, (stem, (image_case, case, image_form, form, doubled, ending, masked)) in enumerate(files.items()):
+    for number, (stem, (image_case, case, image_form, form, doubled, ending, masked, other)) in enumerate(
+        files.items()
+    ):
         image = normalize(image_form, stem) + image_case(".png")
-        start = normalize(form, stem) + (image_case(".png") if doubled else "")
+        start = other(normalize(form, stem) + (image_case(".png") if doubled else ""))
         (root / image).write_bytes(png())
         (root / (start + case(ending))).write_text(f"caption {number}")
         if masked:
-            (root / (normalize(form, stem) + case(".mask.png"))).write_bytes(png((number, 255, 255)))
+            (root / (other(normalize(form, stem)) + case(".mask.png"))).write_bytes(png((number, 255, 255)))
         told[image] = ([f"caption {number}"], png((number, 255, 255)) if masked else None)
     source = opened(root, caption="the fallback", mask="file")
     found = {source.path(index).name: (source.captions(index), source.read_mask(index)) for index in range(len(source))}
     assert found == told
     assert source.notes == []
     assert [problem for problem in source.problems if "mask" not in problem] == []
+
+
+@pytest.mark.parametrize(
+    ("images", "files", "wanted"),
+    [
+        (["Aa.png", "aA.png"], ["aa.txt"], {}),  # of either
+        (["Aa.png", "aA.png"], ["Aa.txt", "AA.txt"], {"Aa.png": "Aa.txt"}),
+        (["a.png"], ["a.txt", "A.txt"], {"a.png": "a.txt"}),
+        (["a.png", "a.jpg"], ["A.txt"], {"a.png": "A.txt", "a.jpg": "A.txt"}),
+        (["a.jpg", "b.jpg"], ["A.JPG.txt"], {"a.jpg": "A.JPG.txt"}),
+    ],
+)
+def test_a_file_that_differs_in_case_is_taken_where_it_can_only_be_meant_for_one(tmp_path, images, files, wanted):
+    for image in images:
+        (tmp_path / image).write_bytes(png())
+    for file in files:
+        (tmp_path / file).write_text(file)
+    source = opened(tmp_path, caption="the fallback")
+    found = {source.path(index).name: source.captions(index)[0] for index in range(len(source))}
+    assert found == dict.fromkeys(images, "the fallback") | wanted
+    assert source.problems == []
+    assert len(source.notes) == bool({*files} - {*wanted.values()})
+
+
+@pytest.mark.parametrize(
+    ("listed", "there", "words"),
+    [
+        ("0.png", ["images/0.png"], "does not exist (images/0.png does); correct"),
+        ("img_0.png", ["IMG_0.PNG"], "does not exist (IMG_0.PNG does); correct"),
+        ("0.png", ["a/0.png", "b/0.png"], "does not exist; correct"),
+    ],
+)
+def test_a_path_of_a_list_that_is_not_there_names_the_image_that_is(tmp_path, listed, there, words):
+    for path in there:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(png())
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": listed, "text": "x"}))
+    assert any(words in problem for problem in opened(tmp_path).problems)
 
 
 def test_two_files_that_say_different_things_are_refused(tmp_path):
@@ -104,12 +147,12 @@ def test_every_ending_is_an_image_in_any_case(tmp_path, ending):
 
 LEFT = {
     "IMG_1.heic": "files? in HEIC left out" if not HAS_HEIF else "",
-    "a.psd": "other files? left out",
-    "b.json": "other files? left out",
-    "noending": "other files? left out",
+    "a.psd": "left out .*; images end with",
+    "b.json": "left out .*; captions for all images are read of a file named metadata.jsonl or",
+    "noending": "left out .*; images end with",
     "x.txt": "caption files? without an image",
     "x.mask.png": "masks? without an image",
-    "metadata.json": "other files? left out",
+    "metadata.json": "left out .*; captions for all images are read of a file named metadata.jsonl or",
     "sub/metadata.csv": "is not read",
     "10_sks cat/c.png": "not read as repeats",
     "README.md": "",
