@@ -67,11 +67,15 @@ def _look(config: RunConfig, resumed: bool) -> "list[Images | None]":
     try:
         return preflight(config.model_copy(update={"adapter": adapter}))
     except UserError as error:
-        gone = [s.path for s in config.data.sources if isinstance(s, FolderSource) and not Path(s.path).exists()]
-        if not resumed or all(map(os.path.isabs, gone)):
+        sources = enumerate(config.data.sources)
+        gone = {place: s.path for place, s in sources if isinstance(s, FolderSource) and not Path(s.path).exists()}
+        if not resumed or not gone:
             raise
-        hint = "paths of its config start at the folder that you are in: resume it from where it was started"
-        raise UserError([*error.problems, hint]) from error
+        start = "paths of its config start at the folder that you are in: resume it from where it was started; "
+        moved = f"where the images were moved, data.sources.{min(gone)}.path=… says where they are"
+        raise UserError(
+            [*error.problems, moved if all(map(os.path.isabs, gone.values())) else start + moved]
+        ) from error
 
 
 def _fit(
