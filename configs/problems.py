@@ -92,6 +92,8 @@ def _meaning(field: FieldInfo | None) -> str:
 def _suggestion(path: KeyPath, known: Mapping[KeyPath, FieldInfo]) -> str:
     """What an unknown key may have meant: the same word elsewhere, a similar one beside it, a similar one elsewhere."""
     word = str(path[-1])
+    if word == "<<":
+        return ", which YAML's newer versions do not merge; write the keys out, or use `extends` for whole files"
     beside = sorted({str(other[-1]) for other in known if other[:-1] == path[:-1]})
     if path in known and known[path].is_required():
         kinds = [name for name in beside if known[(*path[:-1], name)].is_required()]

@@ -20,6 +20,7 @@ from ..models.web_ui_prompts import marks_in
 RATE_FREE = re.compile(r"(prodigy|dadapt)\w*", re.IGNORECASE)
 """Optimisers that find the step size themselves, as `prodigy` or by the class of another package."""
 SMALL_RATE = 0.1  # theirs is a factor on what they find, and 1 is usual
+LARGE_RATE = 0.1  # what was meant for one of those
 LONG_WARMUP = 0.5  # of the steps
 _WORD = re.compile(r"<[^<>\s]+>")
 
@@ -27,12 +28,16 @@ _WORD = re.compile(r"<[^<>\s]+>")
 def doubts_of_config(config: RunConfig) -> Iterator[str]:
     """Settings that are allowed and seldom wanted, one line each."""
     section, steps = config.optimizer, config.loop.steps
+    rates = {"optimizer.learning_rate": section.learning_rate}
+    rates |= {f"optimizer.parts.{name}.learning_rate": part.learning_rate for name, part in section.parts.items()}
     if RATE_FREE.fullmatch(section.name.rpartition(".")[2]):
-        rates = {"optimizer.learning_rate": section.learning_rate}
-        rates |= {f"optimizer.parts.{name}.learning_rate": part.learning_rate for name, part in section.parts.items()}
         small = [f"{key} {rate:g}" for key, rate in rates.items() if rate is not None and rate < SMALL_RATE]
         if small:
             yield f"{small[0]}: {section.name} finds the step size itself and multiplies it by that; 1 is usual"
+    elif "." not in section.name:  # those of other packages may count otherwise
+        large = [f"{key} {rate:g}" for key, rate in rates.items() if rate is not None and rate >= LARGE_RATE]
+        if large:
+            yield f"{large[0]}: weights move by about that in each step of {section.name}; 1e-4 is usual"
     if section.warmup_steps >= LONG_WARMUP * steps:
         reached = "is never reached" if section.warmup_steps >= steps else "is reached late"
         yield f"optimizer.warmup_steps {section.warmup_steps}: the learning rate {reached} in loop.steps {steps}"

@@ -30,9 +30,11 @@ def check_environment(environment: Mapping[str, str] = os.environ) -> None:
         import torch
 
         try:
-            torch.device(device)
-        except RuntimeError:
-            raise UserError(f"ACCELERATE_TORCH_DEVICE={device}: torch knows no such device; unset it") from None
+            there = torch.empty(0, device=device).device.type != "meta"  # which computes nothing
+        except (RuntimeError, AssertionError, ImportError):  # the second: this torch is built without it
+            there = False
+        if not there:
+            raise UserError(f"ACCELERATE_TORCH_DEVICE={device}: torch finds no such device here; unset it")
     if environment is os.environ:
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # else only one process would read the weights
 

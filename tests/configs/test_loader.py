@@ -166,6 +166,17 @@ noise:
     ]
 
 
+def test_keys_that_are_to_be_merged_are_told_to_be_written_out(folder: Path) -> None:
+    found = problems(
+        "extends: good\ndata:\n  sources:\n    - {<<: {path: photos}, caption: x}\n<<: {loop: {seed: 1}}\n"
+    )
+    assert [problem.partition(",")[0] for problem in found if "<<" in problem] == [
+        "my.yaml:4: data.sources.0.<<: unknown key",
+        "my.yaml:5: <<: unknown key",
+    ]
+    assert all("write the keys out" in problem for problem in found if "<<" in problem)
+
+
 def test_a_problem_is_named_in_the_file_that_holds_it(folder: Path) -> None:
     Path("base.yaml").write_text(GOOD.replace("steps: 10", "stepz: 10\n  steps: 10"))
     assert problems("\n\nextends: base\n") == ['base.yaml:8: loop.stepz: unknown key (did you mean "steps"?)']

@@ -35,6 +35,8 @@ def config(**sections) -> RunConfig:
             "optimizer.parts.unet.learning_rate 0.01",
         ),
         ({"optimizer": {"name": "prodigy", "learning_rate": 1}}, None),
+        ({"optimizer": {"learning_rate": 1}}, "optimizer.learning_rate 1: weights move by about that"),
+        ({"optimizer": {"name": "torch.optim.SGD", "learning_rate": 1}}, None),
         ({"optimizer": {"learning_rate": 1e-4}}, None),
         ({"optimizer": {"learning_rate": 1e-4, "warmup_steps": 49}}, None),
         ({"optimizer": {"learning_rate": 1e-4, "warmup_steps": 50}}, "is reached late in loop.steps 100"),

@@ -186,7 +186,10 @@ def test_variables_of_accelerate_change_no_training(write_config, monkeypatch, c
 def test_what_no_run_can_honour_is_refused(name):
     with pytest.raises(ValueError, match=name):
         check_environment({name: "true"})
-    check_environment({} if name.endswith("DEVICE") else {name: "false"})
+    if name.endswith("DEVICE"):
+        with pytest.raises(ValueError, match=f"{name}=meta: torch finds no such device"):
+            check_environment({name: "meta"})
+    check_environment({name: "cpu"} if name.endswith("DEVICE") else {name: "false"})
 
 
 @pytest.mark.slow
