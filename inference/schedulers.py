@@ -45,6 +45,8 @@ OF_OTHERS = {
     "euler a": "euler_ancestral",
     "plms": "pndm",
     "uni pc": "unipc",
+    "uni pc bh2": "unipc",
+    "unipc bh2": "unipc",
     "lms": "LMSDiscreteScheduler",
     "dpm2": "KDPM2DiscreteScheduler",
     "dpm2 a": "KDPM2AncestralDiscreteScheduler",
@@ -114,8 +116,13 @@ def known_name(name: str) -> str:
 
 
 def _plain_name(name: str) -> str:
-    words = re.sub(r"[\s_-]+", " ", name.lower()).strip()
-    return words.replace("dpmpp", "dpm++").replace("ancestral", "a")
+    """As A1111, ComfyUI, InvokeAI and diffusers' pages spell it: `k_euler_a`, `dpmpp_2m_k`, `DPM-Solver++ (2M)`."""
+    words = re.sub(r"[\s_()-]+", " ", name.lower()).strip()
+    words = re.sub(r"^k (?=\S)| gpu$", "", words).replace("ancestral", "a").replace("dpm solver", "dpmsolver")
+    words = re.sub(r" ka?$", " karras", words)
+    # the multistep solver alone: `DPM++ SDE` of web UIs is another one than our `dpmsolver++_sde`
+    words = re.sub(r"dpm ?pp|dpmsolver\+\+(?= ?2m)", "dpm++", words)
+    return re.sub(r"(?<=dpm\+\+)(?=\d)", " ", words).replace("dpm 2", "dpm2")
 
 
 def compatibles(base: Any) -> list[str]:
