@@ -69,7 +69,11 @@ def _make(options: argparse.Namespace) -> int:
         if same:
             grid = image_grid(images, columns)
             save_png(grid, folder / sheet, by="sample", over=options.overwrite, marks={SHEET: "sample"})
-        there = f" ({done.found} were there already)" if done.found and done.processes == 1 else ""
+        there = (
+            f" ({done.found} {'was' if done.found == 1 else 'were'} there already)"
+            if done.found and done.processes == 1
+            else ""
+        )
         there += f", by {done.processes} processes" if done.processes > 1 else ""
         grid = f", all on {folder / sheet}" if same else ""
         first, last = work[0].files[0].name, work[-1].files[-1].name

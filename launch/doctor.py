@@ -238,7 +238,9 @@ def as_text(report: Mapping[str, Any]) -> str:
     lines = [f"loraloom {report['loraloom']}, Python {report['python']}, {report['platform']}, {report['cores']} cores"]
     if torch:
         cuda = f"CUDA {torch['cuda']}" if torch["cuda"] else "no CUDA"
-        lines.append(f"torch: {', '.join(torch['devices'])}; {torch['threads']} threads; built with {cuda}")
+        lines.append(
+            f"torch: {', '.join(torch['devices'])}; {torch['threads']} {'thread' if torch['threads'] == 1 else 'threads'}; built with {cuda}"
+        )
         lines += attention_lines(torch["attention"])
     lines += [
         "",
