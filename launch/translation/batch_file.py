@@ -42,12 +42,26 @@ def read_batch(text: str, variables: Variables) -> list[list[Word]]:
         # what is set behind `if … ` on the same line
         if under and (inner := re.search(r"(?<!\w)set\s+.*", bare, re.IGNORECASE | re.DOTALL)):
             bare = inner[0]
-        if found := SET.fullmatch(bare):
-            _set(found, line, variables, block)
-            continue
-        for each in _commands(bare, line, variables, block):
-            commands.append(each)
+        before = ""
+        for start, sign, part in _parted(bare):
+            if sign == "||" or (sign == "&&" and not SET.fullmatch(before)):
+                block = (*block, next(numbers))
+            begin, before = line + bare[:start].count("\n"), part
+            if found := SET.fullmatch(part):
+                _set(found, begin, variables, block)
+            else:
+                commands += _commands(part, begin, variables, block)
     return commands
+
+
+def _parted(line: str) -> Iterator[tuple[int, str, str]]:
+    """What `&`, `&&` and `||` part outside of quotes: where each part begins, and what stands before it."""
+    start, sign = 0, ""
+    for piece in re.finditer(r"\"[^\"]*\"|\^.|(?P<sign>&+|\|\|)|.", line, re.DOTALL):
+        if piece["sign"]:
+            yield start, sign, line[start : piece.start()].strip()
+            start, sign = piece.end(), piece["sign"]
+    yield start, sign, line[start:].strip()
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
@@ -67,7 +81,7 @@ def _set(found: re.Match[str], line: int, variables: Variables, block: tuple[int
     value = re.sub(r"\^[ \t]*\n", "", found["value"])
     if found["quote"]:
         value = value.rstrip().removesuffix('"')
-    value = None if found["how"] else _filled(re.split(r"\s*&", value)[0], variables, block)
+    value = None if found["how"] else _filled(value, variables, block)
     own = f"%{found['name']}%".lower() in found["value"].lower()
     variables.set(found["name"], value, line, block, "extend" if own else "set")
 

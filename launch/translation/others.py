@@ -24,6 +24,10 @@ FAMILIES = {
 """Models that are not here, by what stands in names of scripts and types."""
 ABSENT = "which is not here: only Stable Diffusion 1, 2 and XL are"
 TRAINS = re.compile(r"(?:\w*train\w*|fine_tune|\w*finetune\w*|textual_inversion\w*|lcm_distill\w*)\.py")
+HIDDEN = re.compile(
+    r"^(?!\s*(?:#|rem\b|::)).*?\b((?:sdxl_)?train_(?:network|dreambooth\w*|text_to_image\w*)\.py)", re.M | re.I
+)
+BY_ITSELF = "write that command by itself, without eval, quotes or a container around it"
 DREAMBOOTH = "trains all weights, which is `adapter.method: full` here"
 SCRIPTS = {
     "control": "trains ControlNets, which are not trained here",
@@ -118,6 +122,8 @@ def _script(path: Path, text: str) -> str | None:
             if family := _family(name):
                 return f"{path}: {name} trains {family}, {ABSENT}"
             return f"{path}: {name} {what}" + ("" if "not here" in what or "not trained" in what else f"; {BEGIN}")
+    if found := HIDDEN.search(text):
+        return f"{path}: names {found[1]}, but no command that can be read starts it: {BY_ITSELF}"
     if re.search(r"simpletuner|MULTIDATABACKEND|MODEL_FAMILY", text):
         return f"{path}: is a config of SimpleTuner, which is not read yet: {BEGIN}"
     return None

@@ -227,6 +227,10 @@ class Translation:
         for line in [line for line in self.carried if line.setting is setting]:
             self.carried.remove(line)
             self.differs.append(Line(setting, line.keys, words))
+            return
+        for place, line in enumerate(self.differs):
+            if line.setting is setting and words not in line.words:
+                self.differs[place] = line._replace(words=f"{line.words}; {words}")
 
 
 def _of_entry(key: str) -> bool:

@@ -29,7 +29,7 @@ IN_QUOTES = re.compile(
       |(?P<command>\$\((?:[^()]|\([^()]*\))*\)|`[^`]+`)""",
     re.VERBOSE,
 )
-VARIABLE = re.compile(r"\$\{?(?P<name>\w+)(?P<all>\[[@*]\])?(?::?[-=](?P<otherwise>.*?))?\}?", re.DOTALL)
+VARIABLE = re.compile(r"\$\{?(?P<name>\w+)(?P<all>\[[@*]\])?(?::?(?P<sign>[-=])(?P<otherwise>.*?))?\}?", re.DOTALL)
 ARGUMENTS = ("$@", "$*", "${@}", "${*}")
 ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_]\w*)(?P<more>\+?)=(?P<value>.*)", re.DOTALL)
 HEREDOC = re.compile(r"<<-?[ \t]*(['\"]?)(\w+)\1[^\n]*\n.*?^[ \t]*\2[ \t]*$", re.DOTALL | re.MULTILINE)
@@ -168,6 +168,8 @@ class _Reading:
         if self.word and self.word.startswith((f"{name}=", f"{name}+=")):
             self.own_value = True
         default = None if otherwise is None else " ".join(self.quoted(otherwise.strip("\"'")))
+        if found["sign"] == "=" and default is not None and not self.variables.has(name):
+            self.variables.set(name, default, self.begin, self.block())
         value = self.variables.value(name, variable, tuple(self.blocks), default)
         return value if isinstance(value, str) or found["all"] else (value or [""])[0]
 
@@ -201,6 +203,8 @@ def read_posix(text: str, variables: Variables) -> list[list[Word]]:
             reading.end_command(content)
         elif kind == "variable":
             reading.add_unquoted(reading.filled(content), line)
+        elif kind == "command" and re.match(r"`\s*#", content):
+            pass  # a comment between the flags
         elif kind == "command":
             reading.add(reading.asked(content), line)
         elif kind == "double":

@@ -61,7 +61,12 @@ def find_script(path: Path, known: Sequence[str], taken: Mapping[str, str] | Non
         raise UserError(f"{path}: trains {len(found)} times, in the lines {lines}; keep one of them")
     index, words = found[0]
     own = _before_redirection(words[index + 1 :])
-    doubts = _doubts([*words[: index + 1], *own])
+    doubts = list(_doubts([*words[: index + 1], *own]))
+    if doubts and path.suffix.lower() == ".fish":
+        words = "is a script of fish, whose variables are not read"
+        raise UserError(
+            f"{path}: {words}: copy its training command into a file such as train.sh, with the values in it"
+        )
     if problems := list(dict.fromkeys(f"{path}:{word.line}: {doubt}" for word, doubt in doubts)):
         raise UserError(problems)
     settings = list(flags_of(own, lambda word: f"{path}:{word.line}"))

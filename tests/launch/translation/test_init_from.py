@@ -841,6 +841,11 @@ TYPES = ["Standard", "Kohya LoCon", "LoRA-FA", "LyCORIS/LoHa", "LyCORIS/LoKr", "
         ("a.env", "export MODEL_FAMILY=sdxl", "a config of SimpleTuner"),
         ("a.json", '{"LoRA_type": "Flux1"}', "trains FLUX, which is not here"),
         ("a.json", '{"max_resolution": "1,1"}', "settings of kohya_ss for all weights of a model"),
+        ("a.json", '{"max_resolution": "1,1", "token_string": "x"}', "settings of kohya_ss for new words"),
+        ("a.sh", 'docker run x bash -c "python train_network.py --a 1"', "names train_network.py, but no command"),
+        ("a.sh", 'eval "python train_dreambooth_lora.py --a 1"', "without eval, quotes or a container"),
+        ("a.sh", "# python train_network.py --a 1", "holds nothing that can be read"),
+        ("a.fish", "set B pocket\npython train_network.py --x $B", "is a script of fish"),
         ("a.ipynb", "{}", "is a notebook, which is not read: copy its training command"),
         ("a.safetensors", "x", "`loraloom reproduce a.safetensors`"),
         ("a.yaml", "model: {base: pocket}\ndata: {}\nloop: {}", "is a config of ours already"),
@@ -859,7 +864,7 @@ def test_files_of_others_are_named_and_answered(name: str, text: str, said: str)
     with pytest.raises(UserError) as told:
         translate(write(text, name), Asked())
     (line,) = told.value.problems
-    assert said in line and "\n" not in line and len(line) < 250
+    assert said in line and "\n" not in line and len(line) < (400 if said.startswith("holds") else 250)
 
 
 @pytest.mark.slow
@@ -871,6 +876,19 @@ def test_one_folder_at_several_resolutions(sides: list[int], folders: int) -> No
     assert [source["path"].value for source in found.sources] == [f"f{number}" for number in range(folders)]
     assert found.values["data.resolution"].value == (sides if len(sides) > 1 else sides[0])
     assert not [line for line in found.differs if line.setting.name == "resolution"]
+    if folders == 1:  # another folder is there in place of the one
+        Path("mine").mkdir(exist_ok=True)
+        mine = translate(Path("d.toml"), Asked(base="org/sd15", steps=1, data=Path("mine")))
+        assert [source["path"].value for source in mine.sources] == ["mine"]
+
+
+def test_whatever_else_is_said_of_a_resolution_it_is_one_for_all() -> None:
+    sets = [f"[[datasets]]\nresolution = {each}\n[[datasets.subsets]]\nimage_dir = 'f{each}'\n" for each in (64, 512)]
+    file = write("".join(sets).replace("= 512", "= [512, 768]").replace("f512", "g"), "d.toml")
+    (line,) = [
+        each for each in translate(file, Asked(base="org/sd15", steps=1)).differs if each.setting.name == "resolution"
+    ]
+    assert "here one of 624 x 624" in line.words and "data.resolution has one value for all data here" in line.words
 
 
 def test_different_folders_at_different_resolutions_are_said() -> None:

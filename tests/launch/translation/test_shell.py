@@ -104,6 +104,8 @@ ON = True
         ("a.sh", 'echo train.py\ncat > f <<EOF\ntrain.py --no\nEOF\nt=a/train.py\npython "$t" --a', {"a": ON}),
         ("a.sh", "Y=4\ntrain.py --a=${X:-${Z:-3}} --b=${X:-$Y}", {"a": "3", "b": "4"}),
         ("a.sh", "train.py \\\n --a ^\n --b `\n --c", {"a": ON, "b": ON, "c": ON}),  # as web pages mix them
+        ("a.sh", ': "${X:=3}"\ntrain.py --a=$X \\\n --b 4 `# why` \\\n --c=${Y=5}$Y', {"a": "3", "b": "4", "c": "55"}),
+        ("a.bat", 'set A=1 && set "B=2&3"& train.py --a=%A% --b="%B%" && pause', {"a": "1", "b": "2&3"}),
         (
             "a.bat",
             'set D=E:\\T\\dog\r\ntrain.py ^\r\n --a=%d%\\img --b="C:\\new dir" --c=50%%',

@@ -119,6 +119,11 @@ class Window:
                 f"{self.path}: trains {families[0]}, which is not here: only Stable Diffusion 1, 2 and XL are"
             )
         if "LoRA_type" not in self.values and "network_dim" not in self.values:
+            if "token_string" in self.values:
+                raise UserError(
+                    f"{self.path}: settings of kohya_ss for new words, which are not read: begin with `loraloom init "
+                    "--data FOLDER`, `adapter.method: textual_inversion` and `adapter.tokens`"
+                )
             begin = "begin with `loraloom init --data FOLDER` and `adapter.method: full`"
             raise UserError(
                 f"{self.path}: settings of kohya_ss for all weights of a model, which are not read: {begin}"

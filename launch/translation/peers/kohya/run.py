@@ -113,7 +113,8 @@ def numbered(path: str) -> list[tuple[Path, int, str]]:
 
 def with_folder(run: Run, path: str) -> list[list[Settings]]:
     """The data sets with another folder for their images. UserError where several have images."""
-    train = [folder(subset) for subset in run.subsets if not is_class(subset)]
+    # one folder may be there at several resolutions
+    train = list(dict.fromkeys(folder(subset) for subset in run.subsets if not is_class(subset)))
     if len(train) != 1:
         raise UserError(f"--data {path}: in place of which folder? there are: {', '.join(train) or 'none'}")
     replaced = [Setting("image_dir", path, "--data")]
