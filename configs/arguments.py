@@ -15,8 +15,37 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         message = message.replace("required: config, key=value", "required: config")  # that may be left out
+        if message.startswith("unrecognized arguments: "):
+            message += self._nearest(message.partition(": ")[2].split())
         print(f"error: {plain(message)} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(BAD_INPUT)
+
+    def _nearest(self, words: list[str]) -> str:
+        """What the first option that is not here is called here."""
+        from .choices import did_you_mean  # difflib, which --help can do without
+
+        word = next((word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")), "")
+        ours = OF_OTHERS.get(word, word)
+        if ours.partition(" ")[0] in self._option_string_actions:
+            return f"; here it is {ours}"
+        near = did_you_mean(word, [option for option in self._option_string_actions if option != "--help"])
+        settings = any(action.dest == "overrides" for action in self._actions)
+        return near or ("; settings are written key=value, such as loop.steps=500" if settings and word else "")
+
+
+OF_OTHERS = {
+    **dict.fromkeys(("--width", "--height", "--size"), "--resolution WIDTHxHEIGHT"),
+    **dict.fromkeys(("--cfg-scale", "--cfg", "--guidance-scale", "--scale"), "--guidance"),
+    **dict.fromkeys(("--sampler", "--sampling-method", "--sampler-name"), "--scheduler"),
+    **dict.fromkeys(("--lora", "--loras", "--network-weights", "--lora-path"), "--adapter FILE:WEIGHT"),
+    **dict.fromkeys(("--model", "--ckpt", "--checkpoint", "--pretrained-model-name-or-path"), "--base"),
+    **dict.fromkeys(("--batch-size", "--images", "--n-samples", "--num-images-per-prompt"), "--num-images"),
+    **dict.fromkeys(("--num-inference-steps", "--sampling-steps"), "--steps"),
+    **dict.fromkeys(("--output", "--output-dir", "--outdir"), "--out"),
+    **dict.fromkeys(("--instance-data-dir", "--train-data-dir", "--images-dir"), "--data"),
+    "--mixed-precision": "--dtype",
+}
+"""What other programs call options of ours."""
 
 
 def path_text(text: str) -> str:

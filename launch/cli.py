@@ -63,8 +63,8 @@ def main() -> int:
 def run(arguments: Sequence[str]) -> int:
     """Do what the first argument says with the others."""
     verb, *rest = arguments or ("--help",)
-    if verb == "help" and rest and rest[0] in VERBS:
-        verb, rest = rest[0], ["--help"]
+    if verb == "help" and rest and rest[0] not in ("--help", "-h", "help"):
+        verb, rest = rest[0], [*rest[1:], "--help"]
     if verb in ("-h", "--help", "help"):
         print(HELP.format(verbs="\n".join(f"  {name:11}{entry.help}" for name, entry in VERBS.items())), end="")
         return 0

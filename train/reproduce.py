@@ -80,6 +80,9 @@ class Compared:
         return f"{WORDS[self.same]:8} {self.what}: {self.words}"
 
 
+FORCE = "write it also where the data or the base differs; a file that is there is never written over"
+
+
 def main(arguments: Sequence[str]) -> int:
     """Writes the config, and prints what is the same as in the run and what is not."""
     options = _parser().parse_args(list(arguments))
@@ -290,7 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=path_text, metavar="FILE", help="the config (NAME.yaml, by the name of the adapter)"
     )
-    parser.add_argument("--force", action="store_true", help="write it also where the data or the base differs")
+    parser.add_argument("--force", action="store_true", help=FORCE)
     return parser
 
 

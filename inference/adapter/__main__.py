@@ -42,6 +42,8 @@ examples:
 def main(arguments: Sequence[str]) -> int:
     """Does what the first argument says with the others."""
     verb, *rest = arguments or ("--help",)
+    if verb == "help" and rest and rest[0] in VERBS:
+        verb, rest = rest[0], ["--help"]
     if verb in ("-h", "--help", "help"):
         print(HELP.format(verbs="\n".join(f"  {name:10}{line}" for name, line in VERBS.items())), end="")
         return 0

@@ -156,7 +156,29 @@ def said_by(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("sample --prompt x --width 64 --height 64", "--width --height 64; here it is --resolution WIDTHxHEIGHT"),
+        ("sample --prompt x --cfg_scale=3", "here it is --guidance (see"),
+        ("grid --x seed 1 --sampler euler", "here it is --scheduler (see"),
+        ("sample --promt x", '(did you mean "--prompt"?)'),
+        ("init --data . --num_images 3", "unrecognized arguments: --num_images 3 (see"),  # none like it
+        ("train x.yaml --steps 3", "--steps 3; settings are written key=value, such as loop.steps=500 (see"),
+        ("train x.yaml --overwritte", '(did you mean "--overwrite"?)'),
+    ],
+)
+def test_options_of_others_and_slips_are_answered(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.run(words.split())
+    assert said in capsys.readouterr().err
+
+
 def test_help_of_a_verb_by_both_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said_by(capsys, "help", "adapter", "merge") == said_by(capsys, "adapter", "merge", "--help")
+    assert said_by(capsys, "adapter", "help", "merge") == said_by(capsys, "adapter", "merge", "--help")
+    with pytest.raises(UserError, match="'trian' is no verb"):
+        cli.run(["help", "trian"])
     assert said_by(capsys, "help", "train") == said_by(capsys, "train", "--help")
     resume = said_by(capsys, "resume", "--help")
     assert resume.startswith("usage: loraloom resume") and "run folder" in resume
