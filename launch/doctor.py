@@ -14,6 +14,7 @@ from typing import Any, Literal
 from ..configs.arguments import Parser
 from ..configs.errors import BAD_INPUT, DONE, UserError
 from ..configs.machine import cores
+from ..configs.words import counted
 from .attention_kernels import ASK, attention_lines
 
 State = Literal["usable", "too old", "broken", "absent"]
@@ -238,9 +239,8 @@ def as_text(report: Mapping[str, Any]) -> str:
     lines = [f"loraloom {report['loraloom']}, Python {report['python']}, {report['platform']}, {report['cores']} cores"]
     if torch:
         cuda = f"CUDA {torch['cuda']}" if torch["cuda"] else "no CUDA"
-        lines.append(
-            f"torch: {', '.join(torch['devices'])}; {torch['threads']} {'thread' if torch['threads'] == 1 else 'threads'}; built with {cuda}"
-        )
+        threads = counted(torch["threads"], "thread")
+        lines.append(f"torch: {', '.join(torch['devices'])}; {threads}; built with {cuda}")
         lines += attention_lines(torch["attention"])
     lines += [
         "",

@@ -9,6 +9,7 @@ from pathlib import Path
 from ...adapters import algebra
 from ...adapters.artifact import AdapterArtifact, block_of
 from ...configs.plain import plain
+from ...configs.words import counted
 from ..adapter_input import opened
 from ..adapter_output import shown
 from ..layers import Layers
@@ -47,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"{name:{width}}  {row.modules:7}  {first:8.3g}  {second:8.3g}  {row.apart:8.3g}  {row.cosine:6.3f}")
     for title, own in zip(("first", "second"), only, strict=True):
         if own:
-            print(f"{len(own)} modules are only in the {title}, such as {plain(' '.join(own[0]))}")
+            print(f"{counted(len(own), 'module')} only in the {title}, such as {plain(' '.join(own[0]))}")
     for name, (first, second) in different.items():
         short = all(len(text or "") <= _LONGEST for text in (first, second))
         print(plain(f"{name}: {first or '-'}  |  {second or '-'}" if short else f"{name}: differs (--json shows it)"))

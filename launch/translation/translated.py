@@ -9,6 +9,7 @@ from typing import Any
 from ...configs.document import Document, KeyPath
 from ...configs.loader import inline_yaml
 from ...configs.problems import known_keys
+from ...configs.words import counted
 from .peer import Chosen, Line, Translation
 from .variables import SECRET_SETTING
 
@@ -52,7 +53,7 @@ def summary(translation: Translation, verbose: bool) -> Iterator[str]:
     """The three lists; the settings that are carried over only as a number unless all are asked for."""
     counts = [len(lines) for lines in (translation.carried, translation.differs, translation.lost)]
     hint = "" if verbose else " (--verbose lists all)"
-    yield f"{counts[0]} settings carried over, {counts[1]} not quite the same, {counts[2]} not here{hint}"
+    yield f"{counted(counts[0], 'setting')} carried over, {counts[1]} not quite the same, {counts[2]} not here{hint}"
     if verbose:
         for title, lines in (
             ("Carried over:", translation.carried),
