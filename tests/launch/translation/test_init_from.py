@@ -632,6 +632,8 @@ def test_dreambooth_sdxl_of_diffusers() -> None:
     }
     assert config.output.formats == ["kohya"]
     assert (config.output.dir, config.noise.min_snr_gamma, config.loop.batch_size) == ("runs/x", 5.0, 4)
+    config = loaded(write(command.replace("--train_text_encoder ", ""), "x.txt"))
+    assert (config.output.formats, config.adapter.options) == (["diffusers"], {"init": "gaussian", "dora": True})
     plain = command.replace("--optimizer=prodigy", "").replace("--use_dora", "--output_kohya_format")
     config = loaded(write(plain, "x.txt"))
     assert config.optimizer.parts["text_encoder_2"].learning_rate == 5e-6

@@ -17,7 +17,7 @@ CHECKED = "checked, not set: the base's scheduler has to say it"
 MEMORY = "nothing to set for it"
 HUB = "nothing is uploaded unless `output.push_to` names a repository"
 UNCOUNTED = "how many steps that is depends on images that are not here: set `validation.every`"
-DORA = "written as `kohya`, which holds it"
+DORA = "with a text encoder it is written as `kohya`: diffusers would lose it there"
 AVERAGE = "the memory is 0.9999 from the first step on; there it grows to that"
 
 
@@ -35,8 +35,8 @@ def script(value: str, run: Run) -> Outcome:
 
 
 def formats(run: Run) -> list[str]:
-    """diffusers' own cannot hold DoRA."""
-    if run.asked("use_dora"):
+    """diffusers' own, which would lose DoRA of a text encoder."""
+    if run.asked("use_dora") and run.encoders:
         return ["kohya"]
     return ["diffusers", "kohya"] if run.asked("output_kohya_format") else ["diffusers"]
 
@@ -53,7 +53,7 @@ def of_method(method: str, of: Callable[[Any], Any], apply: Apply, ours: str, wo
 
 
 def dora(value: bool, run: Run) -> Outcome:
-    return Outcome({"adapter.options.dora": True}, DORA) if value else NOTHING
+    return Outcome({"adapter.options.dora": True}, DORA if run.encoders else "") if value else NOTHING
 
 
 def rank(value: int, run: Run) -> Outcome:
