@@ -116,7 +116,7 @@ class _Reading:
         self.enter(before, own)
         if before[-1:] == ["for"] and own:
             self.variables.set(own[0], None, self.words[len(before)].line, self.block())
-        elif own[:1] == ["read"]:
+        elif own[:1] in (["read"], ["unset"]):
             for place, name in enumerate(own[1:], len(before) + 1):
                 self.variables.set(name, None, self.words[place].line, self.block())
         elif self.sets_variables():

@@ -145,6 +145,13 @@ SHELLS = {
 }
 
 
+def test_what_is_taken_back_is_not_filled_in(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"\$X is set in the lines 1 and 2; keep one"):
+        read("X=1\nunset X\ntrain.py --a=$X", "a.sh", tmp_path)
+    with pytest.raises(UserError, match=r"%X% is set in line 1 in a branch"):
+        read("nothing || set X=1\ntrain.py --a=%X%", "a.bat", tmp_path)
+
+
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("kind", SAID)
 def test_what_a_script_does_not_tell_is_asked_for(
