@@ -25,7 +25,7 @@ def agreeing(count: int, what: str) -> str:
     return f"1 {_MANY.sub(lambda found: 'copy' if found[0] == 'copies' else found[0][:-1], what, count=1)}"
 
 
-_MANY = re.compile(r"\b(?:files|images|captions|masks|members|copies|rows|folders|lines|lists|shards)\b")
+_MANY = re.compile(r"\b(?:files|images|captions|masks|members|samples|copies|rows|folders|lines|lists|shards)\b")
 
 
 def not_on_path() -> str:

@@ -221,12 +221,12 @@ def _in_other_case(
     loose: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
     for name in sorted(left):
         if ending := _ending(name):
-            loose[_folded(name[: -len(ending)])].append((name, BESIDE[ending]))
+            loose[folded(name[: -len(ending)])].append((name, BESIDE[ending]))
     spellings: defaultdict[str, set[str]] = defaultdict(set)
     wanted: defaultdict[int, list[str]] = defaultdict(list)
     for place, image in enumerate(images if loose else ()):
         for start in (os.path.splitext(image)[0], image):
-            if (key := _folded(start)) in loose:
+            if (key := folded(start)) in loose:
                 spellings[key].add(composed(start))
                 wanted[place].append(key)
     for place, keys in wanted.items():
@@ -241,7 +241,7 @@ def _together(files: Sequence[tuple[str, int]]) -> int:
     return sum({bit for _, bit in files})
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
     """A name without regard to case."""
     return name.lower() if name.isascii() else composed(composed(name).casefold())
 
@@ -312,7 +312,7 @@ def _some(images: pa.ChunkedArray) -> list[str]:
 def endings_in(listing: Listing) -> str:
     """What a folder without images holds instead: "3 .heic files, 2 .mov files"; "" where there is nothing."""
     counts = listing.left_over.counts.most_common(5)
-    return ", ".join(f"{count:,} {kind.removeprefix('ignored ')}" for kind, count in counts)
+    return ", ".join(agreeing(count, kind.removeprefix("ignored ")) for kind, count in counts)
 
 
 def mask_file(image: Path) -> Path | None:

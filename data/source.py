@@ -25,6 +25,8 @@ MASKS = (".mask.png", "-masklabel.png")
 """What stands after the stem of an image in the name of its mask; the second is how other trainers write it."""
 CAPTION_LISTS = pa.list_(pa.string())
 """Captions of an image, where a source makes the column itself."""
+SAVED = ("state.json", "dataset_dict.json")
+"""What `save_to_disk` of `datasets` leaves of a dataset, and of several splits."""
 SHOWN = 20  # problems of one kind that are written out
 NAMED = 3  # things that one line names
 LONGEST_CAPTION = 1 << 16  # bytes; tokenizers take seconds for a million of them, and gigabytes for a hundred

@@ -23,7 +23,7 @@ from ..configs.errors import UserError
 from ..configs.files import replacing
 from ..images.endings import HAS_HEIF, SUFFIXES
 from .keys import content_key, file_stamp
-from .listing import SYSTEM_FOLDERS
+from .listing import SYSTEM_FOLDERS, folded
 from .source import (
     CAPTION_LISTS,
     Problems,
@@ -39,11 +39,12 @@ MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # stem, ending
 MASK_ENDING = "mask.png"
 MASK_STEM = "-masklabel"  # at the end of the stem of a mask, as other trainers write it
 CAPTION_ENDINGS = ("txt", "caption", "json")
+_BESIDE = {MASK_ENDING: "a mask", "txt": "captions", "caption": "captions", "json": "a record"}
 CAPTION_FIELDS = ("caption", "text")  # of a .json, the first that it has
 ONE_TEXT = "caption files that look like one text"
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _ENDINGS = frozenset(suffix.removeprefix(".") for suffix in SUFFIXES)
-INDEX_VERSION = 2  # part of the name of cached indexes
+INDEX_VERSION = 3  # part of the name of cached indexes
 INDEX = pa.schema(
     {
         "shard": pa.int32(),  # place in the sorted list of tar files
@@ -183,7 +184,7 @@ class Indexer:
             self.problems.add("tar files that cannot be read", f"{shard}: cannot be read ({error.strerror})")
             return
         samples: defaultdict[str, list[Member]] = defaultdict(list)
-        for member in filter(self._is_ours, _with_all_images(members)):
+        for member in filter(self._is_ours, _with_their_images([*_with_all_images(members)])):
             samples[member.stem].append(member)
         rows: list[dict[str, Any]] = []
         for parts in samples.values():
@@ -244,6 +245,27 @@ def _with_all_images(members: Sequence[Member]) -> Iterator[Member]:
     late = {member.stem for member in members if member.stem not in has_image and _split_late(member).is_image}
     for member in members:
         yield _split_late(member) if member.stem in late else member
+
+
+def _with_their_images(members: Sequence[Member]) -> Iterator[Member]:
+    """With caption files and masks that differ in case or Unicode's spelling, or are called `0.png.txt`, as in folders.
+
+    They belong to the one image that they fit, where it has none of that kind under its stem.
+    """
+    stems: defaultdict[str, set[str]] = defaultdict(set)
+    for member in members:
+        if member.is_image:
+            for start in (member.stem, member.name):
+                stems[folded(start)].add(member.stem)
+    taken = {(member.stem, _BESIDE[member.ending]) for member in members if member.ending in _BESIDE}
+    for member in members:
+        start, ending = member.stem, member.ending
+        if ending not in _BESIDE:
+            ending = next((each for each in (MASK_ENDING, "txt", "caption") if ending.endswith(f".{each}")), "")
+            start = member.name[: -len(ending) - 1]
+        meant = [*stems.get(folded(start), ())] if ending else []
+        is_free = len(meant) == 1 and (meant[0], _BESIDE[ending]) not in taken
+        yield member._replace(stem=meant[0], ending=ending) if is_free and not member.is_image else member
 
 
 def _split_late(member: Member) -> Member:

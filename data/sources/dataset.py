@@ -14,12 +14,10 @@ from ...configs.data_sections import DatasetSource
 from ...configs.errors import UserError
 from ...configs.headers import is_plain_name
 from ...configs.paths import looked_in
-from ..source import Captions, Problems, first_line, lacks_captions, missing_column, read_picture, text_column
+from ..source import SAVED, Captions, Problems, first_line, lacks_captions, missing_column, read_picture, text_column
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves of a dataset, and of several splits
 
 
 class DatasetImages:
@@ -124,6 +122,8 @@ def _open(section: DatasetSource) -> "Dataset":
 
     if any((Path(section.dataset) / name).is_file() for name in SAVED):
         return _open_saved(section)
+    if Path(section.dataset).is_file():
+        raise UserError(f"{section.dataset}: is a file; `dataset` is the folder that it is in, or an id of the hub")
     if not Path(section.dataset).exists() and "/" not in section.dataset:
         where = looked_in(section.dataset)
         raise UserError(f"{section.dataset}: there is no such folder{where}; ids of the hub have the form owner/name")

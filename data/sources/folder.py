@@ -32,6 +32,7 @@ from ..metadata import Metadata, find_metadata, read_metadata
 from ..source import (
     CAPTION_LISTS,
     MASKS,
+    SAVED,
     Captions,
     Problems,
     check_masks,
@@ -113,7 +114,7 @@ def open_source(section: FolderSource, cache: Path | None = None, lines: str | N
     """The images of a folder; everything in it is listed, and with sidecars every caption is read."""
     root = Path(section.path)
     if not root.is_dir():
-        raise UserError(f"{root}: there is no such folder of images{looked_in(root)}")
+        raise UserError(f"{root}: {_why_no_folder(root)}")
     try:
         file = find_metadata(root)
     except OSError as error:
@@ -128,10 +129,22 @@ def open_source(section: FolderSource, cache: Path | None = None, lines: str | N
     source = _open_all(section, root, listing, problems, lines)
     if not len(source) and not source.problems:
         kinds, there = " ".join(sorted(SUFFIXES)), endings_in(listing)
-        hint = f"; {INSTALL_HEIF}" if any(f"{ending} files" in there for ending in HEIF) else ""
+        hint = f"; {INSTALL_HEIF}" if any(f"{ending} file" in there for ending in HEIF) else ""
+        if any((root / name).is_file() for name in SAVED):
+            hint = "; `dataset` in place of `path` reads what `save_to_disk` wrote"
+        elif any(f"{ending} file" in there for ending in (".tar", ".parquet")):
+            hint = f"; `shards: {root}/*.tar` reads tar files, `dataset: {root}` Parquet files"
         there = f"; there are {there}{hint}" if there else ""
         raise UserError(f"{root}: holds no images (looked for {kinds}, also in the folders in it){there}")
     return source
+
+
+def _why_no_folder(path: Path) -> str:
+    if not path.exists():
+        return f"there is no such folder of images{looked_in(path)}"
+    if path.suffix.lower() == ".tar":
+        return "is a tar file, not a folder; `shards` in place of `path` reads it"
+    return "is a file, not a folder of images; give the folder that it is in"
 
 
 def _list_of_all(listing: Listing) -> str | None:

@@ -12,7 +12,9 @@ from ...configs.bounded import PICTURE, open_regular
 from ...configs.data_sections import ShardSource
 from ...configs.errors import UserError
 from ...configs.paths import looked_in
+from ...configs.words import agreeing
 from ...images.endings import HEIF, SUFFIXES
+from ..listing import CAPTION_FILES
 from ..source import Captions, Problems, check_masks, one_text_note
 from ..tar_index import ONE_TEXT, load_index
 
@@ -96,21 +98,22 @@ def open_source(section: ShardSource, cache: Path | None = None, lines: str | No
 def _left_over(counts: Mapping[str, int]) -> str:
     """Members that are nothing to us, in words."""
     kinds = [kind for kind in counts if kind.startswith("ignored .")]
-    return ", ".join(f"{counts[kind]:,} {kind.removeprefix('ignored ')}" for kind in sorted(kinds))
+    return ", ".join(agreeing(counts[kind], kind.removeprefix("ignored ")) for kind in sorted(kinds))
 
 
 def _notes(section: ShardSource, counts: Mapping[str, int]) -> list[str]:
     """What the shards hold and is not trained, where somebody may have meant it to be."""
     endings = {kind.removesuffix(" members").rpartition(".")[2] for kind in counts if kind.startswith("ignored .")}
-    surprising = any(f".{ending}" in (*SUFFIXES, *HEIF) for ending in endings)
+    surprising = any(f".{ending}" in (*SUFFIXES, *HEIF, *CAPTION_FILES) for ending in endings)
     notes = []
     if surprising:
         notes.append(
-            f"{section.shards}: {_left_over(counts)} are left out: the name of a sample ends at its first dot, and "
+            f"{section.shards}: {_left_over(counts)} left out: the name of a sample ends at its first dot, and "
             "beside an image with a plain ending those with longer ones are something else"
         )
     if counts.get("samples without an image"):
-        notes.append(f"{section.shards}: {counts['samples without an image']:,} samples have captions but no image")
+        count = counts["samples without an image"]
+        notes.append(f"{section.shards}: {agreeing(count, 'samples with captions and without an image')}")
     if counts.get(ONE_TEXT):
         notes.append(one_text_note(section.shards, counts[ONE_TEXT]))
     return notes

@@ -176,6 +176,22 @@ def test_a_folder_without_images_is_refused(root):
         opened(root)
 
 
+@pytest.mark.parametrize(
+    ("files", "path", "words"),
+    [
+        (["a.tar"], "a.tar", "is a tar file, not a folder; `shards`"),
+        (["a.png"], "a.png", "is a file, not a folder"),
+        (["state.json", "x.arrow"], ".", "there are 1 .json file, 1 .arrow file; `dataset` in place of `path`"),
+        (["0.tar", "1.tar"], ".", "there are 2 .tar files; `shards: "),
+    ],
+)
+def test_what_another_kind_of_source_reads_is_told_with_its_name(root, files, path, words):
+    put(root, dict.fromkeys(files, "x"))
+    with pytest.raises(UserError) as refused:
+        opened(root / path)
+    assert words in str(refused.value)
+
+
 # ------------------------------------------------------------------------ with metadata
 
 

@@ -194,7 +194,7 @@ def test_a_folder_without_images_says_what_it_holds_instead(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     if HAS_HEIF:
         return
-    with pytest.raises(UserError, match=r"there are 2 \.heic files, 1 \.mov files; pip install 'loraloom\[heif\]'"):
+    with pytest.raises(UserError, match=r"there are 2 \.heic files, 1 \.mov file; pip install 'loraloom\[heif\]'"):
         opened(tmp_path)
 
 

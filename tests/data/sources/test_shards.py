@@ -2,11 +2,13 @@
 
 import gzip
 import io
+import itertools
 import json
 import os
 import pickle
 import tarfile
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 
@@ -99,6 +101,42 @@ def test_what_is_no_sample_is_left_out_and_counted(tmp_path, encode):
         "ignored .cls members": 1,
         "samples without an image": 2,
     }
+
+
+@pytest.mark.parametrize(
+    ("image", "file"),
+    [
+        ("IMG_0.PNG", "img_0.txt"),
+        ("IMG_0.PNG", "img_0.json"),
+        ("set/0.png", "set/0.png.txt"),
+        ("0.JPG", "0.jpg.caption"),
+        ("Photo.v2.png", "photo.V2.TXT"),
+        (normalize("NFC", "müsli.png"), normalize("NFD", "müsli.txt")),
+        (normalize("NFD", "müsli.JPG"), normalize("NFC", "Müsli.jpg.txt")),
+    ],
+)
+def test_what_belongs_to_an_image_is_found_however_it_is_spelled(tmp_path, encode, image, file):
+    text = '{"caption": "own"}' if file.endswith("json") else "own"
+    mask = f"{image.rpartition('.')[0].swapcase()}.mask.png"
+    source = opened(pack(tmp_path / "a.tar", {image: encode(), file: text, mask: encode("white")}), mask="file")
+    assert (source.problems, source.notes, len(source)) == ([], [], 1)
+    assert (source.captions(0), source.read_mask(0)) == (["own"], encode("white"))
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"Aa.png": "", "aA.png": "", "aa.txt": "of either"},
+        {"a.png": "", "a.txt": "the fallback", "A.txt": "other"},
+        {"a.png": "", "a.txt": "the fallback", "a.png.txt": "other"},
+    ],
+)
+def test_what_fits_two_images_or_is_there_already_is_left_and_told(tmp_path, encode, members):
+    source = opened(
+        pack(tmp_path / "a.tar", {name: text or encode() for name, text in members.items()}), caption="the fallback"
+    )
+    assert {*itertools.chain(*(source.captions(index) for index in range(len(source))))} == {"the fallback"}
+    assert len(source.notes) == 1
 
 
 def test_every_problem_in_a_tar_file_is_told_with_its_member(tmp_path, encode):
@@ -281,7 +319,7 @@ def test_names_with_several_dots_are_images_where_their_sample_has_no_other(tmp_
     assert source.read_mask(found["photo.v2.png"]) == encode("white")
     assert source.read(found["set/1.1.png"]) == encode("red")
     (note,) = source.notes
-    assert "1 .depth.png members are left out" in note
+    assert "1 .depth.png member left out" in note
 
 
 @pytest.mark.parametrize("folder", ["photos [2024]", "[a]", "*?", "a[!b]/c"])
