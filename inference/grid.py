@@ -51,7 +51,10 @@ def _make(options: argparse.Namespace) -> int:
     request, across, down = _asked(options)
     columns, rows = lines(across), lines(down)
     name = options.file or "command line"
-    requests = [validated(PictureRequest, each, name) for each in cells(request, columns, rows)]
+    asked = list(cells(request, columns, rows))
+    if any("prompt" not in each for each in asked):
+        raise UserError(f'{name}: prompt: is missing; give --prompt "a dog", or an axis: --y prompt "a dog" "a cat"')
+    requests = [validated(PictureRequest, each, name) for each in asked]
     requests = with_named_adapters(requests, options.adapter_folder)
     advise(requests)
     if any(request.num_images != 1 for request in requests):

@@ -180,4 +180,4 @@ def test_mistakes_in_a_file_are_told(tmp_path, capsys, text, words):
 def test_a_grid_without_a_prompt_is_one_line(tiny_base, tmp_path, capsys):
     assert run_command(main, ["--base", str(tiny_base), "--x", "seed", "0", "--out", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "prompt: is missing" in line
+    assert "prompt: is missing; give --prompt" in line
