@@ -218,7 +218,7 @@ def explain(scores: dict[str, float]) -> str:
     lines = [
         f"  {scores[name]:6.3g}  {what} ({bar})".replace(" ()", "")
         for name, (what, bar) in MEANINGS.items()
-        if name in scores
+        if name in scores and name != "train_seconds"
     ]
     files = [
         f"  {RUN / 'before_after.png'}   the same seeds without and with the adapter",
@@ -226,7 +226,8 @@ def explain(scores: dict[str, float]) -> str:
         f"  {RUN / 'images' / 'grid.png'}     images of `loraloom sample`",
         f"  {RUN / 'sks.safetensors'} (diffusers) and {RUN / 'sks.kohya.safetensors'} (kohya)",
     ]
-    return "\n".join(["", "Scores, from 0 to 1:", *lines, "", "Look at:", *files])
+    took = f"Training took {scores['train_seconds']:.0f} s."
+    return "\n".join(["", took, "", "Scores, from 0 to 1:", *lines, "", "Look at:", *files])
 
 
 def scores_page(scores: dict[str, float]) -> str:
