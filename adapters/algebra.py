@@ -67,12 +67,19 @@ def without(artifact: AdapterArtifact, expression: str) -> AdapterArtifact:
 
 def _matching(artifact: AdapterArtifact, expression: str) -> set[Key]:
     pattern = _pattern(expression)
+    check_modules(artifact)
     found = {key for key in artifact.modules if pattern.search(".".join(key))}
     if not found:
         raise UserError(
             f"{expression!r} matches none of the {len(artifact.modules)} modules, such as {_example(artifact)}"
         )
     return found
+
+
+def check_modules(artifact: AdapterArtifact) -> None:
+    """UserError for an adapter of words alone."""
+    if not artifact.modules:
+        raise UserError("the adapter holds words alone, and no layers: a word has no rank and no scale")
 
 
 def _any_module(artifact: AdapterArtifact, expression: str) -> bool:
@@ -325,8 +332,10 @@ def _keys(mixed: Weighted) -> Iterator[Key]:
 
 def _check_words(mixed: Weighted) -> None:
     seen: set[tuple[str, str]] = set()
-    for artifact, _ in mixed:
+    for artifact, weight in mixed:
         own = {(part, token) for part, tokens in artifact.embeddings.items() for token in tokens}
+        if own and not artifact.modules and weight != 1:
+            raise UserError(f"the word {sorted(own)[0][1]!r} has no weight: leave out {weight:g}")
         if twice := seen & own:
             raise UserError(f"the word {sorted(twice)[0][1]!r} is in two of the adapters, and words do not add up")
         seen |= own

@@ -139,8 +139,8 @@ class AdapterArtifact:
     def __post_init__(self) -> None:
         if not self.modules and not self.embeddings:
             raise UserError("the adapter has no modules")
-        if broken := [token for token, rows in self._words() if not rows.isfinite().all()]:
-            raise UserError(f"the words {', '.join(map(repr, broken))} hold NaN or Inf")
+        if broken := dict.fromkeys(token for token, rows in self._words() if not rows.isfinite().all()):
+            raise UserError(f"the vectors of its words hold NaN or Inf: {', '.join(map(repr, broken))}")
         if misfits := [key for key, weights in self.modules.items() if not weights.agree()]:
             first = self.modules[misfits[0]].tensors
             shapes = " and ".join(f"{name} {tuple(first[name].shape)}" for name in sorted(first))
@@ -166,6 +166,9 @@ class AdapterArtifact:
         overflown = [key for key, weights in self.modules.items() if not weights.fits(dtype)]
         if overflown and (broken := [key for key in overflown if not self.modules[key].finite()]):
             raise UserError(f"{len(broken)} of {len(self.modules)} modules hold NaN or Inf: {listed(broken)}")
+        for part, words in self.embeddings.items():
+            if large := [word for word, rows in words.items() if not _finite(rows, dtype)]:
+                raise UserError(f"values too large for {dtype} in the word {large[0]!r} of {part}; write fp32 or bf16")
         if overflown:
             raise UserError(f"values too large for {dtype} in {listed(overflown)}; write fp32 or bf16 instead")
 

@@ -6,6 +6,7 @@ from typing import Any
 from ..adapters import stored
 from ..adapters.artifact import AdapterArtifact
 from ..adapters.format import FormatNames, read, recognised
+from ..adapters.titles import title_of
 from ..configs.bounded import parse_json
 from ..configs.errors import UserError
 from ..configs.loader import load_config
@@ -13,15 +14,19 @@ from ..configs.plain import plain
 from ..models.base import check_base, find_base
 from .checkpoint import config_of, is_checkpoint, read_checkpoint, usual_format
 from .layers import Layers, names_for
+from .words import named_words
 
 
 def opened(path: Path, layers: Layers | None = None, *, as_stored: bool = False) -> tuple[AdapterArtifact, FormatNames]:
-    """The adapter, and what formats have to know of its base: of `layers`, or as far as the file or the run tells."""
+    """The adapter, and what formats have to know of its base: of `layers`, or as far as the file or the run tells.
+
+    A word without a name has that of its file: in another file it would have another.
+    """
     if is_checkpoint(path):
         model = config_of(path).model
         return read_checkpoint(path), (layers or Layers(model.base, model.revision)).names
     names = names_for(path, layers)
-    return read(path, names, as_stored=as_stored), names
+    return named_words(read(path, names, as_stored=as_stored), title_of(path)), names
 
 
 def base_of(path: Path) -> tuple[str, str | None]:

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -49,10 +50,26 @@ def run(options: argparse.Namespace) -> int:
     for title, own in zip(("first", "second"), only, strict=True):
         if own:
             print(f"{counted(len(own), 'module')} only in the {title}, such as {plain(' '.join(own[0]))}")
+    for line in _words(one, other):
+        print(plain(line))
     for name, (first, second) in different.items():
         short = all(len(text or "") <= _LONGEST for text in (first, second))
         print(plain(f"{name}: {first or '-'}  |  {second or '-'}" if short else f"{name}: differs (--json shows it)"))
     return 0
+
+
+def _words(one: AdapterArtifact, other: AdapterArtifact) -> Iterator[str]:
+    """A line for each word of each text encoder."""
+    for part in one.embeddings | other.embeddings:
+        first, second = (artifact.embeddings.get(part, {}) for artifact in (one, other))
+        for word in first | second:
+            if word not in first or word not in second:
+                yield f"the word {word!r} of {part} is only in the {'first' if word in first else 'second'}"
+            elif first[word].shape != second[word].shape:
+                yield f"the word {word!r} of {part} has {len(first[word])} and {len(second[word])} vectors"
+            else:
+                apart, norm = (first[word] - second[word]).norm().item(), first[word].norm().item()
+                yield f"the word {word!r} of {part} differs by {apart:.3g}, and has the norm {norm:.3g}"
 
 
 def compare(one: AdapterArtifact, other: AdapterArtifact, layers: Layers | None) -> list[Row]:

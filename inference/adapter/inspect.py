@@ -12,13 +12,11 @@ from ...adapters import algebra, stored
 from ...adapters.artifact import MAGNITUDES, AdapterArtifact, Weights, block_of
 from ...adapters.format import recognised
 from ...adapters.origin import architecture_of
-from ...adapters.titles import title_of
 from ...configs.errors import BAD_INPUT, DONE, UserError
 from ...configs.plain import plain
 from ..adapter_input import opened
 from ..checkpoint import is_checkpoint
 from ..layers import Layers
-from ..words import named_words
 
 BAR = 24  # characters of the longest
 CHECKPOINT = "checkpoint of a run (`adapter convert` makes a file of it)"
@@ -89,7 +87,7 @@ def inspect(file: Path, layers: Layers | None = None) -> Inspection:
         facts["format"] = CHECKPOINT if is_checkpoint(file) else recognised(file)
         artifact, names = opened(file, layers, as_stored=True)
         facts["architecture"] = facts["architecture"] or names.architecture
-        facts |= _content(named_words(artifact, title_of(file)))
+        facts |= _content(artifact)
     except UserError as error:
         facts["problems"] = [problem.removeprefix(f"{file}: ") for problem in error.problems]
     return Inspection(**facts)

@@ -7,6 +7,7 @@ from ...adapters import algebra
 from ...adapters.algebra import Approximated, fixed
 from ...adapters.artifact import AdapterArtifact
 from ...adapters.format import FormatNames, read
+from ...adapters.titles import title_of
 from ...configs.errors import UserError
 from ...configs.ownership import check_out
 from ..adapter_input import opened
@@ -15,6 +16,7 @@ from ..checkpoint import is_checkpoint, read_checkpoint
 from ..layers import Layers
 from ..merged_files import merge_into_file, merge_into_folder
 from ..weighted_file import AdapterFile
+from ..words import named_words
 
 
 def run(options: argparse.Namespace) -> int:
@@ -28,7 +30,10 @@ def run(options: argparse.Namespace) -> int:
         out_of(options, files[0].file)
     layers = Layers(options.base) if options.base else None
     first, names = opened(files[0].file, layers)
-    others = [read_checkpoint(file.file) if is_checkpoint(file.file) else read(file.file, names) for file in files[1:]]
+    others = [
+        read_checkpoint(path) if is_checkpoint(path) else named_words(read(path, names), title_of(path))
+        for path in (file.file for file in files[1:])
+    ]
     mixed = [(artifact, file.weight) for artifact, file in zip([first, *others], files, strict=True)]
     if options.into_base:
         return _into_base(mixed, layers, options)

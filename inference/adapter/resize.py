@@ -14,6 +14,7 @@ def run(options: argparse.Namespace) -> int:
     out_of(options, file)
     layers = Layers(options.base) if options.base else None
     artifact, names = opened(file, layers)
+    algebra.check_modules(artifact)
     found = algebra.resized(artifact, rank_of(options), layers and layers.weight, shown("resizing"))
     ranks = sorted(weights.rank for weights in found.artifact.modules.values())
     several = f"ranks {ranks[0]} to {ranks[-1]}, half of them up to {ranks[len(ranks) // 2]}"

@@ -388,3 +388,42 @@ def test_verify_takes_the_base_that_the_file_tells(what, tmp_path, capsys):
     assert run_command(main, ["verify", str(tmp_path / "a.safetensors")]) == code
     said = capsys.readouterr()
     assert words in said.out + said.err
+
+
+WORDS_ALONE = {
+    "resize": (["resize", "a", "--rank", "2"], "holds words alone"),
+    "scale": (["convert", "a", "--to", "loraloom", "--scale", "0.5"], "holds words alone"),
+    "weight": (["merge", "a:0.5", "--to", "loraloom"], "the word 'a' has no weight: leave out 0.5"),
+    "two meanings": (["merge", "a", "b", "--to", "loraloom"], "the word 'a' is in two of the adapters"),
+    "into a base": (["merge", "a", "--into-base"], "the new words a cannot be merged"),
+    "too large": (["convert", "c", "--to", "embedding", "--dtype", "fp16"], "too large for torch.float16 in the word"),
+}
+
+
+@pytest.mark.parametrize("what", WORDS_ALONE)
+def test_what_words_cannot_do_is_said_and_nothing_is_written(what, layers, tmp_path, capsys):
+    save_file({"emb_params": torch.ones(2, 32)}, tmp_path / "a.safetensors")
+    save_file({"a": torch.zeros(2, 32)}, tmp_path / "b.safetensors")
+    save_file({"emb_params": torch.full((1, 32), 1e30)}, tmp_path / "c.safetensors")
+    arguments, words = WORDS_ALONE[what]
+    files = re.compile("[abc](:0.5)?")
+    given = [re.sub("^.", rf"{tmp_path}/\g<0>.safetensors", x) if files.fullmatch(x) else x for x in arguments]
+    out = tmp_path / ("out" if what == "into a base" else "out.safetensors")
+    assert run_command(main, [*given, "--base", layers.title, "--out", str(out)]) == 2
+    assert words in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_words_keep_their_names_and_are_compared(layers, tmp_path, capsys):
+    one, other = tmp_path / "cat.safetensors", tmp_path / "other.safetensors"
+    save_file({"emb_params": torch.ones(2, 32)}, one)
+    assert main(["convert", str(one), "--to", "loraloom", "--base", layers.title, "--out", str(other)]) == 0
+    assert [*read(other, layers.names).embeddings["text_encoder"]] == ["cat"]
+    save_file(
+        {
+            "cat": torch.zeros(2, 32),
+        },
+        other,
+    )
+    assert main(["diff", str(one), str(other), "--base", layers.title]) == 0
+    assert "the word 'cat' of text_encoder differs by 8, and has the norm 8" in capsys.readouterr().out
