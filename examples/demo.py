@@ -226,8 +226,8 @@ def explain(scores: dict[str, float]) -> str:
         f"  {RUN / 'images' / 'grid.png'}     images of `loraloom sample`",
         f"  {RUN / 'sks.safetensors'} (diffusers) and {RUN / 'sks.kohya.safetensors'} (kohya)",
     ]
-    took = f"Training took {scores['train_seconds']:.0f} s."
-    return "\n".join(["", took, "", "Scores, from 0 to 1:", *lines, "", "Look at:", *files])
+    took = ["", f"{scores['train_seconds']:.3g} {MEANINGS['train_seconds'][0]}"] if "train_seconds" in scores else []
+    return "\n".join([*took, "", "Scores, from 0 to 1:", *lines, "", "Look at:", *files])
 
 
 def scores_page(scores: dict[str, float]) -> str:

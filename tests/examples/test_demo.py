@@ -51,6 +51,7 @@ def test_the_base_alone_scores_as_a_base_should():
 def test_the_explanation_names_every_score_and_where_to_look():
     scores = dict.fromkeys(demo.MEANINGS, 0.5)
     text = demo.explain(scores)
+    assert "88.3 seconds in training steps" in demo.explain(scores | {"train_seconds": 88.3}).splitlines()
     assert all(what in text for what, _ in demo.MEANINGS.values())
     assert "runs/demo/before_after.png" in text
     assert demo.scores_page(scores).count("| 0.5 |") == len(demo.MEANINGS)
