@@ -31,17 +31,19 @@ def artifact_of(tensors: Tensors, header: Header, names: FormatNames, scale_of: 
 
     Raises UserError for a name that is none of this base's (with the nearest that is) and for half a module.
     """
-    words, layers = _words(tensors)
+    words, layers = bundled(tensors)
     modules = {key: _weights(key, parts, scale_of) for key, parts in _by_module(layers, names).items()}
     return AdapterArtifact(modules, carried(header), _embeddings(words, names))
 
 
-def _words(tensors: Tensors) -> tuple[dict[str, Tensors], Tensors]:
+def bundled(tensors: Tensors) -> tuple[dict[str, Tensors], Tensors]:
     """Word -> its vectors by encoder, of those that OneTrainer bundles with a LoRA; and all other tensors."""
     words: dict[str, Tensors] = {}
     for name in tensors:
         if name.startswith(WORDS):
             word, _, key = name.removeprefix(WORDS).rpartition(".")
+            if not word:
+                raise UserError(f"{name}: is not called as bundled words are, {WORDS}<word>.<text encoder>")
             words.setdefault(word, {})[key] = tensors[name]
     return words, {name: tensor for name, tensor in tensors.items() if not name.startswith(WORDS)}
 

@@ -43,8 +43,7 @@ UNDERSCORED = ("lora_unet_", "lora_te", "lora_transformer_", "lycoris_")
 OTHERS = {
     ".oft_blocks": "OFT of LyCORIS",
     ".oft_diag": "OFT of LyCORIS",
-    ".a1.weight": "GLoRA",
-    ".b1.weight": "GLoRA",
+    **{f".{side}{number}.weight": "GLoRA" for side in "ab" for number in "12"},
     ".on_input": "(IA)^3",
     ".diff": "whole weights (`full` of LyCORIS)",
     ".diff_b": "biases",
@@ -57,6 +56,8 @@ OTHERS = {
     ".boft_R": "BOFT",
     ".boft_s": "BOFT",
     ".rescale": "OFT of LyCORIS",
+    ".scalar": "a scalar of LyCORIS that was not multiplied in",
+    ".scale_weight": "weights of 8 bits with a scale beside them",
     ".vera_lambda_b": "VeRA",
     ".vera_lambda_d": "VeRA",
     ".ia3_l": "(IA)^3",

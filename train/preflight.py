@@ -19,6 +19,7 @@ from .doubts import doubts_of_config, doubts_of_words, trained_and_held_out
 from .footprint import misplaced_inputs, problems_of_names
 from .gather import Say, gather, held_out_data, warn
 from .header import check_build_time
+from .run_folder import STATE
 
 ENDING = 32  # bytes of the longest that a format puts behind the name, and some
 
@@ -104,14 +105,28 @@ def check_cache(config: RunConfig) -> list[str]:
 
 
 def check_adapter_files(config: RunConfig) -> list[str]:
-    """Adapter files that are not there."""
+    """Adapter files that are not there, and folders, of which no record could tell what was read."""
     try:
         named = [("model.adapters", file_and_weight(text)[0]) for text in config.model.adapters]
     except UserError as error:
         return [f"model.adapters: {error}"]
     if config.adapter.start_from is not None:
         named.append(("adapter.start_from", config.adapter.start_from))
-    return [f"{key}: {file}: there is no such file{looked_in(file)}" for key, file in named if not Path(file).is_file()]
+    return [f"{key}: {file}: {_why_no_file(file)}" for key, file in named if not Path(file).is_file()]
+
+
+def _why_no_file(file: str) -> str:
+    folder = Path(file)
+    if not folder.is_dir():
+        return f"there is no such file{looked_in(file)}"
+    is_of_peft = [*folder.glob("adapter_config.json"), *folder.glob("*/adapter_config.json")]
+    if is_of_peft or (folder / STATE).is_file():
+        what = "a folder of PEFT" if is_of_peft else "a checkpoint of a run"
+        convert = "loraloom adapter convert FOLDER --base BASE --to loraloom --out FILE"
+        return f"is {what}, and a file is needed: `{convert}` makes one"
+    files = sorted(folder.glob("*.safetensors"))
+    beside = f", such as {files[0].name}" if files else ""
+    return f"is a folder; name the .safetensors file of the adapter{beside}"
 
 
 def check_push(config: RunConfig, say: Say) -> None:

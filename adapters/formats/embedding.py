@@ -1,7 +1,7 @@
 """One word as web UIs read it: `emb_params` for one text encoder, `clip_l` and `clip_g` for SDXL's two.
 
 The file's name is the word in a web UI; ours is in the header too. diffusers' `learned_embeds.safetensors` has one
-tensor, whose name is the word.
+tensor, whose name is the word. OneTrainer's words (`bundle_emb.<word>.clip_l`) are read without a LoRA beside them too.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,8 +11,8 @@ from torch import Tensor
 from ...configs.errors import UserError
 from ..artifact import AdapterArtifact, Tensors
 from ..format import FormatNames, carried, header_of
-from ..parsed import computable
-from ..spellings import is_of_an_adapter
+from ..parsed import bundled, computable
+from ..spellings import WORDS, is_of_an_adapter
 from ..stored import Header
 
 SUFFIX = ".embedding"
@@ -27,6 +27,8 @@ _WIDTHS = (768, 1024, 1280)
 
 def matches(keys: Iterable[str]) -> bool:
     names = {*keys}
+    if names and all(name.startswith(WORDS) for name in names):
+        return True
     if len(names) == 1 and not names <= _NAMES:
         (name,) = names
         return ":" not in name and not is_of_an_adapter(name) and _may_be_a_word(keys, name)
@@ -54,6 +56,9 @@ def to_tensors(artifact: AdapterArtifact, names: FormatNames) -> tuple[Tensors, 
 
 def from_tensors(tensors: Tensors, header: Header, names: FormatNames) -> AdapterArtifact:
     """See `adapters.formats`. UserError for a file of another family's encoders, and for what is no vectors."""
+    words, tensors = bundled(tensors)
+    if words:
+        return AdapterArtifact({}, carried(header), words_of(words, names))
     word = header.get(_TOKEN, "")
     if not tensors.keys() <= _NAMES:
         ((word, rows),) = tensors.items()

@@ -205,6 +205,14 @@ def test_words_beside_a_lora(what: str, tmp_path: Path):
     }
     with pytest.raises(UserError, match="words for other text encoders"):
         read(layers | {"bundle_emb.a.t5": torch.ones(1, 8)}, tmp_path, names)
+    alone = read(word, tmp_path, names)
+    assert not alone.modules and alone.embeddings.keys() == artifact.embeddings.keys()
+    for part, own in alone.embeddings.items():
+        assert own.keys() == {"zyx-v1.5"} and torch.equal(own["zyx-v1.5"], artifact.embeddings[part]["zyx-v1.5"])
+    for nameless in ("bundle_emb.clip_l", "bundle_emb..clip_l"):
+        for beside in ({}, layers):
+            with pytest.raises(UserError, match="not called as bundled words are"):
+                read(beside | {nameless: torch.ones(1, 8)}, tmp_path, names)
 
 
 ROWS = {"vectors": ((3, 768), (3, 768)), "one vector": ((768,), (1, 768))}

@@ -17,6 +17,7 @@ from loraloom.inference.verify import probe
 from loraloom.inference.weighted_file import AdapterFile
 from loraloom.train.__main__ import main
 from loraloom.train.build import build_trainer
+from loraloom.train.preflight import check_adapter_files
 
 pytestmark = pytest.mark.slow
 
@@ -87,6 +88,29 @@ def test_files_that_are_not_there_are_named(write_config, capsys):
     said = capsys.readouterr().err
     assert "model.adapters: no.safetensors: there is no such file" in said
     assert "adapter.start_from: none.safetensors: there is no such file" in said
+
+
+@pytest.mark.parametrize(
+    ("holds", "said"),
+    [
+        (None, "is a folder; name the .safetensors file of the adapter"),
+        ("dog.safetensors", "such as dog.safetensors"),
+        ("adapter_config.json", "is a folder of PEFT, and a file is needed"),
+        ("run_state.json", "is a checkpoint of a run, and a file is needed"),
+        ("unet/adapter_config.json", "--to loraloom --out FILE` makes one"),
+    ],
+)
+def test_a_folder_is_no_adapter_file(holds, said, write_config, tmp_path):
+    """A record tells a file by its hash, and a run that goes on needs the same one."""
+    folder = tmp_path / "dog"
+    folder.mkdir()
+    if holds is not None:
+        (folder / holds).parent.mkdir(exist_ok=True)
+        (folder / holds).touch()
+    config = load_config(write_config(model={"adapters": [f"{folder}:0.5"]}, adapter={"start_from": str(folder)}))
+    problems = check_adapter_files(config)
+    assert [problem.split(":")[0] for problem in problems] == ["model.adapters", "adapter.start_from"]
+    assert all(said in problem and "no such file" not in problem for problem in problems)
 
 
 def test_a_merged_base_says_what_base_and_adapter_say(tiny_base, first):
