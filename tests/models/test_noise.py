@@ -143,3 +143,16 @@ def test_a_range_beyond_the_schedule_is_refused():
     for section in ({"max_timestep": 1000}, {"min_timestep": 5, "max_timestep": 4}):
         with pytest.raises(UserError, match="the timesteps 0 to 999"):
             noise(**section)
+
+
+@pytest.mark.parametrize("section", [NoiseSection(debiased=True), NoiseSection(min_snr_gamma=5.0)])
+def test_no_weight_is_infinite_where_there_is_no_signal(section):
+    """A base that predicts noise may have zero terminal SNR in its own config; of v both weights are finite there."""
+    last = 999
+    bare = scheduler(rescale_betas_zero_snr=True)
+    assert bare.alphas_cumprod[last] == 0
+    with pytest.raises(UserError, match=f"not finite: give noise.max_timestep {last - 1}"):
+        DDPMNoise(bare, section)
+    DDPMNoise(bare, section.model_copy(update={"max_timestep": last - 1}))
+    v = training_scheduler(scheduler(prediction_type="v_prediction"), NoiseSection(zero_terminal_snr=True))
+    assert DDPMNoise(v, section)._weight(v.alphas_cumprod[last:]) == 0
