@@ -45,7 +45,7 @@ def test_rates_are_positive_numbers(text: str) -> None:
 
 def test_shipped_schema_is_the_code_s() -> None:
     shipped = (FOLDER / "schema.json").read_text(encoding="utf-8")
-    assert shipped == schema_text(), "run: loraloom schema --out configs/schema.json"
+    assert shipped == schema_text(), "run: loraloom schema > configs/schema.json"
 
 
 def test_schema_knows_extends_names_and_options() -> None:
