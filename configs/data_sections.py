@@ -118,6 +118,17 @@ class ShardSource(ImageSection):
     """Tar files, as a path or pattern: `photos/*.tar`. Indexed once by offset and read at random."""
 
 
+class GivenSource(ImageSection):
+    """Images that a Python program hands over: `build_trainer(config, given={"photos": images})`."""
+
+    given: str = Field(default=..., min_length=1)
+    """The name under which it hands them over: a list of images with captions, or a `datasets.Dataset`."""
+    image_column: str = Field(default="image", min_length=1)
+    """Column of a dataset with images."""
+    caption_column: str = Field(default="text", min_length=1)
+    """Column of a dataset with the caption, or a list of captions."""
+
+
 class PriorSource(SourceSection):
     """Class images for DreamBooth's prior preservation, made with the base before training."""
 
@@ -134,7 +145,7 @@ class PriorSource(SourceSection):
     """Classifier-free guidance scale of the class images."""
 
 
-SOURCE_KINDS = {"path": "folder", "dataset": "dataset", "shards": "shards", "prior": "prior"}
+SOURCE_KINDS = {"path": "folder", "dataset": "dataset", "shards": "shards", "given": "given", "prior": "prior"}
 """The key that only this kind of source has, and the file in `data/sources/` that reads it."""
 
 
@@ -148,6 +159,7 @@ Source = Annotated[
     Annotated[FolderSource, Tag("folder")]
     | Annotated[DatasetSource, Tag("dataset")]
     | Annotated[ShardSource, Tag("shards")]
+    | Annotated[GivenSource, Tag("given")]
     | Annotated[PriorSource, Tag("prior")],
     Discriminator(source_kind),
 ]
@@ -190,7 +202,8 @@ class DataSection(Section):
     resolution: Sides = 512
     """Side in pixels of a square of the trained area; several: every image is trained at each of them."""
     sources: list[Source] = Field(default=..., min_length=1)
-    """Image folders (`path`), datasets (`dataset`), tar shards (`shards`) and class images (`prior`)."""
+    """Image folders (`path`), datasets (`dataset`), tar shards (`shards`), a program's own (`given`) and class images
+    (`prior`)."""
     captions: CaptionRules = CaptionRules()
     """Caption rules of all sources that have none of their own."""
     token_windows: int = Field(default=1, ge=1, le=8)

@@ -14,7 +14,14 @@ import pyarrow.compute
 
 from ..configs.bounded import PICTURE, Missing, read_bytes
 from ..configs.choices import did_you_mean, find
-from ..configs.data_sections import DatasetSource, FolderSource, ImageSection, PriorSource, source_kind
+from ..configs.data_sections import (
+    DatasetSource,
+    FolderSource,
+    GivenSource,
+    ImageSection,
+    PriorSource,
+    source_kind,
+)
 from ..configs.errors import UserError
 from ..configs.words import agreeing
 
@@ -30,6 +37,10 @@ SAVED = ("state.json", "dataset_dict.json")
 SHOWN = 20  # problems of one kind that are written out
 NAMED = 3  # things that one line names
 LONGEST_CAPTION = 1 << 16  # bytes; tokenizers take seconds for a million of them, and gigabytes for a hundred
+
+
+Given = Mapping[str, Any]
+"""Name -> images that a program hands over: a list, as `sources.given` takes it, or a `datasets.Dataset`."""
 
 
 class ImageSource(Protocol):
@@ -69,15 +80,21 @@ class ImageSource(Protocol):
         ...
 
 
-def open_source(section: ImageSection, cache: Path | None = None, lines: str | None = None) -> ImageSource:
+def open_source(
+    section: ImageSection, cache: Path | None = None, lines: str | None = None, given: Given | None = None
+) -> ImageSource:
     """The images of a section; class images are made by the run and come from `sources.prior.PriorImages`.
 
     `cache` is a folder for what takes long to find out, such as the index of shards. `lines` is what the lines of a
-    caption file are, as `captions.lines` says; None: nobody has said it. UserError where nothing can be
-    opened (no such folder, column, split, ...); what is wrong with single images is in `problems`.
+    caption file are, as `captions.lines` says; None: nobody has said it. `given` are the images that a program hands
+    over, by name. UserError where nothing can be opened (no such folder, column, split, ...); what is wrong with single
+    images is in `problems`.
     """
     assert not isinstance(section, PriorSource)
-    return find("data.sources", source_kind(section)).open_source(section, cache, lines)
+    module = find("data.sources", source_kind(section))
+    if isinstance(section, GivenSource):
+        return module.open_given(section, given or {})
+    return module.open_source(section, cache, lines)
 
 
 class Problems:
@@ -232,7 +249,7 @@ def missing_column(place: str, setting: str, wanted: str, names: Sequence[str]) 
     return f"{place}: has no column {wanted!r}{hint}, it has: {', '.join(names)}; say which with `{setting}`"
 
 
-def lacks_captions(section: FolderSource | DatasetSource, names: Sequence[str]) -> bool:
+def lacks_captions(section: FolderSource | DatasetSource | GivenSource, names: Sequence[str]) -> bool:
     """Whether the images are meant to have no captions but the section's: it gives one, and names no other column."""
     usual = type(section).model_fields["caption_column"].default
     return section.caption_column not in names and section.caption is not None and section.caption_column == usual

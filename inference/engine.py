@@ -42,8 +42,8 @@ SMALL = 32  # latents each way; of larger ones each image has a forward pass of 
 class Request:
     """Images to sample: one prompt and one seed for each."""
 
-    prompts: Sequence[str]
-    seeds: Sequence[int]
+    prompts: Sequence[str]  # a text alone is one prompt
+    seeds: Sequence[int] = ()  # none given: 0 for each
     steps: int = 20
     guidance: float = 4.0  # classifier-free guidance scale; 1 and below: none
     negative_prompt: str = ""
@@ -57,11 +57,15 @@ class Request:
     place: int = 0  # of the first image in its forward pass, in [0, micro_batch)
 
     def __post_init__(self) -> None:
+        set_field = object.__setattr__  # frozen; what is shown stays as it is when a request is made from another
+        if isinstance(self.prompts, str):
+            set_field(self, "prompts", [self.prompts])
+        if not self.seeds:
+            set_field(self, "seeds", [0] * len(self.prompts))
         if len(self.prompts) != len(self.seeds):
             raise UserError(f"{len(self.prompts)} prompts were given with {len(self.seeds)} seeds")
         if self.mask is not None and self.image is None:
             raise UserError("a mask says where an image may change, so it needs an image")
-        set_field = object.__setattr__  # frozen; what is shown stays as it is when a request is made from another
         if self.image is not None:
             set_field(self, "image", shown_picture(self.image))
         if self.image is not None and self.mask is not None:
@@ -113,6 +117,9 @@ class MicroBatch:
 
 class Engine:
     """A base that is ready to sample."""
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.base or self.family.name}, adapters: {', '.join(self.adapters.get_names()) or 'none'}>"
 
     def __init__(
         self,
@@ -202,13 +209,16 @@ class Engine:
             pipeline.register_modules(**{name: component})
 
     def generate(
-        self, request: Request, *, callbacks: Sequence[PipelineCallback] = (), progress: str | None = None
+        self, request: Request | str, *, callbacks: Sequence[PipelineCallback] = (), progress: str | None = None
     ) -> list[Image.Image]:
         """One image for each prompt, in order; `progress` is the title of a progress bar. NotFinite instead of black.
+
+        A text alone is a request for one image.
 
         `callbacks` are ours or diffusers' own, called after each step of each micro-batch. When one of them stops the
         sampling, there are only the images that were begun.
         """
+        request = Request([request]) if isinstance(request, str) else request
         return [image for batch in self.stream(request, callbacks=callbacks, progress=progress) for image in batch]
 
     @torch.no_grad()  # inference_mode cannot read weights that FSDP2 gathers

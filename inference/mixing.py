@@ -50,6 +50,11 @@ class Mixing:
         self.exact = False
         """Whether adapters keep the float32 in which they trained on a base of half precision: to verify them."""
 
+    def __repr__(self) -> str:
+        active = self.get_active_adapters()
+        names = ", ".join(f"{name}{'' if name in active else ' (off)'}" for name in self.get_names())
+        return f"<Mixing of {names or 'no adapters'}{', fused' if self.is_fused else ''}>"
+
     # ------------------------------------------------------------------------ loading
 
     def load_adapter(self, file: str | Path, adapter_name: str | None = None, weight: Weight = 1.0) -> AdapterArtifact:

@@ -4,8 +4,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,15 +12,15 @@ from typing import TYPE_CHECKING
 from ..configs.arguments import Parser, add_config
 from ..configs.data_sections import FolderSource
 from ..configs.errors import STOPPED, OutOfMemory, TrainingError, UserError, run_command
-from ..configs.faults import as_error, code_of, is_out_of_memory
+from ..configs.faults import as_error, is_out_of_memory
 from ..configs.files import reason
 from ..configs.imports import importing
 from ..configs.loader import load_config
 from ..configs.plain import plain
 from ..configs.processes import Others, joined, launched
 from ..configs.schema import RunConfig
-from .footprint import LOCK, check_start, check_way
-from .run_folder import checkpoint_step, checkpoints, read_run, write_run_file
+from .footprint import check_start, check_way
+from .run_folder import checkpoint_step, checkpoints, locked, read_run, write_failure
 from .settings import check_settings
 from .start import start_processes
 
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
     from ..data.dataset import Images
     from .run import Run
 
-
-PROBED = 1.0
-"""Seconds: whoever asks whether a run lives takes its lock for a moment."""
 
 RESUMES = "Go on with a run from its newest sound checkpoint, to the same bytes as if it had never stopped."
 
@@ -53,7 +49,7 @@ def _train(options: argparse.Namespace, others: Others) -> int:
     folder = Path(config.output.dir)
     goes_on = options.resume and not _begins_again(folder, config)
     images = _look(config, resumed=goes_on)
-    with _locked(folder):
+    with locked(folder, main=launched()[0] == 0):
         checkpoint = _find_checkpoint(folder, config) if goes_on else None
         return _fit(config, images, checkpoint, options.overwrite, others)
 
@@ -141,10 +137,7 @@ def _record(run: "Run", failure: Exception, others: Others) -> None:
 def _record_state(run: "Run", others: Others, failure: Exception) -> bool:
     """Whether this process is the one that writes it down: the main one, or one in the place of a dead one."""
     writes = run.is_main or others.stands_in
-    if writes and run.folder.is_dir():
-        words = str(failure) if isinstance(failure, UserError) else f"{type(failure).__name__}: {failure}"
-        write_run_file(run, stand_in=True, state="failed", exit_code=code_of(failure), message=words)
-    return writes and run.folder.is_dir()
+    return writes and write_failure(run, failure)
 
 
 def _explain(error: Exception, run: "Run | None") -> UserError | None:
@@ -170,28 +163,6 @@ def _take_less(run: "Run | None") -> str:
     resume = f" (`loraloom resume {run.folder} {' '.join(ways)}`)" if ways and saved else ""
     smaller = f"a data.resolution below {max(run.config.data.resolutions)}"
     return f"{' and '.join(ways)}{resume}, or {smaller}" if ways else smaller
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One run at a time in a folder; the main process holds the lock for all of its run."""
-    from filelock import FileLock, Timeout
-
-    if launched()[0] != 0:
-        yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, timeout=PROBED)
-        lock.acquire()
-    except Timeout:
-        raise UserError(f"{folder}: another process is training in this folder") from None
-    except OSError as error:
-        raise UserError(f"output.dir {folder}: cannot be written ({error.strerror or error})") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _say_what_is_replaced(folder: Path, checkpoint: Path, config: RunConfig) -> None:

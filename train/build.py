@@ -24,10 +24,12 @@ from ..configs.errors import UserError
 from ..configs.machine import cache_folder
 from ..configs.machine import threads as threads_here
 from ..configs.plain import plain
+from ..configs.processes import launched
 from ..configs.schema import RunConfig
 from ..data.dataset import Dataset, Images
 from ..data.draws import key_seed
 from ..data.loader import Samples, Share, micro_batches
+from ..data.source import Given
 from ..inference.compilation import compile_blocks, compile_whole
 from ..inference.engine import Engine
 from ..inference.merged import MergedBase
@@ -50,12 +52,14 @@ from .captions import find_long_captions, find_unseen_captions, prompt_options
 from .ema import Ema
 from .fast import fast_optimizer, use_fast_layers
 from .fits import check_base_fits, trained_parts
+from .footprint import check_start
 from .gather import class_images, gather, held_out_data, make_dataset
 from .held_out import HeldOut, HeldOutImage, encode_held_out, samples_of
 from .launched import check_environment, unused
 from .objective import Objective
 from .optim import make_optimizer, make_schedule
 from .precompute import Wanted, fill, want
+from .preflight import preflight
 from .prior import class_image_files
 from .record import file_hash
 from .run import Run
@@ -71,22 +75,37 @@ def build_trainer(
     config: RunConfig,
     images: Sequence[Images | None] | None = None,
     *,
-    checkpoint: Path | None = None,
+    given: Given | None = None,
+    callbacks: Sequence[Callback] = (),
+    checkpoint: str | Path | None = None,
     overwrite: bool = False,
 ) -> Trainer:
-    """A trainer that is ready to fit, at the step of `checkpoint` if one is given.
+    """A trainer that is ready to `fit`, at the step of `checkpoint` if one is given; `with` closes its workers.
 
-    `images` are those of a `preflight`, if there was one. No part of a run is written, and nothing of an older run
-    removed, before the base fits the config and the images.
+    `given` has the images of the sources that are called so: name -> a list of PIL images, of (image, caption) or of
+    (image, [captions]), or a `datasets.Dataset`. `callbacks` come before ours: they see each step first. `images` are
+    those of a `preflight`, which is made here where there was none.
+
+    UserError, with all problems at once, before anything is written: for a folder that holds a run already (unless
+    `overwrite`), for a base that cannot be loaded or does not fit the config, for images that cannot be read.
+
+    It changes torch for the whole process, as the config says: the number of threads (`loop.threads`) and whether
+    kernels are deterministic (`loop.deterministic`, which also sets CUBLAS_WORKSPACE_CONFIG if nothing has).
+    Signals are handled where `fit` runs in the main thread, and else left to the caller.
     """
+    checkpoint = None if checkpoint is None else Path(checkpoint)
+    if images is None:
+        check_start(config, overwrite=overwrite, resume=checkpoint is not None)
+        images = preflight(config, progress=launched()[0] == 0, given=given)
     accelerator = make_accelerator(config)
-    ready = prepare(config, accelerator, images)
-    return assemble(ready, accelerator, checkpoint=checkpoint, overwrite=overwrite)
+    ready = prepare(config, accelerator, images, given=given)
+    return assemble(ready, accelerator, callbacks, checkpoint=checkpoint, overwrite=overwrite)
 
 
 def assemble(
     ready: "Prepared",
     accelerator: Accelerator,
+    callbacks: Sequence[Callback] = (),
     *,
     checkpoint: Path | None = None,
     overwrite: bool = False,
@@ -127,7 +146,7 @@ def assemble(
     share = Share(loop.batch_size, loop.micro_batch, accelerator.process_index, accelerator.num_processes)
     samples = Samples(dataset, dataset.order(loop.steps, loop.batch_size, loop.micro_batch), wanted.cached)
     batches = micro_batches(samples, share, first_step=run.step, steps=loop.steps, workers=config.data.workers)
-    return Trainer(run, batches, objective, _make_callbacks())
+    return Trainer(run, batches, objective, [*callbacks, *_make_callbacks()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +165,7 @@ def prepare(
     accelerator: Accelerator,
     images: Sequence[Images | None] | None = None,
     fill_caches: Callable[..., None] = fill,
+    given: Given | None = None,
 ) -> Prepared:
     """The images of a run in their buckets, and its caches, complete unless another function fills them."""
     config = resolve(config, accelerator)
@@ -155,21 +175,23 @@ def prepare(
     base = MergedBase(config.model, accelerator.device)
     check_base_fits(config, base.family)
     if images is None:
-        images = gather(config.data, progress=accelerator.is_main_process)
+        images = gather(config.data, progress=accelerator.is_main_process, given=given)
     dataset = build_dataset(config, accelerator, base, images)
-    held_out = build_held_out(config, base, accelerator)
+    held_out = build_held_out(config, base, accelerator, given)
     captions = [sample.caption for sample in samples_of(held_out)] if held_out is not None else []
     wanted = want(config, base.family, base.folder, dataset, captions)
     fill_caches(config, wanted, dataset, base.family, base.load, accelerator)
     return Prepared(config, base, dataset, wanted, held_out)
 
 
-def build_held_out(config: RunConfig, base: MergedBase, accelerator: Accelerator) -> Dataset | None:
-    """The images of `validation.sources` in their buckets."""
+def build_held_out(
+    config: RunConfig, base: MergedBase, accelerator: Accelerator, given: Given | None = None
+) -> Dataset | None:
+    """The images of `validation.sources` in their buckets. What is to be said of them, the preflight has said."""
     if not config.validation.sources:
         return None
     data = held_out_data(config.data, config.validation)
-    images = gather(data, progress=accelerator.is_main_process, say=lambda note: None)  # the preflight has said it
+    images = gather(data, progress=accelerator.is_main_process, say=lambda note: None, given=given)
     found = [each for each in images if each is not None]
     return make_dataset(data, found, base.family.size_multiple, config.loop.seed)
 

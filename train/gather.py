@@ -17,7 +17,7 @@ from ..configs.words import agreeing
 from ..data.captions import check_caption, check_rules
 from ..data.dataset import Dataset, Images
 from ..data.scan import apply_policy, scan
-from ..data.source import ImageSource, Problems, first_line, named, open_source
+from ..data.source import Given, ImageSource, Problems, first_line, named, open_source
 from ..data.sources.prior import PriorImages
 from ..images.decoding import PixelRules, header
 
@@ -32,10 +32,13 @@ def warn(note: str) -> None:
         print(f"warning: {plain(note)}", file=sys.stderr)
 
 
-def gather(data: DataSection, *, progress: bool, trust_sizes: bool = False, say: Say = warn) -> list[Images | None]:
+def gather(
+    data: DataSection, *, progress: bool, trust_sizes: bool = False, say: Say = warn, given: Given | None = None
+) -> list[Images | None]:
     """The sound images of each source; None for class images, which are not made yet.
 
-    With `trust_sizes` no image is opened where the metadata gives its size. UserError with all problems.
+    `given` are those that a program hands over, by name. With `trust_sizes` no image is opened where the metadata gives
+    its size. UserError with all problems.
     """
     problems = _problems_of_rules(data)
     found: list[Images | None] = []
@@ -44,7 +47,7 @@ def gather(data: DataSection, *, progress: bool, trust_sizes: bool = False, say:
             found.append(None)
             continue
         try:
-            source = open_source(section, _folder(data), _lines(data, section))
+            source = open_source(section, _folder(data), _lines(data, section), given)
         except UserError as error:
             problems += error.problems
             continue

@@ -14,6 +14,7 @@ from ..configs.machine import cache_folder
 from ..configs.paths import LONGEST_NAME, LONGEST_PATH, looked_in, shortened
 from ..configs.schema import RunConfig
 from ..data.dataset import Images
+from ..data.source import Given
 from ..models.base import check_base
 from .doubts import doubts_of_config, doubts_of_words, trained_and_held_out
 from .footprint import misplaced_inputs, problems_of_names
@@ -25,9 +26,17 @@ ENDING = 32  # bytes of the longest that a format puts behind the name, and some
 
 
 def preflight(
-    config: RunConfig, *, progress: bool = True, trust_sizes: bool = False, say: Say = warn
+    config: RunConfig,
+    *,
+    progress: bool = True,
+    trust_sizes: bool = False,
+    say: Say = warn,
+    given: Given | None = None,
 ) -> list[Images | None]:
-    """The images of each source; UserError with every problem of base, data and output folder."""
+    """The images of each source; UserError with every problem of base, data and output folder.
+
+    `given` are images that a program hands over, by name.
+    """
     problems = [
         *check_base(config.model.base),
         *check_adapter_files(config),
@@ -45,7 +54,7 @@ def preflight(
         say(doubt)
     images: list[Images | None] = []
     try:
-        images = gather(config.data, progress=progress, trust_sizes=trust_sizes, say=say)
+        images = gather(config.data, progress=progress, trust_sizes=trust_sizes, say=say, given=given)
         wrong, doubts = doubts_of_words(config, images)
         problems += wrong
         for doubt in doubts:
@@ -55,7 +64,7 @@ def preflight(
     try:
         if config.validation.sources:
             held_out = held_out_data(config.data, config.validation)
-            apart = gather(held_out, progress=progress, trust_sizes=trust_sizes, say=say)
+            apart = gather(held_out, progress=progress, trust_sizes=trust_sizes, say=say, given=given)
             for doubt in trained_and_held_out(images, apart):
                 say(doubt)
     except UserError as error:

@@ -7,8 +7,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..configs.bounded import HISTORY, RECORD, Missing, parse_json, parse_yaml, read_bytes
 from ..configs.document import FastCoreLoader
 from ..configs.errors import UserError
+from ..configs.faults import code_of
 from ..configs.machine import is_held
 from ..configs.ownership import why_foreign, write_file
 from ..configs.progress import say
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 STATE = "run_state.json"
 """In each checkpoint: where the run stood, and the fingerprint of its images."""
 LIBRARIES = ("loraloom", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors")
+
+PROBED = 1.0
+"""Seconds: whoever asks whether a run lives takes its lock for a moment."""
 
 LARGEST = 1e39
 """Of the values of a history, which are float32's; null is a number that was not finite."""
@@ -82,6 +86,37 @@ def write_run_file(run: "Run", *, stand_in: bool = False, **facts: Any) -> None:
     }
     with tolerated("run.json"):
         write_file(run.folder / "run.json", json.dumps(content, indent=1) + "\n", run.folder, RUN)
+
+
+def write_failure(run: "Run", failure: Exception) -> bool:
+    """run.json of a run that an error ended, with the exit code of a command; whether there is a folder for it."""
+    if not run.folder.is_dir():
+        return False
+    words = str(failure) if isinstance(failure, UserError) else f"{type(failure).__name__}: {failure}"
+    write_run_file(run, stand_in=True, state="failed", exit_code=code_of(failure), message=words)
+    return True
+
+
+@contextmanager
+def locked(folder: Path, *, main: bool) -> Iterator[None]:
+    """One run at a time in a folder, which is made: the main process holds the lock, also twice. UserError else."""
+    from filelock import FileLock, Timeout
+
+    if not main:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(os.path.abspath(folder / LOCK), timeout=PROBED, is_singleton=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{folder}: another process is training in this folder") from None
+    except OSError as error:
+        raise UserError(f"output.dir {folder}: cannot be written ({error.strerror or error})") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def installed() -> dict[str, str]:

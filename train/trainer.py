@@ -16,6 +16,7 @@ from .objective import Losses, Objective
 from .optim import clip_gradients, drop_stopped
 from .readings import Unread, read_all
 from .run import Run, StepResult
+from .run_folder import locked, write_failure
 from .together import not_for_long
 
 
@@ -44,17 +45,22 @@ class Trainer:
         self.close()
 
     def fit(self) -> None:
-        """All steps that are left, with the callbacks around them."""
+        """All steps that are left, with the callbacks around them. UserError while another process trains there."""
         run = self.run
-        with self, contextlib.ExitStack() as stack:
-            for callback in self.callbacks:
-                stack.callback(callback.on_exit, run)
-                callback.on_start(run)
-            while not run.is_last_step:
-                self.step()
-            self.read()
-            for callback in self.callbacks:
-                callback.on_end(run)
+        with self, locked(run.folder, main=run.is_main), contextlib.ExitStack() as stack:
+            try:
+                for callback in self.callbacks:
+                    stack.callback(callback.on_exit, run)
+                    callback.on_start(run)
+                while not run.is_last_step:
+                    self.step()
+                self.read()
+                for callback in self.callbacks:
+                    callback.on_end(run)
+            except Exception as error:
+                if run.is_main:
+                    write_failure(run, error)
+                raise
 
     def step(self) -> None:
         """One optimiser step and all callbacks."""

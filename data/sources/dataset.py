@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ...configs.bounded import PICTURE, read_json, regular
 from ...configs.choices import did_you_mean
-from ...configs.data_sections import DatasetSource
+from ...configs.data_sections import DatasetSource, GivenSource
 from ...configs.errors import UserError
 from ...configs.headers import is_plain_name
 from ...configs.paths import looked_in
@@ -26,12 +26,11 @@ class DatasetImages:
     declared_sizes: np.ndarray | None = None
 
     def __init__(
-        self, section: DatasetSource, rows: "Dataset", captions: Captions, problems: list[str], counts: dict[str, int]
+        self, title: str, name: str, rows: "Dataset", captions: Captions, problems: list[str], counts: dict[str, int]
     ):
-        """`rows` has one column, which holds images."""
-        self.name = Path(section.dataset).name if Path(section.dataset).is_dir() else section.dataset
-        self.problems, self.notes, self.counts = problems, [], counts
-        self._dataset, self._captions = section.dataset, captions
+        """`rows` has one column, which holds images; `title` is what messages call the dataset."""
+        self.name, self.problems, self.notes, self.counts = name, problems, [], counts
+        self._dataset, self._captions = title, captions
         self._rows = rows.with_format("arrow")  # what is stored: bytes, or {"bytes", "path"}
 
     def __len__(self) -> int:
@@ -74,45 +73,52 @@ def open_source(section: DatasetSource, cache: Path | None = None, lines: str | 
         dataset = _open(section)
     if not len(dataset):
         raise UserError(f"{section.dataset}: split {section.split!r} has no rows")
+    name = Path(section.dataset).name if Path(section.dataset).is_dir() else section.dataset
+    return images_of_rows(section, dataset, section.dataset, name)
+
+
+def images_of_rows(section: DatasetSource | GivenSource, dataset: "Dataset", title: str, name: str) -> DatasetImages:
+    """The images of an open dataset, which messages call `title`, with the captions that the section takes."""
     if section.mask == "file":
-        raise UserError(f"{section.dataset}: a dataset has no files beside its images; set `mask` to alpha or none")
-    _check_image_column(section, dataset)
-    problems = Problems(section.dataset)
-    captions = Captions(_caption_column(section, dataset), section)
+        raise UserError(f"{title}: a dataset has no files beside its images; set `mask` to alpha or none")
+    _check_image_column(section, dataset, title)
+    problems = Problems(title)
+    captions = Captions(_caption_column(section, dataset, title), section)
 
     def location(row: int) -> str:
-        return f"{section.dataset}[{row}]"
+        return f"{title}[{row}]"
 
     captions.check(problems, location, lambda row: f"fill its {section.caption_column!r}")
     counts = captions.counts({f"column {section.caption_column!r}": captions.num_own})
-    return DatasetImages(section, dataset.select_columns([section.image_column]), captions, problems.lines(), counts)
+    columns = dataset.select_columns([section.image_column])
+    return DatasetImages(title, name, columns, captions, problems.lines(), counts)
 
 
-def _check_image_column(section: DatasetSource, dataset: "Dataset") -> None:
+def _check_image_column(section: DatasetSource | GivenSource, dataset: "Dataset", title: str) -> None:
     from datasets import Image, Value
 
     name, names = section.image_column, dataset.column_names
     if name not in names:
-        raise UserError(missing_column(section.dataset, "image_column", name, names))
+        raise UserError(missing_column(title, "image_column", name, names))
     feature = dataset.features[name]
     if isinstance(feature, Image) or (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")):
         return
     images = [other for other, feature in dataset.features.items() if isinstance(feature, Image)]
     hint = f"the images are in {', '.join(map(repr, images))}" if images else "give paths as a folder with metadata.csv"
-    raise UserError(f"{section.dataset}: column {name!r} holds no images but {feature}; {hint}")
+    raise UserError(f"{title}: column {name!r} holds no images but {feature}; {hint}")
 
 
-def _caption_column(section: DatasetSource, dataset: "Dataset") -> pa.ChunkedArray:
+def _caption_column(section: DatasetSource | GivenSource, dataset: "Dataset", title: str) -> pa.ChunkedArray:
     name, names = section.caption_column, dataset.column_names
     if lacks_captions(section, names):
         return pa.chunked_array([pa.nulls(len(dataset), pa.string())])
     if name not in names:
-        raise UserError(missing_column(section.dataset, "caption_column", name, names))
+        raise UserError(missing_column(title, "caption_column", name, names))
     table: Any = dataset.select_columns([name]).with_format("arrow")[:]
     try:
         return text_column(table.column(0))
     except ValueError as error:
-        raise UserError(f"{section.dataset}: column {name!r} {error}") from error
+        raise UserError(f"{title}: column {name!r} {error}") from error
 
 
 def _open(section: DatasetSource) -> "Dataset":
