@@ -277,6 +277,22 @@ Prompt = Annotated[
 ]
 
 
+class CallbackSection(Section):
+    """A callback of an installed package."""
+
+    use: str = Field(default=..., pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$")
+    """Import path of its class: `package.module:Class`."""
+    options: dict[str, Any] = {}
+    """Arguments of the class."""
+
+
+OwnCallback = Annotated[
+    Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$"), Tag("<path>")]
+    | Annotated[CallbackSection, Tag("<section>")],
+    Discriminator(lambda value: "<section>" if isinstance(value, dict | CallbackSection) else "<path>"),
+]
+
+
 class ValidationSection(Section):
     """Images sampled during training, by the engine that `loraloom sample` uses, and the loss on held-out images."""
 
@@ -298,6 +314,8 @@ class ValidationSection(Section):
     """Images that are not trained on, as in `data.sources`: their loss, with fixed noise, is logged each time."""
     timesteps: int = Field(default=8, ge=1, le=1000)
     """Timesteps at which each of them is looked at."""
+    callbacks: list[OwnCallback] = []
+    """Callbacks of installed packages for sampling: `package.module:Class`, or a section with `use` and `options`."""
     patience: int | None = Field(default=None, ge=1)
     """Validations without a better held-out loss after which the run ends."""
 
@@ -391,6 +409,9 @@ class RunConfig(Section):
     """Saving the state of the run."""
     validation: ValidationSection = ValidationSection()
     """Images sampled during training."""
+    callbacks: list[OwnCallback] = []
+    """Callbacks of installed packages, `package.module:Class` or a section with `use` and `options`; they see each step
+    before ours."""
     trackers: list[Tracker] = ["tensorboard"]
     """Where curves are logged, besides the run folder: those that accelerate knows. They are told once a second."""
     output: OutputSection

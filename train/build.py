@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration
+from diffusers.callbacks import PipelineCallback
 
 from ..adapters.adapter import AdapterSet
 from ..adapters.artifact import AdapterArtifact, canonical_path
@@ -38,7 +39,7 @@ from ..models.encode import IMAGE_DTYPE, Encode, encoder_of
 from ..models.family import Conditioning, ModelFamily, Parts
 from ..models.noise.ddpm import training_scheduler
 from .base_key import base_key, base_settings
-from .callback import Callback
+from .callback import Callback, own_callbacks
 from .callbacks.card import Card
 from .callbacks.checkpoint import Checkpoints
 from .callbacks.export import Export
@@ -112,6 +113,10 @@ def assemble(
     writes: bool = True,
 ) -> Trainer:
     """A trainer on what is prepared; it touches nothing in the run folder unless it `writes`."""
+    own = own_callbacks(ready.config.callbacks, Callback, "callbacks")
+    own_callbacks(
+        ready.config.validation.callbacks, PipelineCallback, "validation.callbacks"
+    )  # before a model is loaded
     config, base, dataset, wanted = ready.config, ready.base, ready.dataset, ready.wanted
     folder, loop = Path(config.output.dir), config.loop
     assert loop.micro_batch is not None
@@ -146,7 +151,7 @@ def assemble(
     share = Share(loop.batch_size, loop.micro_batch, accelerator.process_index, accelerator.num_processes)
     samples = Samples(dataset, dataset.order(loop.steps, loop.batch_size, loop.micro_batch), wanted.cached)
     batches = micro_batches(samples, share, first_step=run.step, steps=loop.steps, workers=config.data.workers)
-    return Trainer(run, batches, objective, [*callbacks, *_make_callbacks()])
+    return Trainer(run, batches, objective, [*own, *callbacks, *_make_callbacks()])
 
 
 @dataclass(frozen=True, slots=True)

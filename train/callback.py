@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+from ..configs.choices import Kind, find_class
+from ..configs.errors import UserError
+from ..configs.schema import CallbackSection, OwnCallback
 from .run import Run, StepResult
 
 
@@ -22,3 +25,16 @@ class Callback:
 
     def on_exit(self, run: Run) -> None:
         """Last of all, whatever happened: gives back what `on_start` took."""
+
+
+def own_callbacks(sections: Sequence[OwnCallback], base: type[Kind], setting: str) -> list[Kind]:
+    """Callbacks that a config names. UserError for what cannot be imported, is none, or cannot be made."""
+    made = []
+    for number, given in enumerate(sections):
+        section = CallbackSection(use=given) if isinstance(given, str) else given
+        kind = find_class(section.use, base, f"{setting}.{number}:")
+        try:
+            made.append(kind(**section.options))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{setting}.{number}: {section.use} does not take its options ({error})") from error
+    return made

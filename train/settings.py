@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..configs.schema import RunConfig
 
 FREE_ON_RESUME = (
-    *("checkpoint", "validation", "trackers", "output", "guard"),
+    *("checkpoint", "validation", "callbacks", "trackers", "output", "guard"),
     *("loop.steps", "loop.threads", "loop.micro_batch", "loop.gradient_checkpointing"),
     *("loop.fast", "loop.compile"),
     *("data.cache.dir", "data.cache.keep_vae", "data.workers"),

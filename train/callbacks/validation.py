@@ -8,13 +8,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusers.callbacks import PipelineCallback
+
 from ...configs.errors import TrainingError
 from ...configs.ownership import write_file
 from ...configs.progress import say
 from ...inference.engine import Engine, Request
 from ...inference.finite import NotFinite
 from ...inference.pictures.png import image_grid, save_png
-from ..callback import Callback
+from ..callback import Callback, own_callbacks
 from ..captions import prompt_options
 from ..contrast import collapsed, contrast
 from ..footprint import RUN
@@ -103,7 +105,9 @@ def sample_prompts(run: Run, folder: Path, base: bool = False) -> None:
     requests = requests_of(run)
     with sampling(run) as engine, run.adapters.disabled() if base and run.adapters.can_disable else nullcontext():
         progress = "validation" if run.is_main else None
-        images = [image for request in requests for image in engine.generate(request, progress=progress)]
+        own = own_callbacks(run.config.validation.callbacks, PipelineCallback, "validation.callbacks")
+        found = [engine.generate(request, callbacks=own, progress=progress) for request in requests]
+    images = [image for group in found for image in group]
     if run.is_main:
         with tolerated(f"pictures of step {run.step}"):
             _write_pictures(run, folder, images, requests)
