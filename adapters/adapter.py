@@ -30,6 +30,7 @@ class AdapterMethod(Protocol):
     """What it trains of the denoiser unless `adapter.parts` says something else; None: it trains no layers."""
     CHANGES_BASE: bool
     """Whether it trains the base's own weights: `all` of a part can be selected, and a pipeline folder is written."""
+    # KIND: str, where what it leaves are the weights of another method, such as `lora`, whose files can hold them
 
     def inject(self, parts: Mapping[str, Any], section: "AdapterSection", targets: Targets, seed: int) -> "AdapterSet":
         """Puts trainable weights into `parts`; the same seed gives the same weights."""

@@ -23,14 +23,13 @@ GROUPS = (
     "adapters.formats",
     "train.optimizers",
     "train.losses",
-    "models.noise.weightings",
 )
 """Packages of ours to which others may add."""
 
 
 def names(package: str) -> list[str]:
     """The implementations that there are, such as those of `adapters.methods`, without importing them."""
-    return sorted({*_ours(package), *offered(package)})
+    return sorted({*ours(package), *offered(package)})
 
 
 def find(package: str, name: str) -> ModuleType:
@@ -39,7 +38,7 @@ def find(package: str, name: str) -> ModuleType:
     UserError with the names that exist if there is none, for one that two packages offer, and for one that cannot be
     imported.
     """
-    own, foreign = name in _ours(package), offered(package).get(name, [])
+    own, foreign = name in ours(package), offered(package).get(name, [])
     if own and not foreign:
         return importlib.import_module(f"loraloom.{package}.{name}")
     if not foreign:
@@ -62,7 +61,8 @@ def owner(entry: EntryPoint) -> str:
 
 
 @cache
-def _ours(package: str) -> list[str]:
+def ours(package: str) -> list[str]:
+    """The files in a package of ours."""
     folder = importlib.import_module(f"loraloom.{package}")
     return sorted(module.name for module in pkgutil.iter_modules(folder.__path__) if not module.name.startswith("_"))
 

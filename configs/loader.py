@@ -19,7 +19,7 @@ from .errors import UserError
 from .paths import expanded
 from .plain import plain
 from .problems import explain, keys_of, known_keys, sections_of, shown
-from .schema import AdapterSection, LoopSection, OptimizerSection, RunConfig
+from .schema import AdapterSection, LoopSection, LossSection, OptimizerSection, RunConfig
 
 SHIPPED = Path(__file__).parent
 """Folder of the recipes that come with the package: `extends: pocket/dreambooth`."""
@@ -29,12 +29,14 @@ MOST_EXTENDED = 20
 NAMED_FILES = {
     ("model", "family"): "models.families",
     ("adapter", "method"): "adapters.methods",
+    ("loss", "kind"): "train.losses",
     ("optimizer", "name"): "train.optimizers",
     ("output", "formats"): "adapters.formats",
 }
 """Keys whose values are file names in a package."""
 WITH_OPTIONS = (
     ("adapter", "method", "adapters.methods", AdapterSection().method),
+    ("loss", "kind", "train.losses", LossSection().kind),
     ("optimizer", "name", "train.optimizers", OptimizerSection().name),
 )
 """Sections whose `options` are those of a file in a package."""
@@ -300,6 +302,7 @@ def json_schema() -> dict[str, Any]:
 
 def _describe_choices(sections: dict[str, Any]) -> None:
     adapter, output = sections["AdapterSection"], sections["OutputSection"]
+    sections["LossSection"]["properties"]["kind"]["enum"] = choices.names("train.losses")
     adapter["properties"]["method"]["enum"] = choices.names("adapters.methods")
     sections["OptimizerSection"]["properties"]["name"]["examples"] = choices.names("train.optimizers")
     output["properties"]["formats"]["items"]["enum"] = choices.names("adapters.formats")

@@ -140,19 +140,31 @@ class NoiseSection(Section):
         return self
 
 
+MOVED_OPTIONS = ("delta", "delta_schedule")
+"""Keys of `loss` that are keys of `loss.options` now."""
+
+
 class LossSection(Section):
     """How far a prediction is from its target."""
 
-    kind: Literal["mse", "huber", "smooth_l1"] = "mse"
-    """Squared error, or one that grows more slowly for outliers: 2 d (sqrt(e^2 + d^2) - d), or that divided by d."""
-    delta: float = Field(default=0.1, gt=0)
-    """Error d from which on `huber` and `smooth_l1` grow more slowly."""
-    delta_schedule: Literal["constant", "snr"] = "constant"
-    """The same d at each noise level, or from 1 for clean images to `delta` for noise."""
+    kind: str = "mse"
+    """The error of each value: a file name in `train/losses/`, such as `mse`, `huber` and `smooth_l1`."""
+    options: dict[str, Any] = {}
+    """Options of the kind, such as `delta`."""
     unmasked_weight: float = Field(default=0.0, ge=0, le=1)
     """Weight of what a mask leaves out, beside 1 for what it shows."""
     unmasked_probability: float = Field(default=0.0, ge=0, le=1)
     """Chance of a sample to be trained without its mask, so that the surroundings are not forgotten."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _move_options(cls, values: Any) -> Any:
+        """Version 0.1.0 had the options of the robust kinds in this section."""
+        if not isinstance(values, dict) or not values.keys() & set(MOVED_OPTIONS):
+            return values
+        own = {name: values[name] for name in MOVED_OPTIONS if name in values and values.get("kind", "mse") != "mse"}
+        rest = {name: value for name, value in values.items() if name not in MOVED_OPTIONS}
+        return rest | ({"options": own | values.get("options", {})} if own else {})
 
 
 class PartSection(Section):

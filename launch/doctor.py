@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ..configs.arguments import Parser
+from ..configs.choices import GROUPS, offered, ours, owner
 from ..configs.errors import BAD_INPUT, DONE, UserError
 from ..configs.machine import cores
 from ..configs.words import counted
@@ -145,8 +146,20 @@ def examine(only: Sequence[str] = ()) -> dict[str, Any]:
         "cores": cores(),
         "torch": dict(outcomes.get("torch", Outcome()).found),
         "packages": [asdict(row) for row in rows],
+        "plug-ins": plug_ins(),
         "ok": all(row.state == "usable" for row in rows if row.required),
     }
+
+
+def plug_ins() -> list[dict[str, str]]:
+    """What other installed packages offer, which is not imported here; of two under one name neither can be used."""
+    found = []
+    for package in GROUPS:
+        for name, entries in sorted(offered(package).items()):
+            also = ["loraloom"] if name in ours(package) else []
+            taken = f"also offered by {', '.join([*also, *map(owner, entries[1:])])}" if also or entries[1:] else ""
+            found.append({"package": package, "name": name, "from": owner(entries[0]), "problem": taken})
+    return found
 
 
 def try_packages(names: Sequence[str], environment: Mapping[str, str] | None = None) -> dict[str, Outcome]:
@@ -250,5 +263,8 @@ def as_text(report: Mapping[str, Any]) -> str:
         needs = f">={row['floor']}" if row["floor"] else "optional"
         line = f"{row['name']:14}{row['version'] or '-':16}{needs:10}{row['state']:9}{row['advice']}"
         lines.append(line.rstrip())
+    for each in report["plug-ins"]:
+        problem = f"; {each['problem']}: uninstall all but one" if each["problem"] else ""
+        lines.append(f"plug-in: {each['package']} has {each['name']} from {each['from']}{problem}")
     lines += ["", "everything that is required works" if report["ok"] else "something that is required does not work"]
     return "\n".join(lines)

@@ -138,7 +138,7 @@ def _needs(config: RunConfig) -> set[str]:
 
 def kind_of(config: RunConfig) -> str:
     """The method, or `dora`: what a reader of the files has to know."""
-    return "dora" if config.adapter.options.get("dora") else config.adapter.method
+    return "dora" if config.adapter.options.get("dora") else getattr(_method(config), "KIND", config.adapter.method)
 
 
 def formats_of(config: RunConfig) -> list[str]:

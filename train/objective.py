@@ -10,11 +10,12 @@ from ..adapters.adapter import AdapterSet
 from ..configs.schema import LossSection
 from ..data.draws import Draws
 from ..data.sample import Batch, Sample
-from ..models.encode import draw_latents, encode_image, encoder_of, pool_masks
+from ..models.encode import draw_latents, encode_image, encoder_of
 from ..models.family import ONE_WINDOW, Conditioning, ModelFamily, Parts, PromptOptions
 from ..models.noise.process import Noised, NoiseProcess
 from ..models.stacks import Stacks
 from ..models.to_device import to_device
+from .loss import Error, error_of, masked_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,10 @@ class Objective:
     prompts: PromptOptions = ONE_WINDOW
     trains_text: bool = False  # whether gradients go through the text encoders
     stacks: Stacks = field(default_factory=Stacks)  # of cached embeddings
+    error: Error = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "error", error_of(self.loss))  # frozen
 
     def __call__(self, parts: Parts, batch: Batch, device: torch.device) -> Losses:
         """Losses of a micro-batch; its random numbers are keyed by the samples' positions."""
@@ -92,7 +97,7 @@ class Objective:
         if any(batch.keeps_base):
             target = self._kept(parts, batch, inputs, sizes)
         predicted = self.family.predict(parts, noised, inputs.conditioning, sizes)
-        errors = error(predicted.float(), target.float(), self.loss, noised.snr)
+        errors = self.error(predicted.float(), target.float(), noised.snr)
         if masks is None:
             return errors.mean((1, 2, 3))
         return masked_mean(errors, to_device(masks, errors.device), self.loss.unmasked_weight)
@@ -123,36 +128,9 @@ class Objective:
         return torch.where(without[:, None, None, None], torch.ones_like(batch.masks), batch.masks)
 
 
-def error(predicted: Tensor, target: Tensor, loss: LossSection, snr: Tensor) -> Tensor:
-    """Of each value: e^2, 2 d (sqrt(e^2 + d^2) - d) for `huber`, or 2 (sqrt(e^2 + d^2) - d) for `smooth_l1`.
-
-    For small e, `huber` is e^2 (Charbonnier et al. 1994). With the schedule "snr", d = (1 - delta) / (1 + sigma)^2
-    + delta with sigma = 1 / sqrt(SNR), as sd-scripts has it.
-    """
-    squared = (predicted - target).square()
-    if loss.kind == "mse":
-        return squared
-    delta = torch.full_like(snr, loss.delta)
-    if loss.delta_schedule == "snr":
-        delta = (1 - loss.delta) / (1 + snr.rsqrt()).square() + loss.delta
-    delta = delta[:, None, None, None]
-    robust = 2 * ((squared + delta.square()).sqrt() - delta)
-    return robust * delta if loss.kind == "huber" else robust
-
-
 def size_conditions(samples: Sequence[Sample]) -> Tensor:
     """(B, 6), as `ModelFamily.predict` takes them."""
     rows = []
     for place in (sample.geometry for sample in samples):
         rows.append([size for pair in (place.original, place.corner_as_seen, place.target) for size in reversed(pair)])
     return torch.tensor(rows)
-
-
-def masked_mean(errors: Tensor, masks: Tensor, unmasked_weight: float = 0.0) -> Tensor:
-    """(B,) means of (B, C, h, w) over where masks (B, 1, height, width) are 1: small subjects count as large ones.
-
-    The rest takes part with `unmasked_weight`; both are divided by the sum of all weights.
-    """
-    weights = pool_masks(masks, errors)
-    weights = unmasked_weight + (1 - unmasked_weight) * weights
-    return (errors * weights).sum((1, 2, 3)) / (weights.sum((1, 2, 3)) * errors.shape[1]).clamp(min=1e-6)

@@ -12,6 +12,7 @@ from ..configs.bounded import read_json
 from ..configs.errors import UserError
 from ..configs.problems import known_keys
 from ..configs.processes import launched
+from ..configs.schema import MOVED_OPTIONS
 from .record import hashed, hidden, read_record
 from .run_folder import STATE, checkpoints
 
@@ -67,8 +68,15 @@ def saved_settings(folder: Path) -> dict[str, Any] | None:
             found = read_json(checkpoint / STATE).get("settings")
         except UserError:
             continue
-        return found if isinstance(found, dict) else None
+        return _moved(found) if isinstance(found, dict) else None
     return None
+
+
+def _moved(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an older checkpoint, by the keys that they have now."""
+    kept = settings.get("loss.kind", "mse") != "mse"
+    moved = {f"loss.{name}": f"loss.options.{name}" for name in MOVED_OPTIONS}
+    return {moved.get(key, key): value for key, value in settings.items() if kept or key not in moved}
 
 
 def flat(values: object, path: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 
 from ...configs.bounded import parse_json
+from ...configs.choices import names as methods
 from ...configs.errors import UserError
 from ..artifact import DORA_IN_TEXT, DORA_OVER_INPUTS, AdapterArtifact, Key, Tensors, Weights
 from ..format import FormatNames, carried, header_of
@@ -15,7 +16,7 @@ from ..stored import Header
 
 SUFFIX = ".loraloom"
 FOLDS = False
-HOLDS = frozenset({"lora", "dora", DORA_IN_TEXT, DORA_OVER_INPUTS, "loha", "lokr", "oft", "tokens"})
+HOLDS = frozenset({*methods("adapters.methods"), "dora", DORA_IN_TEXT, DORA_OVER_INPUTS, "tokens"})
 
 _MODULES = "loraloom.modules"
 _WORD = "embedding:"

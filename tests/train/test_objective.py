@@ -8,14 +8,15 @@ from loraloom.configs.loader import load_config
 from loraloom.configs.schema import LossSection
 from loraloom.data.draws import Draws
 from loraloom.train.build import build_trainer
-from loraloom.train.objective import error, masked_mean
+from loraloom.train.loss import error_of, masked_mean
+from loraloom.train.settings import _moved
 
 PREDICTED, TARGET = torch.tensor([[[[3.0]]], [[[0.1]]]]), torch.tensor([[[[0.0]]], [[[0.0]]]])
 SNR = torch.tensor([1.0, 0.25])  # sigma 1 and 2
 
 
-def errors(**section) -> list[float]:
-    return error(PREDICTED, TARGET, LossSection(**section), SNR).flatten().tolist()
+def errors(kind="mse", **options) -> list[float]:
+    return error_of(LossSection(kind=kind, options=options))(PREDICTED, TARGET, SNR).flatten().tolist()
 
 
 def test_squared_error():
@@ -34,6 +35,16 @@ def test_delta_falls_with_the_noise():
     deltas = [0.9 / 4 + 0.1, 0.9 / 9 + 0.1]
     expected = [2 * d * ((e**2 + d**2) ** 0.5 - d) for e, d in zip((3.0, 0.1), deltas, strict=True)]
     assert errors(kind="huber", delta=0.1, delta_schedule="snr") == pytest.approx(expected)
+
+
+def test_options_that_stood_in_the_section_are_read_from_there():
+    """Version 0.1.0 had `delta` and `delta_schedule` beside `kind`, and wrote them for every kind."""
+    old = LossSection.model_validate({"kind": "huber", "delta": 0.3, "delta_schedule": "snr", "unmasked_weight": 0.5})
+    assert old == LossSection(kind="huber", options={"delta": 0.3, "delta_schedule": "snr"}, unmasked_weight=0.5)
+    assert LossSection.model_validate({"kind": "mse", "delta": 0.1, "delta_schedule": "constant"}) == LossSection()
+    then = {"loss.kind": "huber", "loss.delta": 0.3, "loop.seed": 0}
+    assert _moved(then) == {"loss.kind": "huber", "loss.options.delta": 0.3, "loop.seed": 0}
+    assert _moved({"loss.kind": "mse", "loss.delta": 0.1}) == {"loss.kind": "mse"}
 
 
 def test_a_masked_mean_is_over_what_the_mask_shows():

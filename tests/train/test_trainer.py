@@ -107,7 +107,7 @@ def test_a_run_with_every_option_on_repeats_to_the_bit(write_config, photos):
             "density": "logit_normal",
             "min_timestep": 10,
         },
-        "loss": {"kind": "huber", "delta_schedule": "snr"},
+        "loss": {"kind": "huber", "options": {"delta_schedule": "snr"}},
         "adapter": {"options": {"dropout": 0.5, "dora": True}, "rank_pattern": {"mid_block": 2}},
         "optimizer": {
             "schedule": "cosine",

@@ -458,11 +458,11 @@ def test_parts_and_their_rates(text: str, parts: list[str], rates: dict[str, flo
             "noise",
             {"multires_octaves": 5, "multires_discount": 0.4},
         ),
-        ("loss_type = 'huber'", "loss", {"kind": "huber", "delta": 0.1, "delta_schedule": "snr"}),
+        ("loss_type = 'huber'", "loss", {"kind": "huber", "options": {"delta": 0.1, "delta_schedule": "snr"}}),
         (
             "loss_type = 'smooth_l1'\nhuber_c = 0.2\nhuber_scale = 2\nhuber_schedule = 'constant'",
             "loss",
-            {"kind": "smooth_l1", "delta": 0.4, "delta_schedule": "constant"},
+            {"kind": "smooth_l1", "options": {"delta": 0.4, "delta_schedule": "constant"}},
         ),
         ("v2 = true\nclip_skip = 1", "model", {"base": "org/sd", "family": "sd2", "clip_skip": 0}),
         (
@@ -985,7 +985,7 @@ def plain(value: Any) -> str:
 @pytest.mark.parametrize("peer", names(PEERS))
 def test_rules_name_keys_that_there_are(peer: str) -> None:
     known = {".".join(map(str, path)) for path in known_keys()}
-    free = ("adapter.options", "optimizer.options")
+    free = ("adapter.options", "loss.options", "optimizer.options")
     for name, rule in find(PEERS, peer).RULES.items():
         assert not rule.ours or rule.ours in known or rule.ours.startswith(free), name
 

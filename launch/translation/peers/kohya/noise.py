@@ -19,7 +19,13 @@ def kind(value: str, run: Run) -> Outcome:
     delta = run.value("huber_c", number, 0.1)
     constant = run.value("huber_schedule", text, "snr") == "constant"
     delta *= run.value("huber_scale", number, 1.0) if constant else 1.0
-    return Outcome({"loss.kind": value, "loss.delta": delta, "loss.delta_schedule": "constant" if constant else "snr"})
+    return Outcome(
+        {
+            "loss.kind": value,
+            "loss.options.delta": delta,
+            "loss.options.delta_schedule": "constant" if constant else "snr",
+        }
+    )
 
 
 def fall(value: str, run: Run) -> Outcome:
@@ -64,8 +70,8 @@ RULES: dict[str, Rule] = {
     "scale_v_pred_loss_like_noise_pred": lost("losses of v have no such weight; `noise.min_snr_gamma` is one"),
     "v_pred_like_loss": lost("losses have no such part; `noise.min_snr_gamma` weights noise levels"),
     "loss_type": own(text, kind, "loss.kind"),
-    "huber_c": with_others("loss.delta", number),
-    "huber_scale": with_others("loss.delta", number),
-    "huber_schedule": own(text, fall, "loss.delta_schedule", "`exponential` becomes `snr`"),
+    "huber_c": with_others("loss.options.delta", number),
+    "huber_scale": with_others("loss.options.delta", number),
+    "huber_schedule": own(text, fall, "loss.options.delta_schedule", "`exponential` becomes `snr`"),
 }
 """Settings of noise and loss."""
