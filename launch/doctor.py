@@ -263,7 +263,7 @@ def as_text(report: Mapping[str, Any]) -> str:
         needs = f">={row['floor']}" if row["floor"] else "optional"
         line = f"{row['name']:14}{row['version'] or '-':16}{needs:10}{row['state']:9}{row['advice']}"
         lines.append(line.rstrip())
-    for each in report["plug-ins"]:
+    for each in report.get("plug-ins", ()):
         problem = f"; {each['problem']}: uninstall all but one" if each["problem"] else ""
         lines.append(f"plug-in: {each['package']} has {each['name']} from {each['from']}{problem}")
     lines += ["", "everything that is required works" if report["ok"] else "something that is required does not work"]
