@@ -51,9 +51,31 @@ def bundled(tensors: Tensors) -> tuple[dict[str, Tensors], Tensors]:
 def _embeddings(words: Mapping[str, Tensors], names: FormatNames) -> dict[str, dict[str, Tensor]]:
     if not words:
         return {}
-    from .formats.embedding import words_of
-
     return words_of(words, names)
+
+
+def words_of(words: Mapping[str, Mapping[str, Tensor]], names: FormatNames) -> dict[str, dict[str, Tensor]]:
+    """Text encoder -> word -> (vectors, width), of the tensors of each word. UserError for another base's encoders."""
+    parts = {key: part for part, key in names.embedding_keys.items()}
+    if len(parts) == 1:  # some tools call it as the first of several
+        parts |= dict.fromkeys(("emb_params", "clip_l"), *parts.values())
+    found: dict[str, dict[str, Tensor]] = {part: {} for part in names.embedding_keys}
+    for word, tensors in words.items():
+        if {parts.get(key) for key in tensors} != found.keys() or len(tensors) != len(found):
+            has, wanted = ", ".join(sorted(tensors)), ", ".join(sorted(names.embedding_keys.values()))
+            raise UserError(f"holds words for other text encoders ({has}), this base has {wanted}")
+        for key, tensor in tensors.items():
+            found[parts[key]][word] = _rows(key, tensor)
+    return found
+
+
+def _rows(name: str, tensor: Tensor) -> Tensor:
+    """(vectors, width) in float32, of one vector too."""
+    rows = tensor[None] if tensor.ndim == 1 else tensor
+    if rows.ndim != 2 or not rows.numel() or not rows.is_floating_point():
+        what = f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+        raise UserError(f"{name} is {what}; the vectors of a word are (vectors, width) numbers")
+    return computable(rows).float()
 
 
 def file_rank(tensors: Mapping[str, Tensor]) -> int:

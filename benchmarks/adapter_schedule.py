@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..configs.arguments import positive
-from ..configs.errors import run_command
+from ..configs.command import run_command
 from ..inference.callbacks.adapter_schedule import AdapterSchedule
 from ..inference.engine import Engine, Request
 from ..models.pocket.measure import subject_score

@@ -32,7 +32,6 @@ from ..configs.schema import NoiseSection
 from ..data.draws import Draws
 from ..data.transforms import to_tensor
 from ..inference.engine import Engine, Request
-from ..inference.mixing import attach
 from ..inference.weighted_file import AdapterFile
 from ..models.encode import encode_image
 from ..models.family import Conditioning
@@ -241,7 +240,7 @@ def contest(work: Path, contestants: Sequence[Contestant], seeds: Sequence[int])
             for contestant in contestants:
                 bar.set_description(f"{contestant.name}, seed {seed}")
                 engine = Engine.load("pocket")
-                artifact, *_ = attach(engine, [AdapterFile(train(work, contestant, seed))])
+                artifact, *_ = engine.attach([AdapterFile(train(work, contestant, seed))])
                 shapes.append(shapes_of(artifact))
                 losses[contestant.name].append(held_out_loss(engine))
                 bar.update()

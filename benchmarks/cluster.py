@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from ..configs.choices import find
-from ..configs.errors import run_command
+from ..configs.command import run_command
 from ..configs.files import replace_file
 from ..configs.marked import fill_marked
 from ..configs.schema import RunConfig

@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm, trange
 
 from ..configs.arguments import positive
-from ..configs.errors import run_command
+from ..configs.command import run_command
 from ..configs.files import replace_file
 from .growth_page import PAGE, PICTURE, Growth, Row, draw, page, table
 from .growth_rows import (

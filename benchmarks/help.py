@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from ..configs.errors import run_command
+from ..configs.command import run_command
 from ..launch.cli import VERBS
 
 TRIES = 5

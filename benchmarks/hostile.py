@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..configs.arguments import positive
-from ..configs.errors import UserError, run_command
+from ..configs.command import run_command
+from ..configs.errors import UserError
 from .hostile_files import SHORT, TARGETS, WITHOUT_RUN, Target, make_sound, mutate, sound_png
 
 SECONDS, MEMORY = 20.0, 2**30

@@ -17,7 +17,7 @@ import torch
 
 from ..adapters.artifact import AdapterArtifact, Weights, base_modules
 from ..adapters.format import write
-from ..configs.errors import run_command
+from ..configs.command import run_command
 from ..inference.adapter_file import format_names
 from ..inference.engine import Engine, Request
 

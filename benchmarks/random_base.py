@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..configs.command import run_command
 from ..configs.dtypes import DTYPES, torch_dtype
-from ..configs.errors import UserError, run_command
+from ..configs.errors import UserError
 from ..configs.ownership import write_folder as replace_folder
 from ..models.original_names import TEXT_ENCODERS, Shape
 from ..models.part_tensors import expected_shapes, weights_name

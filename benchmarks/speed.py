@@ -20,8 +20,8 @@ from tqdm import trange
 
 from ..adapters.format import read
 from ..configs.arguments import positive
+from ..configs.command import run_command
 from ..configs.dtypes import DTYPES
-from ..configs.errors import run_command
 from ..configs.machine import cores
 from ..configs.schema import ModelSection
 from ..inference.adapter_file import names_of

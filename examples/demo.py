@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..configs.errors import run_command
+from ..configs.command import run_command
 from ..configs.loader import load_config
 from ..configs.words import not_on_path
 from ..inference.__main__ import main as sample
 from ..inference.engine import Engine, Request
-from ..inference.mixing import AdapterFile, attach
+from ..inference.weighted_file import AdapterFile
 from ..models.pocket.measure import background_colour, object_colour, shape_of, subject_score
 from ..models.pocket.scenes import SUBJECT, describe
 from ..train.__main__ import main as train
@@ -112,7 +112,7 @@ def run_verb(verb: str, command, arguments: list[str], before: Sequence[str] = (
 def engine_with(adapter: Path) -> Engine:
     """The embedded base with an adapter."""
     engine = Engine.load("pocket")
-    attach(engine, [AdapterFile(adapter)])
+    engine.attach([AdapterFile(adapter)])
     return engine
 
 

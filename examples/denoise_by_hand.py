@@ -20,7 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..configs.arguments import positive
-from ..configs.errors import UserError, run_command
+from ..configs.command import run_command
+from ..configs.errors import UserError
 from ..configs.schema import ModelSection
 from ..models.family import Parts
 from ..models.load import Base

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..configs.errors import run_command
+from ..configs.command import run_command
 from ..inference.engine import Engine
 from ..inference.grid import main as grid
-from ..inference.mixing import AdapterFile, adapter_title, attach
+from ..inference.mixing import adapter_title
+from ..inference.weighted_file import AdapterFile
 from ..models.pocket.measure import subject_score
 from ..models.pocket.measure_style import style_score
 from ..train.__main__ import main as train
@@ -79,7 +80,7 @@ def draw(folder: Path) -> Path:
 def engine_with(*adapters: Path) -> Engine:
     """The embedded base with several adapters, whose weights are still to be chosen."""
     engine = Engine.load("pocket")
-    attach(engine, [AdapterFile(adapter) for adapter in adapters])
+    engine.attach([AdapterFile(adapter) for adapter in adapters])
     return engine
 
 

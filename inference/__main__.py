@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..configs.arguments import Parser, path_text, positive
-from ..configs.errors import UserError, run_command
+from ..configs.command import run_command
+from ..configs.errors import UserError
 from ..configs.imports import importing
 from ..configs.processes import joined
 from ..configs.words import counted

@@ -2,7 +2,7 @@
 them, which shares every part with the engine's.
 
     engine = Engine.load("models/sd15", scheduler="unipc")
-    pipeline = with_controlnets(engine, load_controlnets(["canny.safetensors"]))
+    pipeline = engine.pipeline_with(load_controlnets(["canny.safetensors"]))
     image = pipeline("a red star", image=edges, controlnet_conditioning_scale=0.8).images[0]
 
 Adapters that are attached to the engine work in it too, as they sit in the UNet and the text encoders that are shared.
@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers import ControlNetModel, MultiControlNetModel
@@ -31,9 +31,6 @@ from ..models.original_names import TEXT_ENCODERS
 from ..models.part_files import check_part
 from ..models.single_file import PICKLES, SUFFIX, shipped_configs
 from .given_pictures import shown_picture
-
-if TYPE_CHECKING:
-    from .engine import Engine
 
 _HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 _OURS, _ORIGINAL = "controlnet_cond_embedding.conv_in.weight", "input_hint_block.0.weight"
@@ -65,19 +62,13 @@ def load_controlnets(sources: Sequence[str], dtype: str = "fp32") -> list[Contro
     return [_load(source, torch_dtype(dtype)) for source in sources]
 
 
-def with_controlnets(engine: "Engine", controlnets: Sequence[ControlNetModel], task: str = "text_to_image") -> Any:
-    """The base's ControlNet pipeline, of the very parts that `engine.pipeline` has; nothing is loaded or copied.
-
-    `task` is one of the engine's: text_to_image, image_to_image, inpaint. With several ControlNets its call wants a
-    list of images and one of scales (`image`, `controlnet_conditioning_scale`); inpainting and image-to-image take the
-    hint as `control_image`. UserError for a ControlNet of another family.
-    """
+def together(family: ModelFamily, parts: Parts, controlnets: Sequence[ControlNetModel]) -> Any:
+    """What a pipeline takes for them: one, or several as one. UserError for none, and for one of another family."""
     if not controlnets:
         raise UserError("no ControlNet was given")
     for controlnet in controlnets:
-        check_fits(engine.family, engine.parts, controlnet)
-    several = MultiControlNetModel(list(controlnets)) if len(controlnets) > 1 else controlnets[0]
-    return engine.pipeline_for(controlnet_task(task), controlnet=several.to(engine.pipeline.device))
+        check_fits(family, parts, controlnet)
+    return MultiControlNetModel(list(controlnets)) if len(controlnets) > 1 else controlnets[0]
 
 
 def controlnet_task(task: str) -> str:

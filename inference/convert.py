@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..configs.arguments import Parser, path_text
+from ..configs.command import run_command
 from ..configs.dtypes import DTYPES, torch_dtype
-from ..configs.errors import UserError, run_command
+from ..configs.errors import UserError
 from ..configs.ownership import check_out
 from ..configs.words import counted
 

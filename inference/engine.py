@@ -12,9 +12,11 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers import ControlNetModel
 from diffusers.callbacks import PipelineCallback
 from PIL import Image, ImageOps
 
+from ..adapters.artifact import AdapterArtifact
 from ..configs.choices import did_you_mean
 from ..configs.dtypes import AUTO
 from ..configs.errors import UserError
@@ -25,12 +27,13 @@ from ..models.encode import Encode, encoder_of
 from ..models.family import ONE_WINDOW, Conditioning, ModelFamily, Parts, PromptOptions
 from ..models.quiet import quietly
 from .callback import Call, attached, begin, stopped
-from .controlnet import Control, with_controlnets
+from .controlnet import Control, controlnet_task, together
 from .finite import decoding_finite
 from .given_pictures import shown_mask, shown_picture
 from .merged import MergedBase
-from .mixing import Mixing
+from .mixing import Mixing, adapter_title
 from .schedulers import DEFAULT_SCHEDULER, check_steps, make_scheduler
+from .weighted_file import AdapterFile
 
 MOST_TIMES = 16
 """The side that a base was trained at; attention takes the fourth power of it."""
@@ -187,12 +190,28 @@ class Engine:
             self._pipelines[task] = pipeline
         return self._pipelines[task]
 
+    def pipeline_with(self, controlnets: Sequence[ControlNetModel], task: str = "text_to_image") -> Any:
+        """The base's ControlNet pipeline, of the very parts that `pipeline` has; nothing is loaded or copied.
+
+        With several its call wants a list of images and one of scales (`image`, `controlnet_conditioning_scale`);
+        inpainting and image-to-image take the hint as `control_image`. UserError for a ControlNet of another family.
+        """
+        several = together(self.family, self.parts, controlnets)
+        return self.pipeline_for(controlnet_task(task), controlnet=several.to(self.pipeline.device))
+
+    def attach(self, adapters: Sequence[AdapterFile]) -> list[AdapterArtifact]:
+        """Loads adapters of any readable format and activates them together, under the names of `adapter_title`."""
+        return [
+            self.adapters.load_adapter(adapter.file, adapter_title(index), adapter.weight)
+            for index, adapter in enumerate(adapters)
+        ]
+
     def _own(self) -> Parts:
         return {} if self.scheduler is None else {"scheduler": self.scheduler}
 
     def _pipeline_of(self, request: Request) -> Any:
         if request.controls:
-            return with_controlnets(self, [control.model for control in request.controls], request.task)
+            return self.pipeline_with([control.model for control in request.controls], request.task)
         return self.pipeline_for(request.task)
 
     def set_scheduler(self, name: str) -> None:

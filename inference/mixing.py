@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -26,12 +26,7 @@ from .adapter_file import format_names
 from .checkpoint import is_checkpoint, read_checkpoint
 from .fused import Fused
 from .hotswap import prepare, swap
-from .weighted_file import AdapterFile
 from .words import Words, named_words
-
-if TYPE_CHECKING:
-    from .engine import Engine
-
 
 _A_MODULE, _SOME_PARAMETERS = nn.ModuleDict(), nn.ParameterDict()
 
@@ -267,16 +262,8 @@ def _is_attribute(name: str) -> bool:
     return hasattr(_A_MODULE, name) or hasattr(_SOME_PARAMETERS, name)
 
 
-def attach(engine: "Engine", adapters: Sequence[AdapterFile]) -> list[AdapterArtifact]:
-    """Loads adapters of any readable format and activates them together, under the names of `adapter_title`."""
-    return [
-        engine.adapters.load_adapter(adapter.file, adapter_title(index), adapter.weight)
-        for index, adapter in enumerate(adapters)
-    ]
-
-
 def adapter_title(index: int) -> str:
-    """The name under which `attach` gives the adapter at this place of its list to the pipeline."""
+    """The name under which `Engine.attach` gives the adapter at this place of its list to the pipeline."""
     return f"adapter_{index}"
 
 

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..configs.errors import UserError, run_command
+from ..configs.command import run_command
+from ..configs.errors import UserError
 
 
 class Verb(NamedTuple):

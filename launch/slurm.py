@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..configs.arguments import Parser, add_config, path_text, positive
-from ..configs.errors import UserError, run_command
+from ..configs.command import run_command
+from ..configs.errors import UserError
 from ..configs.loader import load_config
 from ..configs.ownership import write_file
 from ..configs.plain import plain

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..configs.arguments import Parser, add_config
+from ..configs.command import run_command
 from ..configs.data_sections import FolderSource
-from ..configs.errors import STOPPED, OutOfMemory, TrainingError, UserError, run_command
+from ..configs.errors import STOPPED, OutOfMemory, TrainingError, UserError
 from ..configs.faults import as_error, is_out_of_memory
 from ..configs.files import reason
 from ..configs.imports import importing

@@ -43,7 +43,7 @@ from .callback import Callback, own_callbacks
 from .callbacks.card import Card
 from .callbacks.checkpoint import Checkpoints
 from .callbacks.export import Export
-from .callbacks.held_out import HeldOutLoss
+from .callbacks.held_out import HeldOut, HeldOutLoss
 from .callbacks.progress import Progress
 from .callbacks.report import Report
 from .callbacks.requests import Requests
@@ -55,7 +55,7 @@ from .fast import fast_optimizer, use_fast_layers
 from .fits import check_base_fits, trained_parts
 from .footprint import check_start
 from .gather import class_images, gather, held_out_data, make_dataset
-from .held_out import HeldOut, HeldOutImage, encode_held_out, samples_of
+from .held_out import HeldOutImage, encode_held_out, samples_of
 from .launched import check_environment, unused
 from .objective import Objective
 from .optim import make_optimizer, make_schedule
@@ -65,9 +65,9 @@ from .prior import class_image_files
 from .record import file_hash
 from .run import Run
 from .run_folder import prepare_folder, write_config
-from .sharding import set_up_sharding, shards, wrap
+from .sharding import set_up_sharding, wrap
 from .state import is_of_older, load_checkpoint, register_hooks
-from .together import LONGEST_WAIT, check_shared, check_world, leave_in_peace
+from .together import LONGEST_WAIT, check_shared, check_world, leave_in_peace, shards
 from .trainer import Trainer
 from .writable import check_formats
 
@@ -141,8 +141,9 @@ def assemble(
     data |= {"latents": "fp32", "base_settings": base_settings(config)}
     data["start_from"] = file_hash(config.adapter.start_from)
     run = _make_run(config, folder, accelerator, base, parts, adapters, encode, data)
+    measured = None
     if held_out:
-        run.held_out = HeldOut(held_out, objective.noise, config.validation.timesteps, loop.micro_batch)
+        measured = HeldOut(held_out, objective.noise, config.validation.timesteps, loop.micro_batch)
     register_hooks(run)
     if checkpoint is not None:
         load_checkpoint(run, checkpoint)
@@ -151,7 +152,7 @@ def assemble(
     share = Share(loop.batch_size, loop.micro_batch, accelerator.process_index, accelerator.num_processes)
     samples = Samples(dataset, dataset.order(loop.steps, loop.batch_size, loop.micro_batch), wanted.cached)
     batches = micro_batches(samples, share, first_step=run.step, steps=loop.steps, workers=config.data.workers)
-    return Trainer(run, batches, objective, [*own, *callbacks, *_make_callbacks()])
+    return Trainer(run, batches, objective, [*own, *callbacks, *_make_callbacks(measured)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,6 +446,16 @@ def _checkpoint_only(denoiser: Any, blocks: Sequence[str]) -> None:
         module.gradient_checkpointing = any(f"{name}.".startswith(f"{block}.") for block in blocks)
 
 
-def _make_callbacks() -> list[Callback]:
+def _make_callbacks(held_out: HeldOut | None) -> list[Callback]:
     """In the order in which they act."""
-    return [Progress(), Tracking(), Requests(), HeldOutLoss(), Checkpoints(), Validation(), Export(), Card(), Report()]
+    return [
+        Progress(),
+        Tracking(),
+        Requests(),
+        HeldOutLoss(held_out),
+        Checkpoints(),
+        Validation(),
+        Export(),
+        Card(),
+        Report(),
+    ]

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from ..configs.arguments import Parser, add_config
-from ..configs.errors import run_command
+from ..configs.command import run_command
 from ..configs.imports import importing
 from ..configs.loader import load_config
 from ..configs.plain import plain

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapters.targets import layer_parts, words_of
 from ..configs.arguments import Parser, add_config, positive
-from ..configs.errors import UserError, run_command
+from ..configs.command import run_command
+from ..configs.errors import UserError
 from ..configs.imports import importing
 from ..configs.loader import given_yaml, load_config, marked_yaml
 from ..configs.plain import plain

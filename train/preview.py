@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..configs.arguments import Parser, add_config, path_text, positive
-from ..configs.errors import run_command
+from ..configs.command import run_command
 from ..configs.imports import importing
 from ..configs.loader import load_config
 from ..configs.words import counted

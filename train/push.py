@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..configs.arguments import Parser, path_text
-from ..configs.errors import AFTER_TRAINING, AfterTrainingError, UserError, run_command
+from ..configs.command import run_command
+from ..configs.errors import AFTER_TRAINING, AfterTrainingError, UserError
 from ..configs.plain import plain
 from ..configs.record import NAME as RECORD
 from ..configs.words import counted

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..configs.arguments import Parser, path_text, positive
-from ..configs.errors import UserError, run_command
+from ..configs.command import run_command
+from ..configs.errors import UserError
 from ..configs.imports import importing
 from ..configs.loader import load_config
 from ..configs.ownership import check_file, writing

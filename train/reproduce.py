@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..configs.arguments import Parser, path_text
+from ..configs.command import run_command
 from ..configs.data_sections import SOURCE_KINDS
 from ..configs.document import Document
-from ..configs.errors import UserError, run_command
+from ..configs.errors import UserError
 from ..configs.files import reason
 from ..configs.loader import accepted, dump_yaml
 from ..configs.ownership import write_file

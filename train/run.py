@@ -10,7 +10,7 @@ import torch
 
 from ..configs.machine import peak_memory
 from .kernels.adamw import FlatAdamW
-from .sharding import shards
+from .together import shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ..models.encode import Encode
     from ..models.family import ModelFamily, Parts
     from .ema import Ema
-    from .held_out import HeldOut
 
 
 @contextmanager
@@ -64,7 +63,6 @@ class Run:
     save: bool = False  # whether a checkpoint was asked for
     unsaved: str | None = None  # why the last checkpoint could not be saved, if it could not
     ended: str | None = None  # why the run is done before its last step, if it is
-    held_out: "HeldOut | None" = None
     best: "Best | None" = None
     seconds_of: dict[str, float] = field(default_factory=dict)  # where the time went, since the run was started last
     waits: bool = False  # whether times are those of the device, which then waits for the host

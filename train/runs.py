@@ -11,7 +11,8 @@ from datetime import datetime
 from pathlib import Path
 
 from ..configs.arguments import Parser, path_text
-from ..configs.errors import UserError, run_command
+from ..configs.command import run_command
+from ..configs.errors import UserError
 from ..configs.ownership import check_file
 from ..configs.plain import plain
 from .facts import (

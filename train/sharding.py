@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..configs.errors import UserError
+from .together import shards
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -39,13 +40,6 @@ def set_up_sharding(accelerator: "Accelerator") -> None:
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP  # as accelerate does for GPUs
         accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-
-
-def shards(accelerator: "Accelerator") -> bool:
-    """Whether weights are spread over the processes, so that all have to run the model together."""
-    from accelerate.utils import DistributedType
-
-    return accelerator.distributed_type == DistributedType.FSDP
 
 
 def wrap(

@@ -24,6 +24,13 @@ LONGEST_WAIT = timedelta(hours=12)  # of the other processes while the main one 
 SHORT_WAIT = timedelta(minutes=10)  # within a step, where each waits for each
 
 
+def shards(accelerator: "Accelerator") -> bool:
+    """Whether weights are spread over the processes, so that all have to run the model together."""
+    from accelerate.utils import DistributedType
+
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
 def start_processes() -> None:
     """Brings the processes of a launcher together; UserError where accelerate does not see as many as it started."""
     from accelerate.state import PartialState

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from ...configs.arguments import Parser
 from ...configs.choices import find
-from ...configs.errors import UserError, run_command
+from ...configs.command import run_command
+from ...configs.errors import UserError
 from ...configs.imports import importing
 from ..adapter_arguments import ARGUMENTS, check
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from ...configs.choices import did_you_mean, find, names
 from ...configs.errors import UserError
 from ...configs.problems import shown
-from .values import flag, plain
+from .values import Setting, flag, plain
 
 T = TypeVar("T")
 PEERS = "launch.translation.peers"
@@ -20,15 +20,6 @@ NO_TEXT = (".ipynb", ".safetensors", ".ckpt", ".pt", ".yaml", ".yml")
 """Endings of files that hold no settings of a tool that is read."""
 UNSET = ("", None)
 """Values with which a file says that it says nothing."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Setting:
-    """One setting as it stands in a file."""
-
-    name: str  # as the tool calls it, without dashes
-    value: Any
-    place: str  # `my.toml:12`
 
 
 class Settings:

@@ -12,9 +12,9 @@ from typing import NamedTuple
 from ...configs.bounded import CONFIG, read_text
 from ...configs.errors import UserError
 from .batch_file import read_batch
-from .peer import Setting
 from .posix import read_posix
 from .powershell import read_powershell
+from .values import Setting
 from .variables import SECRET_SETTING, Variables, Word
 
 Reader = Callable[[str, Variables], list[list[Word]]]

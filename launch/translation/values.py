@@ -1,7 +1,17 @@
 """Values as other tools spell them: typed by TOML, or words of a command line. ValueErrors say what there should be."""
 
 import re
+from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Setting:
+    """One setting as it stands in a file."""
+
+    name: str  # as the tool calls it, without dashes
+    value: Any
+    place: str  # `my.toml:12`
 
 
 def whole(value: Any) -> int:

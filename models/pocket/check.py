@@ -20,7 +20,8 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from ...configs.errors import UserError, run_command
+from ...configs.command import run_command
+from ...configs.errors import UserError
 from ...configs.marked import fill_marked
 from . import FOLDER
 from .build import draw_scenes, to_pixels

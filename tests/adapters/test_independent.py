@@ -19,7 +19,6 @@ from loraloom.configs.errors import AfterTrainingError
 from loraloom.configs.schema import ModelSection
 from loraloom.inference.adapter_file import format_names, names_of
 from loraloom.inference.engine import Engine
-from loraloom.inference.mixing import attach
 from loraloom.inference.verify import Fresh, probe, verify_file
 from loraloom.inference.weighted_file import AdapterFile
 
@@ -223,7 +222,7 @@ def verified(tiny_base: Path, random_weights: Callable[..., Weights], tmp_path_f
     modules = {k: random_weights("lora", shapes[k[0]][k[1]], 4, 0.1, generator) for k in PLACES}
     artifact, file = AdapterArtifact(modules), tmp_path_factory.mktemp("verified") / "x.safetensors"
     format.write(artifact, file, "kohya", format_names(engine.family, engine.parts))
-    attach(engine, [AdapterFile(file)])
+    engine.attach([AdapterFile(file)])
     return file, artifact, ModelSection(base=str(tiny_base)), probe(engine.family, engine.parts)
 
 

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from loraloom.configs.errors import OWN_CODE, UserError, run_command
+from loraloom.configs.command import run_command
+from loraloom.configs.errors import OWN_CODE, UserError
 
 
 def told(capsys, error: BaseException, arguments=("x.yaml",)) -> tuple[int, list[str]]:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraloom.configs.errors import UserError, run_command
+from loraloom.configs.command import run_command
+from loraloom.configs.errors import UserError
 from loraloom.configs.plain import plain, plain_lines
 
 ANY = st.text(st.characters())  # lone surrogates, too
@@ -52,7 +53,8 @@ def test_every_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 SAYS = """
 import sys
-from loraloom.configs.errors import run_command, UserError
+from loraloom.configs.command import run_command
+from loraloom.configs.errors import UserError
 def main(arguments):
     for k in range(3000):
         print("Läufe 犬", k, {nasty!r})
@@ -110,7 +112,7 @@ def test_what_a_stream_has_no_letter_for_is_an_escape(encoding: str, tmp_path: P
 def test_a_terminal_gets_colours_and_bars_and_no_more(tmp_path: Path) -> None:
     leader, follower = pty.openpty()
     code = (
-        "import sys; from loraloom.configs.errors import run_command\n"
+        "import sys; from loraloom.configs.command import run_command\n"
         "run_command(lambda _: print('\\x1b[A\\x1b[31mred\\x1b[0m\\x1b[2J\\x1b]0;t\\x07\\x9b') or 0)"
     )
     subprocess.run([sys.executable, "-c", code], stdout=follower, check=True)

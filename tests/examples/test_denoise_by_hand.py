@@ -6,7 +6,7 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from loraloom.configs.errors import run_command
+from loraloom.configs.command import run_command
 from loraloom.examples.denoise_by_hand import decode, denoise, main, without_noise
 from loraloom.inference.engine import Engine
 

@@ -17,9 +17,8 @@ from loraloom.adapters.format import write
 from loraloom.configs.errors import UserError
 from loraloom.inference.__main__ import main as sample
 from loraloom.inference.adapter_file import format_names
-from loraloom.inference.controlnet import Control, load_controlnets, with_controlnets
+from loraloom.inference.controlnet import Control, load_controlnets
 from loraloom.inference.engine import Engine, Request
-from loraloom.inference.mixing import attach
 from loraloom.inference.weighted_file import AdapterFile
 from loraloom.models import single_file
 from loraloom.models.layout import original_names
@@ -74,7 +73,7 @@ def picture(pipeline, **arguments):
 
 def controlled(engine, controlnets, scale=1.0):
     images = hint() if len(controlnets) == 1 else [hint(), hint()]
-    return picture(with_controlnets(engine, controlnets), image=images, controlnet_conditioning_scale=scale)
+    return picture(engine.pipeline_with(controlnets), image=images, controlnet_conditioning_scale=scale)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -91,7 +90,7 @@ def test_it_works_as_strongly_as_asked_and_beside_others(kind, engines, folders)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_shares_every_part_and_leaves_the_rest_out(kind, engines, folders):
-    pipeline = with_controlnets(engines[kind], load_controlnets([str(folders / f"{kind}-0")]))
+    pipeline = engines[kind].pipeline_with(load_controlnets([str(folders / f"{kind}-0")]))
     own = engines[kind].pipeline.components
     assert all(pipeline.components[name] is part for name, part in own.items())
     assert getattr(pipeline, "safety_checker", None) is None
@@ -103,7 +102,7 @@ def test_it_shares_every_part_and_leaves_the_rest_out(kind, engines, folders):
 def test_the_hint_is_followed_from_an_image_too(kind, engines, folders):
     (controlnet,) = load_controlnets([str(folders / f"{kind}-0")])
     for task, rest in (("image_to_image", {}), ("inpaint", {"mask_image": Image.new("L", (32, 32), 255)})):
-        pipeline = with_controlnets(engines[kind], [controlnet], task)
+        pipeline = engines[kind].pipeline_with([controlnet], task)
         first, second = (
             picture(
                 pipeline, image=hint(1), control_image=hint(), strength=1.0, controlnet_conditioning_scale=s, **rest
@@ -125,8 +124,8 @@ def test_adapters_of_the_base_work_in_it(kind, base_of, folders, tmp_path):
             down, up = (torch.randn(size, generator=generator) for size in ((2, shape[1]), (shape[0], 2)))
             modules["unet", path] = Weights("lora", {"down": down, "up": up}, 1.0)
     write(AdapterArtifact(modules), tmp_path / "a.safetensors", "loraloom", names)
-    pipeline = with_controlnets(engine, controlnets)
-    attach(engine, [AdapterFile(tmp_path / "a.safetensors")])
+    pipeline = engine.pipeline_with(controlnets)
+    engine.attach([AdapterFile(tmp_path / "a.safetensors")])
     both = picture(pipeline, image=hint(), controlnet_conditioning_scale=1.0)
     assert np.abs(both - before).max() > 1e-3
     assert np.abs(both - picture(engine.pipeline)).max() > 1e-3
@@ -203,14 +202,14 @@ def test_the_type_is_the_one_that_is_asked(folders, tiny_configs):
 def test_one_for_another_family_is_refused_with_both_names(engines, folders, tiny_configs):
     (controlnet,) = load_controlnets([str(folders / "sdxl-0")])
     with pytest.raises(UserError, match=r"sdxl-0: is for sdxl, the base is sd1 \(cross_attention_dim 80 instead of 32"):
-        with_controlnets(engines["sd1"], [controlnet])
+        engines["sd1"].pipeline_with([controlnet])
 
 
 def test_none_and_unknown_tasks_are_refused(engines, folders):
     with pytest.raises(UserError, match="no ControlNet was given"):
-        with_controlnets(engines["sd1"], [])
+        engines["sd1"].pipeline_with([])
     with pytest.raises(UserError, match=r"task .controlnet_video. is unknown.*controlnet_inpaint"):
-        with_controlnets(engines["sd1"], load_controlnets([str(folders / "sd1-0")]), "video")
+        engines["sd1"].pipeline_with(load_controlnets([str(folders / "sd1-0")]), "video")
 
 
 def test_what_is_no_controlnet_is_refused_in_a_line(folders, base_of, tiny_configs, tmp_path):
@@ -289,7 +288,7 @@ def test_a_request_follows_one_or_several_as_the_pipeline_does(kind, engines, fo
     settings = {"steps": 1, "micro_batch": 1}
     for some, given in ((controls[:1], (hint(), 0.7)), (controls, ([hint(), hint(1)], [0.7, 0.4]))):
         (ours,) = engine.generate(Request(["a red star"], [0], controls=some, **settings))
-        pipeline = with_controlnets(engine, [control.model for control in some])
+        pipeline = engine.pipeline_with([control.model for control in some])
         theirs = picture(pipeline, image=given[0], controlnet_conditioning_scale=given[1])
         assert np.abs(np.asarray(ours, float) - theirs * 255).max() <= 1
     start = Image.new("RGB", (32, 32), "red")

@@ -7,7 +7,8 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from loraloom.configs.errors import UserError, run_command
+from loraloom.configs.command import run_command
+from loraloom.configs.errors import UserError
 from loraloom.inference.convert import file_to_folder, folder_to_file, main
 from loraloom.inference.engine import Engine
 from loraloom.inference.single_file_limits import held

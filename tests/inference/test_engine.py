@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from loraloom.configs.errors import UserError, run_command
+from loraloom.configs.command import run_command
+from loraloom.configs.errors import UserError
 from loraloom.configs.schema import ModelSection
 from loraloom.inference.__main__ import main
 from loraloom.inference.checkpoint import checkpoints_of

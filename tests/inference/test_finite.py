@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loraloom.configs.errors import UserError, run_command
+from loraloom.configs.command import run_command
+from loraloom.configs.errors import UserError
 from loraloom.inference.__main__ import main
 from loraloom.inference.engine import Engine, Request
 from loraloom.inference.finite import NotFinite

@@ -17,10 +17,11 @@ from loraloom.configs.errors import AfterTrainingError, UserError
 from loraloom.configs.schema import ModelSection
 from loraloom.inference.__main__ import main as sample
 from loraloom.inference.adapter.__main__ import main as adapter_verb
+from loraloom.inference.adapter_file import format_names
 from loraloom.inference.engine import Engine
 from loraloom.inference.layers import Layers
-from loraloom.inference.mixing import AdapterFile, attach, format_names
 from loraloom.inference.verify import Fresh, probe, verify_file
+from loraloom.inference.weighted_file import AdapterFile
 from loraloom.models.encode import encoder_of
 from loraloom.train.__main__ import main as train
 
@@ -70,7 +71,7 @@ def test_plain_diffusers_makes_the_same_picture(run_folder, tiny_base, name):
     base = picture(pipeline)
     pipeline.load_lora_weights(run_folder / name)
     engine = Engine.load(str(tiny_base))
-    attach(engine, [AdapterFile(run_folder / "tiny.safetensors")])
+    engine.attach([AdapterFile(run_folder / "tiny.safetensors")])
     ours = picture(engine.pipeline)
     assert np.abs(picture(pipeline) - ours).max() < 1e-3
     assert np.abs(base - ours).max() > 1e-2
@@ -113,7 +114,7 @@ def test_the_weight_scales_the_adapter(run_folder, tiny_base):
     predictions = {}
     for weight in (None, 0.0, 0.5, 1.0):
         engine = Engine.load(str(tiny_base))
-        attach(engine, [] if weight is None else [AdapterFile.parse(f"{file}:{weight}")])
+        engine.attach([] if weight is None else [AdapterFile.parse(f"{file}:{weight}")])
         predictions[weight] = probe(engine.family, engine.parts)
     assert torch.equal(predictions[None], predictions[0.0])
     assert not torch.equal(predictions[0.5], predictions[1.0])
@@ -122,8 +123,8 @@ def test_the_weight_scales_the_adapter(run_folder, tiny_base):
 def test_two_halves_of_an_adapter_make_a_whole(run_folder, tiny_base):
     file = run_folder / "tiny.safetensors"
     whole, halves = Engine.load(str(tiny_base)), Engine.load(str(tiny_base))
-    attach(whole, [AdapterFile(file, 1.0)])
-    attach(halves, [AdapterFile(file, 0.5), AdapterFile(file, 0.5)])
+    whole.attach([AdapterFile(file, 1.0)])
+    halves.attach([AdapterFile(file, 0.5), AdapterFile(file, 0.5)])
     torch.testing.assert_close(
         probe(halves.family, halves.parts), probe(whole.family, whole.parts), rtol=1e-4, atol=1e-5
     )
@@ -134,7 +135,7 @@ def test_verification_passes_what_was_trained_and_fails_what_was_not(run_folder,
 
     engine = Engine.load(str(tiny_base))
     file = run_folder / "tiny.safetensors"
-    (artifact,) = attach(engine, [AdapterFile(file)])
+    (artifact,) = engine.attach([AdapterFile(file)])
     prediction, model = probe(engine.family, engine.parts), ModelSection(base=str(tiny_base))
     found = verify_file(file, artifact, Fresh.load(model), prediction)
     assert found.modules == len(artifact.modules)
@@ -156,7 +157,7 @@ def test_verification_passes_what_was_trained_and_fails_what_was_not(run_folder,
 def test_a_file_that_does_not_verify_ends_with_its_own_exit_code(write_config, monkeypatch, capsys):
     """A writer that loses precision it should keep is found by the run itself."""
     from loraloom.adapters.formats import kohya
-    from loraloom.configs.errors import run_command
+    from loraloom.configs.command import run_command
 
     honest = kohya.to_tensors
 
@@ -176,7 +177,7 @@ def test_a_file_that_does_not_verify_ends_with_its_own_exit_code(write_config, m
 def test_where_one_format_refuses_it_the_others_are_written(write_config, monkeypatch, capsys):
     """Which is only known at the end where what was trained decides it."""
     from loraloom.adapters.formats import kohya
-    from loraloom.configs.errors import run_command
+    from loraloom.configs.command import run_command
 
     honest = kohya.to_tensors
 
@@ -200,14 +201,14 @@ def test_an_adapter_for_another_base_is_refused(run_folder, tiny_base, tmp_path)
     }
     save_file(odd, tmp_path / "odd.safetensors")
     with pytest.raises(UserError, match="input_blocks"):
-        attach(Engine.load(str(tiny_base)), [AdapterFile(tmp_path / "odd.safetensors")])
+        Engine.load(str(tiny_base)).attach([AdapterFile(tmp_path / "odd.safetensors")])
 
 
 def test_a_base_in_memory_serves_to_verify_beside_the_adapter_that_it_carries(run_folder, tiny_base, tmp_path):
     """Its weights are shared, not copied, and it comes out as it was."""
     engine, file = Engine.load(str(tiny_base)), run_folder / "tiny.safetensors"
     bare = probe(engine.family, engine.parts)
-    (artifact,) = attach(engine, [AdapterFile(file)])
+    (artifact,) = engine.attach([AdapterFile(file)])
     prediction, encode = probe(engine.family, engine.parts), encoder_of(engine.family, engine.parts)
     fresh = Fresh.beside(engine.family, engine.parts, encode)
     kept = {weight.data_ptr() for weight in engine.parts["unet"].parameters()}
@@ -229,7 +230,7 @@ def test_on_a_bf16_base_a_file_is_compared_as_it_trained(run_folder, tiny_base):
     model, file = ModelSection(base=str(tiny_base), dtype="bf16"), run_folder / "tiny.safetensors"
     engine = Engine.load(str(tiny_base), dtype="bf16")
     engine.adapters.exact = True
-    (artifact,) = attach(engine, [AdapterFile(file)])
+    (artifact,) = engine.attach([AdapterFile(file)])
     prediction = probe(engine.family, engine.parts)
     for fresh in (
         Fresh.load(model),
@@ -238,5 +239,5 @@ def test_on_a_bf16_base_a_file_is_compared_as_it_trained(run_folder, tiny_base):
         found = verify_file(file, artifact, fresh, prediction)
         assert (found.delta_difference, found.prediction_difference) == (0.0, 0.0)
     rounded = Engine.load(str(tiny_base), dtype="bf16")
-    attach(rounded, [AdapterFile(file)])
+    rounded.attach([AdapterFile(file)])
     assert not torch.equal(probe(rounded.family, rounded.parts), prediction)

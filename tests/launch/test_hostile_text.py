@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from loraloom.configs.errors import run_command
+from loraloom.configs.command import run_command
 from loraloom.configs.plain import STEERING
 from loraloom.launch.cli import run as loraloom
 from loraloom.train.__main__ import main as train

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from loraloom.configs.errors import run_command
+from loraloom.configs.command import run_command
 from loraloom.launch.cli import run
 
 pytestmark = pytest.mark.slow

@@ -21,7 +21,7 @@ def without(name, globals=None, *more, **named):  # libraries ask for the system
     return real(name, globals, *more, **named)
 builtins.__import__ = without
 del os.sched_getaffinity
-from loraloom.configs.errors import run_command
+from loraloom.configs.command import run_command
 from loraloom.launch.cli import run
 for arguments in {arguments}:
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loraloom.configs.errors import run_command
+from loraloom.configs.command import run_command
 from loraloom.launch.slurm import main
 from loraloom.train.__main__ import main as train
 

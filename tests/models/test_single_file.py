@@ -9,7 +9,8 @@ from transformers import CLIPTokenizer
 
 from loraloom.adapters.artifact import AdapterArtifact, Weights
 from loraloom.adapters.format import write
-from loraloom.configs.errors import UserError, run_command
+from loraloom.configs.command import run_command
+from loraloom.configs.errors import UserError
 from loraloom.configs.schema import ModelSection
 from loraloom.inference.adapter.__main__ import main as adapter_verb
 from loraloom.inference.layers import Layers

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 
 import loraloom
 from loraloom.adapters.targets import select
-from loraloom.configs.errors import UserError, run_command
+from loraloom.configs.command import run_command
+from loraloom.configs.errors import UserError
 from loraloom.configs.loader import load_config
 from loraloom.inference.__main__ import main as sample
 from loraloom.inference.adapter.__main__ import main as adapter

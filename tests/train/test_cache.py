@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from loraloom.configs.errors import UserError, run_command
+from loraloom.configs.command import run_command
+from loraloom.configs.errors import UserError
 from loraloom.configs.loader import load_config
 from loraloom.data.cache import Store
 from loraloom.train.build import build_trainer

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loraloom.configs.errors import run_command
+from loraloom.configs.command import run_command
 from loraloom.train.__main__ import main
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from loraloom.configs.errors import run_command
+from loraloom.configs.command import run_command
 from loraloom.configs.loader import load_config
 from loraloom.train import state
 from loraloom.train.__main__ import main
@@ -384,7 +384,7 @@ def test_a_log_on_a_full_disk_ends_nothing(start, write_config):
 TWO = """
 import errno, os, sys
 import torch
-from loraloom.configs.errors import run_command
+from loraloom.configs.command import run_command
 from loraloom.train import state
 from loraloom.train.__main__ import main
 rank, sync, write = int(os.environ["RANK"]), state.sync, torch.save

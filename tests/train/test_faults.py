@@ -14,7 +14,8 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 
-from loraloom.configs.errors import OWN_CODE, UNEXPECTED, TrainingError, run_command
+from loraloom.configs.command import run_command
+from loraloom.configs.errors import OWN_CODE, UNEXPECTED, TrainingError
 from loraloom.configs.loader import load_config
 from loraloom.configs.schema import Tracker
 from loraloom.train import build
@@ -297,7 +298,7 @@ def test_bad_images_are_refused_without_importing_torch(write_config, tmp_path):
     (tmp_path / "empty").mkdir()
     config = write_config(data={"sources": [{"path": str(tmp_path / "empty"), "caption": "a dog"}]})
     script = (
-        "import sys; from loraloom.train.__main__ import main; from loraloom.configs.errors import run_command;"
+        "import sys; from loraloom.train.__main__ import main; from loraloom.configs.command import run_command;"
         f"code = run_command(main, [{str(config)!r}]); assert 'torch' not in sys.modules; sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -12,7 +12,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from loraloom.configs.errors import AfterTrainingError, UserError, run_command
+from loraloom.configs.command import run_command
+from loraloom.configs.errors import AfterTrainingError, UserError
 from loraloom.configs.loader import load_config
 from loraloom.configs.schema import ModelSection
 from loraloom.inference.__main__ import main as sample

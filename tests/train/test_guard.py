@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from loraloom.configs.errors import TrainingError, run_command
+from loraloom.configs.command import run_command
+from loraloom.configs.errors import TrainingError
 from loraloom.configs.loader import load_config
 from loraloom.train.__main__ import main
 from loraloom.train.build import build_trainer

@@ -16,7 +16,8 @@ import yaml
 from pydantic import BaseModel
 
 from loraloom.adapters import format
-from loraloom.configs.errors import UserError, run_command
+from loraloom.configs.command import run_command
+from loraloom.configs.errors import UserError
 from loraloom.configs.loader import load_config
 from loraloom.configs.schema import RunConfig
 from loraloom.inference.adapter_file import format_names

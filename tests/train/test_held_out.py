@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from loraloom.configs.errors import run_command
+from loraloom.configs.command import run_command
 from loraloom.configs.loader import load_config
 from loraloom.data.draws import Draws
 from loraloom.train.__main__ import main
 from loraloom.train.build import build_trainer
-from loraloom.train.held_out import HeldOut
+from loraloom.train.callbacks.held_out import HeldOut, HeldOutLoss
 from loraloom.train.run_folder import read_history
 
 pytestmark = pytest.mark.slow
@@ -33,15 +33,18 @@ def views(tmp_path):
 def trainer_of(write_config, views, name="run", **sections):
     validation = {"sources": [views], "timesteps": 4, "every": 2} | sections.pop("validation", {})
     config = load_config(write_config(name, validation=validation, **sections))
-    trainer = build_trainer(config, overwrite=True)
-    trainer.callbacks = []
-    return trainer
+    return build_trainer(config, overwrite=True)
+
+
+def held_out_of(trainer) -> HeldOut | None:
+    return next(each.held_out for each in trainer.callbacks if isinstance(each, HeldOutLoss))
 
 
 def test_the_loss_is_that_of_fixed_noise_on_a_fixed_grid(write_config, views):
     trainer = trainer_of(write_config, views, adapter={"options": {"dropout": 0.5}})
-    run, held_out = trainer.run, trainer.run.held_out
+    run, held_out = trainer.run, held_out_of(trainer)
     assert held_out is not None
+    trainer.callbacks = []
     assert held_out.noise.grid(4).tolist() == [125, 375, 625, 875]
     first, again = held_out.losses(run), held_out.losses(run)
     assert first == again
@@ -71,10 +74,11 @@ def test_it_does_not_touch_what_is_trained(write_config, views):
     )
     losses = []
     for trainer in (plain, watched):
-        found = []
+        found, held_out = [], held_out_of(trainer)
+        trainer.callbacks = []
         for _ in range(3):
-            if trainer.run.held_out is not None:
-                trainer.run.held_out.losses(trainer.run)
+            if held_out is not None:
+                held_out.losses(trainer.run)
             found.append(trainer.train_step()[0].loss)
         losses.append(found)
     assert losses[0] == losses[1]

@@ -7,12 +7,11 @@ import torch
 
 from loraloom.adapters.artifact import largest_difference
 from loraloom.adapters.format import read
-from loraloom.configs.errors import run_command
+from loraloom.configs.command import run_command
 from loraloom.configs.loader import load_config
 from loraloom.configs.schema import ModelSection
 from loraloom.inference.engine import Engine
 from loraloom.inference.merged import MergedBase
-from loraloom.inference.mixing import attach
 from loraloom.inference.verify import probe
 from loraloom.inference.weighted_file import AdapterFile
 from loraloom.train.__main__ import main
@@ -116,7 +115,7 @@ def test_a_folder_is_no_adapter_file(holds, said, write_config, tmp_path):
 def test_a_merged_base_says_what_base_and_adapter_say(tiny_base, first):
     merged = MergedBase(ModelSection(base=str(tiny_base), adapters=[f"{first}:0.5"]))
     engine = Engine.load(str(tiny_base))
-    attach(engine, [AdapterFile(first, 0.5)])
+    engine.attach([AdapterFile(first, 0.5)])
     base = MergedBase(ModelSection(base=str(tiny_base)))
     predictions = [probe(merged.family, parts) for parts in (merged.load(), engine.parts, base.load())]
     torch.testing.assert_close(predictions[0], predictions[1], atol=1e-5, rtol=1e-5)

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from loraloom.configs.errors import run_command
+from loraloom.configs.command import run_command
 from loraloom.train.plan import main
 
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from loraloom import launch
-from loraloom.configs.errors import run_command
+from loraloom.configs.command import run_command
 from loraloom.configs.loader import load_config
 from loraloom.data.cache import CacheError, Store
 from loraloom.train import build
@@ -33,7 +33,7 @@ from loraloom.train.state import newest_sound_checkpoint
 
 BREAKING = """
 import os, signal, socket, sys
-from loraloom.configs.errors import run_command
+from loraloom.configs.command import run_command
 from loraloom.train import build
 from loraloom.train.__main__ import main
 from loraloom.train.callback import Callback

@@ -14,7 +14,8 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from loraloom.configs.errors import UserError, run_command
+from loraloom.configs.command import run_command
+from loraloom.configs.errors import UserError
 from loraloom.launch import cli
 from loraloom.train.__main__ import main as train
 from loraloom.train.push import main as push

@@ -19,7 +19,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from loraloom import launch
-from loraloom.configs.errors import UserError, run_command
+from loraloom.configs.command import run_command
+from loraloom.configs.errors import UserError
 from loraloom.configs.loader import load_config
 from loraloom.configs.record import NAME as RECORD
 from loraloom.train.__main__ import main

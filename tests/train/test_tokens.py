@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from loraloom.adapters.token_embeddings import TOKENS, ExtendedEmbedding, embedding_of
-from loraloom.configs.errors import run_command
+from loraloom.configs.command import run_command
 from loraloom.configs.loader import load_config
 from loraloom.inference.__main__ import main as sample
 from loraloom.models.clip import expanded

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from loraloom.configs.choices import find
-from loraloom.configs.errors import run_command
+from loraloom.configs.command import run_command
 from loraloom.train.__main__ import main as train
 from loraloom.train.plan import main as plan
 

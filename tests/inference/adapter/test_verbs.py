@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from loraloom.adapters.artifact import AdapterArtifact, Weights, block_of, largest_difference
 from loraloom.adapters.format import read, write
-from loraloom.configs.errors import UserError, run_command
+from loraloom.configs.command import run_command
+from loraloom.configs.errors import UserError
 from loraloom.configs.ownership import write_file
 from loraloom.configs.schema import ModelSection
 from loraloom.inference.adapter.__main__ import main

@@ -5,7 +5,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from loraloom.configs.errors import UserError, run_command
+from loraloom.configs.command import run_command
+from loraloom.configs.errors import UserError
 from loraloom.images.lettering import Lettering
 from loraloom.inference.grid import main
 from loraloom.inference.pictures.axes import Axis, axis_of, cells, lines

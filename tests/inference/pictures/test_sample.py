@@ -12,7 +12,8 @@ import torch
 import yaml
 from PIL import Image
 
-from loraloom.configs.errors import UserError, run_command
+from loraloom.configs.command import run_command
+from loraloom.configs.errors import UserError
 from loraloom.inference.__main__ import main
 from loraloom.inference.engine import Engine
 from loraloom.inference.pictures.png import request_in

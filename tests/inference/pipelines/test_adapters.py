@@ -11,7 +11,6 @@ from loraloom.adapters.format import write
 from loraloom.inference.adapter_file import format_names
 from loraloom.inference.custom_pipeline import load_pipeline
 from loraloom.inference.engine import Engine
-from loraloom.inference.mixing import attach
 from loraloom.inference.weighted_file import AdapterFile
 
 pytestmark = pytest.mark.slow
@@ -43,7 +42,7 @@ def picture(pipeline, **options) -> np.ndarray:
 
 def engine_with(tiny_base, adapters=()) -> Engine:
     engine = Engine.load(str(tiny_base))
-    attach(engine, adapters)
+    engine.attach(adapters)
     return engine
 
 
@@ -52,7 +51,7 @@ def test_what_the_engine_is_given_changes_the_custom_pipeline_too(tiny_base, ada
     engine, asked = Engine.load(str(tiny_base)), {"clip_guidance_scale": 20}
     pipeline = load_pipeline(engine, "clip_guided", **clip)
     base = picture(pipeline, **asked)
-    attach(engine, [AdapterFile(adapter, 0.5)])
+    engine.attach([AdapterFile(adapter, 0.5)])
     half = picture(pipeline, **asked)
     whole = picture(load_pipeline(engine_with(tiny_base, [AdapterFile(adapter)]), "clip_guided", **clip), **asked)
     assert np.abs(whole - base).max() > np.abs(half - base).max() > 0.01
