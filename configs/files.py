@@ -43,7 +43,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None or TEMPORARY.search(str(error.filename)):
+        is_named = error.filename is not None and not TEMPORARY.search(str(error.filename))
+        if error.strerror and not is_named:  # without a number its words are all it has
             error.filename = str(path)
         raise
     except Exception as error:

@@ -446,7 +446,7 @@ def _checkpoint_only(denoiser: Any, blocks: Sequence[str]) -> None:
         module.gradient_checkpointing = any(f"{name}.".startswith(f"{block}.") for block in blocks)
 
 
-def _make_callbacks(held_out: HeldOut | None) -> list[Callback]:
+def _make_callbacks(held_out: HeldOut | None = None) -> list[Callback]:
     """In the order in which they act."""
     return [
         Progress(),

@@ -167,7 +167,9 @@ def test_a_run_that_has_to_stop_and_cannot_save_ends_with_3(write_config, monkey
 
     config = write_config(checkpoint={"every": 1})
     with monkeypatch.context() as patched:
-        patched.setattr("loraloom.train.build._make_callbacks", lambda: [At(step3=stop), Requests(), Checkpoints()])
+        patched.setattr(
+            "loraloom.train.build._make_callbacks", lambda held_out: [At(step3=stop), Requests(), Checkpoints()]
+        )
         assert run_command(main, [str(config)]) == 3
     (line,) = capsys.readouterr().err.splitlines()[-1:]
     assert line.startswith("error: SIGTERM: step 3: no checkpoint is saved (Disk quota exceeded")
@@ -226,7 +228,7 @@ def test_a_full_disk_loses_no_line_and_nothing_that_was_saved(write_config, tmp_
         from loraloom.train import build
 
         whole = build._make_callbacks()
-        patched.setattr(build, "_make_callbacks", lambda: [At(step3=fill_up, step6=ballast.unlink), *whole])
+        patched.setattr(build, "_make_callbacks", lambda held_out: [At(step3=fill_up, step6=ballast.unlink), *whole])
         config = write_config(
             loop={"steps": 8},
             checkpoint={"every": 2},
@@ -261,7 +263,7 @@ def test_an_output_folder_that_becomes_read_only_ends_with_3_at_the_end(write_co
             subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
 
         whole = build._make_callbacks()
-        patched.setattr(build, "_make_callbacks", lambda: [At(step3=freeze), *whole])
+        patched.setattr(build, "_make_callbacks", lambda held_out: [At(step3=freeze), *whole])
         assert run_command(main, [str(config)]) == 3
     captured = capsys.readouterr()
     said, errors = captured.out, [line for line in captured.err.splitlines() if line.startswith("error")]

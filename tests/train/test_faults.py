@@ -196,7 +196,7 @@ def test_weights_that_are_not_finite_take_no_good_file_s_place(write_config, whe
                 broken_weights(run, where)[0, 0] = float(value)
 
     whole = build._make_callbacks()
-    monkeypatch.setattr(build, "_make_callbacks", lambda: [Break(), *whole])
+    monkeypatch.setattr(build, "_make_callbacks", lambda held_out: [Break(), *whole])
     config = write_config(optimizer={"ema_decay": 0.9}, loop={"steps": 3}, checkpoint={"every": 1, "keep": 1})
     assert run_command(main, [str(config)]) == 3
     folder = config.parent / "run"
@@ -215,7 +215,7 @@ def test_an_adapter_that_is_not_finite_is_not_written_over_a_good_one(write_conf
             file.write_bytes(b"a good one")
             broken_weights(run, "weight")[0, 0] = torch.nan
 
-    monkeypatch.setattr(build, "_make_callbacks", lambda: [Break(), Export()])
+    monkeypatch.setattr(build, "_make_callbacks", lambda held_out: [Break(), Export()])
     config = write_config(loop={"steps": 1})
     file = config.parent / "run" / "tiny.safetensors"
     assert run_command(main, [str(config)]) == 6

@@ -22,13 +22,13 @@ from loraloom.configs.command import run_command
 from loraloom.configs.loader import load_config
 from loraloom.data.cache import CacheError, Store
 from loraloom.train import build
-from loraloom.train.__main__ import _locked, main
+from loraloom.train.__main__ import main
 from loraloom.train.build import build_trainer
 from loraloom.train.callback import Callback
 from loraloom.train.footprint import LOCK
 from loraloom.train.journal import Journal
 from loraloom.train.launched import REFUSED, UNUSED, check_environment
-from loraloom.train.run_folder import is_locked
+from loraloom.train.run_folder import is_locked, locked
 from loraloom.train.state import newest_sound_checkpoint
 
 BREAKING = """
@@ -51,7 +51,7 @@ class Break(Callback):
             run.optimizer = None
 
 whole = build._make_callbacks
-build._make_callbacks = lambda: [*whole(), Break()]
+build._make_callbacks = lambda held_out: [*whole(), Break()]
 sys.exit(run_command(main))
 """
 
@@ -199,7 +199,7 @@ def test_a_killed_worker_is_one_line(write_config, monkeypatch, capsys):
             os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
     whole = build._make_callbacks
-    monkeypatch.setattr(build, "_make_callbacks", lambda: [*whole(), Kill()])
+    monkeypatch.setattr(build, "_make_callbacks", lambda held_out: [*whole(), Kill()])
     data = {"workers": 2, "cache": {"latents": False}}
     config = write_config(data=data, loop={"steps": 50}, checkpoint={"every": 1, "keep": 1})
     assert run_command(main, [str(config)]) == 3
@@ -216,7 +216,7 @@ def test_who_asks_whether_a_run_lives_keeps_none_from_starting(tmp_path):
     with (tmp_path / LOCK).open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         threading.Timer(0.1, lambda: fcntl.flock(file, fcntl.LOCK_UN)).start()
-        with _locked(tmp_path):
+        with locked(tmp_path, main=True):
             assert is_locked(tmp_path)
 
 
