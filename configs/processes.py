@@ -196,8 +196,9 @@ class Others:
                 time.sleep(0.05)
 
     def _present(self) -> list[int]:
-        """Ranks that have neither left nor died."""
-        return [r for r, pid in self._pids.items() if r != self.rank and is_alive(pid) and not self._has_left(r)]
+        """Ranks that have not left and are alive, as far as this machine can tell."""
+        others = (r for r in range(self.world) if r != self.rank and (r not in self._pids or is_alive(self._pids[r])))
+        return [r for r in others if not self._has_left(r)]
 
     def _has_left(self, rank: int) -> bool:
         return self._store.check([f"left/{rank}"])
