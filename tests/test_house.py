@@ -48,6 +48,42 @@ def test_nobody_imports_upwards(file):
             )
 
 
+def imports_of(root: Path, files: list[Path]) -> dict[str, set[str]]:
+    """File -> the files of ours that it imports, in functions and for types too."""
+    known = {str(file.relative_to(root).with_suffix("")).removesuffix("/__init__"): file for file in files}
+    found: dict[str, set[str]] = {}
+    for name, file in known.items():
+        package = file.relative_to(root).parts[:-1]
+        found[name] = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                way = "/".join([*package[: len(package) + 1 - node.level], *(node.module or "").split(".")]).strip("/")
+                below = {f"{way}/{alias.name}" for alias in node.names} & known.keys()
+                found[name] |= below or ({way} & known.keys())
+    return found
+
+
+def circle_in(imports: dict[str, set[str]]) -> list[str]:
+    """Files that import each other in a ring; none where all can be put in an order."""
+    left = {name: below - {name} for name, below in imports.items()}
+    while free := [name for name, below in left.items() if not below & left.keys()]:
+        for name in free:
+            del left[name]
+    way = [next(iter(sorted(left)))] if left else []
+    while way and way[-1] not in way[:-1]:
+        way.append(min(left[way[-1]] & left.keys()))
+    return way[way.index(way[-1]) :] if way else []
+
+
+def test_no_files_import_each_other_in_a_circle(tmp_path):
+    assert circle_in(imports_of(ROOT, SOURCES)) == []
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.py").write_text("def f():\n    from .y import g\n")
+    (tmp_path / "a" / "y.py").write_text("if TYPE_CHECKING:\n    from . import x\n")
+    circle = circle_in(imports_of(tmp_path, sorted(tmp_path.rglob("*.py"))))
+    assert circle == ["a/x", "a/y", "a/x"]
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*/*.yaml")), ids=lambda file: file.name)
 def test_every_shipped_config_loads_and_begins_with_its_command(file):
     load_config(file)
