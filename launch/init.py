@@ -145,7 +145,7 @@ def _large(base: str, sources: str, prompt: str, asked: str | None) -> tuple[str
     """The values of a preset in full, so that the file can be read and changed without another one."""
     from .presets import Family, family_of, preset_for
 
-    family = family_of(base)
+    family = family_of(base, any_name=asked is not None)
     preset = preset_for(family, asked)
     config = preset.config
     if family.guessed and asked is not None:

@@ -16,6 +16,12 @@ from ..configs.schema import RunConfig
 USUAL = 12
 """GiB of a card that nobody told of."""
 LARGE_NAMES = re.compile(r"xl(?![a-z])|pony|illustrious|noob|animagine")
+OTHER_NAMES = re.compile(
+    r"flux|stable-diffusion-3|(?<![a-z])sd-?3(?![0-9])|sd3\.|pixart|qwen|z-?image|hunyuan|kolors|auraflow|chroma|lumina"
+    r"|cascade|kandinsky|deepfloyd|(?<![a-z])(wan|sana|ltx)(?![a-z])|cogview|hidream|omnigen"
+)
+"""Parts of names of models that are of no family here."""
+UNKNOWN = "which is not here yet; bases are Stable Diffusion 1.x, 2.x and XL"
 SECOND_NAMES = re.compile(r"stable-diffusion-2|sd-?v?2(?![0-9])|v2-1|768-v-ema")
 
 
@@ -76,14 +82,15 @@ def card_memory() -> int | None:
         return None
 
 
-def family_of(base: str) -> Family:
-    """What a base's files say, else its name on the hub."""
+def family_of(base: str, any_name: bool = False) -> Family:
+    """What a base's files say, else its name on the hub. UserError for a model that is of no family here,
+    by its name too unless it may have `any_name`."""
     path = Path(base)
     if path.is_dir():
         return _of_folder(path)
     if path.is_file():
         return _of_file(path)
-    return _of_name(base)
+    return _of_name(base, any_name)
 
 
 def _of_folder(path: Path) -> Family:
@@ -93,6 +100,8 @@ def _of_folder(path: Path) -> Family:
     latents, width = denoiser.get("sample_size"), denoiser.get("cross_attention_dim")
     if not kind and not denoiser:
         raise UserError(f"{path}: holds no pipeline (no model_index.json); give a pipeline folder, a file or a hub id")
+    if kind and not re.match(r"StableDiffusion(XL)?(?![0-9X])", kind):
+        raise UserError(f"{path}: is a {kind}, {UNKNOWN}")
     name = "sdxl" if "XL" in kind or width == 2048 else "sd2" if width == 1024 else "sd1"
     pixels = latents * 8 if isinstance(latents, int) and 8 <= latents <= 256 else _usual(name)
     return Family(name, pixels, guessed=False)
@@ -106,12 +115,18 @@ def _of_file(path: Path) -> Family:
     keys = safetensors_header(path).tensors
     if any(key.startswith("conditioner.embedders.1.") for key in keys):
         return Family("sdxl", 1024, guessed=False)
+    if any(
+        "double_blocks." in key or "joint_blocks." in key or "transformer_blocks.0.attn.add_" in key for key in keys
+    ):
+        raise UserError(f"{path}: holds a diffusion transformer, {UNKNOWN}")
     second = any(key.startswith("cond_stage_model.model.") for key in keys)
     return Family("sd2", 768, guessed=False) if second else Family("sd1", 512, guessed=False)
 
 
-def _of_name(base: str) -> Family:
+def _of_name(base: str, any_name: bool) -> Family:
     plain = base.lower()
+    if not any_name and (found := OTHER_NAMES.search(plain.rpartition("/")[2])):
+        raise UserError(f"--base {base}: sounds like {found[0]}, {UNKNOWN} (--preset for a model that only sounds so)")
     name = "sdxl" if LARGE_NAMES.search(plain) else "sd2" if SECOND_NAMES.search(plain) else "sd1"
     known = name != "sd1" or "v1-" in plain or "sd1" in plain or "sd-1" in plain
     return Family(name, 512 if name == "sd2" and "base" in plain else _usual(name), guessed=not known)

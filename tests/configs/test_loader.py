@@ -307,7 +307,7 @@ TRICKY = [
 ]
 TEXT = st.one_of(
     st.sampled_from([*TRICKY, "a\nb\n", "\ufeff", "\x85", "'", '"', " a ", "{a}", ","]),
-    st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0\x85\u2028\u2029"), min_size=1),
 )
 
 
@@ -373,7 +373,9 @@ WORDS = [
     section=st.sampled_from(
         [(), ("loop",), ("data",), ("data", "sources", 0), ("adapter", "tokens", 0), ("validation",)]
     ),
-    key=st.sampled_from(WORDS) | st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5),
+    # the three letters that PyYAML writes as ends of lines are left out
+    key=st.sampled_from(WORDS)
+    | st.text(st.characters(codec="utf-8", exclude_characters="\0\x85\u2028\u2029"), max_size=5),
     value=st.sampled_from([1, "x", [], {}, [1], {"a": 1}, None]),
 )
 def test_an_unknown_key_is_named_whatever_it_is_called(tmp_path_factory, section, key, value):

@@ -1,10 +1,12 @@
 """`loraloom init` writes a config that loads."""
 
+import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from loraloom.configs.command import run_command
 from loraloom.configs.data_sections import FolderSource, PriorSource
 from loraloom.configs.errors import UserError
 from loraloom.configs.loader import load_config
@@ -189,3 +191,24 @@ def test_files_of_a_base_tell_its_family(tmp_path: Path, kind: str, width: int, 
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     (tmp_path / "unet/config.json").write_text(f'{{"cross_attention_dim": {width}, "sample_size": {sample}}}')
     assert presets.family_of(str(tmp_path)) == presets.Family(kind, sample * 8, guessed=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["black-forest-labs/FLUX.1-dev", "stabilityai/stable-diffusion-3.5-large", "Tongyi-MAI/Z-Image-Turbo", "x/sd3.5"],
+)
+def test_a_model_of_no_family_here_is_not_taken_for_another(photos, tmp_path, capsys, name):
+    asked = ["--data", str(photos), "--base", name, "--name", "x", "--out", str(tmp_path / "x.yaml")]
+    assert run_command(main, asked) == 2
+    assert "which is not here yet" in capsys.readouterr().err
+    assert run_command(main, [*asked, "--preset", "sd1/lora-8gb"]) == 0
+
+
+def test_a_folder_of_another_pipeline_is_not_taken_for_ours(photos, tmp_path, capsys):
+    for kind, code in (("FluxPipeline", 2), ("StableDiffusion3Pipeline", 2), ("StableDiffusionPipeline", 0)):
+        folder = tmp_path / kind
+        folder.mkdir()
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+        out = str(tmp_path / f"{kind}.yaml")
+        assert run_command(main, ["--data", str(photos), "--base", str(folder), "--name", "x", "--out", out]) == code
+    assert "is a FluxPipeline" in capsys.readouterr().err
