@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..configs.choices import find
 from ..configs.errors import UserError
+from ..configs.machine import memory
 from ..configs.schema import AdapterSection
 from .adapter import Targets, check_state, seeded
 from .artifact import DORA_OVER_INPUTS, AdapterArtifact, Key, Weights, canonical_path, copied, listed, module_path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _WRAPPED = re.compile(r"(\.base_layer)+$")
 
+_FACTORS = {"lora": 1, "loha": 2}
+"""Pairs of factors of a module, of the methods whose size goes with the rank."""
 NAME = "default"
 """Of the adapter that trains, in PEFT."""
 
@@ -127,6 +130,8 @@ def inject_peft(
     """Injects one PEFT config into each part. Adapter weights are fp32; the base below them is frozen."""
     from peft import inject_adapter_in_model
 
+    if method in _FACTORS:
+        _check_room(_FACTORS[method] * sum(_numbers(parts[part], config) for part, config in configs.items()))
     for number, part in enumerate(sorted(configs)):
         with seeded(seed + number):
             inject_adapter_in_model(configs[part], parts[part], adapter_name=NAME)
@@ -136,6 +141,23 @@ def inject_peft(
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     return PeftAdapters(method, {part: parts[part] for part in configs})
+
+
+def _numbers(model: nn.Module, config: Any) -> int:
+    """Of one pair of factors for each module: r (in * k * k + out)."""
+    modules: dict[str, Any] = {name: model.get_submodule(name).weight for name in config.target_modules}
+    ranks = {name: config.rank_pattern.get(re.escape(name), config.r) for name in modules}
+    return sum(ranks[name] * (weight.shape[0] + weight[0].numel()) for name, weight in modules.items())
+
+
+def _check_room(numbers: int) -> None:
+    """UserError for more numbers than this machine has memory for, before the system ends the process."""
+    needed, there = 4 * numbers, memory()
+    if there and needed > there:
+        raise UserError(
+            f"adapter.rank: the weights of this adapter would take {needed / 2**30:,.0f} GiB, and this machine has "
+            f"{there / 2**30:,.0f}: give a smaller rank, or fewer parts"
+        )
 
 
 def peft_options(section: AdapterSection, targets: Targets) -> dict[str, dict[str, Any]]:

@@ -35,6 +35,14 @@ def cache_folder(configured: str | None) -> Path:
     return Path(expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "loraloom"
 
 
+def memory() -> int:
+    """Bytes of memory of the machine; 0 where nobody can say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
 def peak_memory() -> int:
     """Bytes: the most that this process had in use until now; 0 where nobody can say."""
     try:

@@ -371,6 +371,8 @@ def checked_name(name: str) -> str:
     """A name that a file of the run's own cannot have. ValueError for the others."""
     if not name.strip(".") or name.lower() in RESERVED or re.fullmatch(r"prior-[0-9a-f]{12}", name):
         raise ValueError(f"{name!r} is a name that the run folder uses itself, or none for a file: take another")
+    if name.startswith("-"):
+        raise ValueError(f"{name!r} begins as an option does, which its file would be taken for: take another")
     return name
 
 

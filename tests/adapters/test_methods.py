@@ -255,3 +255,17 @@ def test_two_adapters_on_one_base_do_not_touch_each_other():
     assert adapters.states()["unet"].keys() == inject("lora", model()).states()["unet"].keys()
     assert largest_difference(artifact, adapters.artifact())[0] == 0.0
     assert torch.equal(alone(INPUT), alone(INPUT))
+
+
+@pytest.mark.parametrize(("method", "factors"), [("lora", 1), ("loha", 2)])
+def test_an_adapter_that_no_memory_holds_is_refused_before_it_is_made(method, factors, monkeypatch):
+    model, section = Model(), AdapterSection(method=method, rank=4, rank_pattern={"last": 8})
+    numbers = factors * (4 * (16 + 24) + 8 * (20 + 12))
+    for room, refused in ((4 * numbers - 1, True), (4 * numbers, False), (0, False)):
+        monkeypatch.setattr("loraloom.adapters.peft_adapters.memory", lambda room=room: room)
+        parts = {"unet": copy.deepcopy(model)}
+        if refused:
+            with pytest.raises(UserError, match=r"adapter\.rank: the weights of this adapter would take"):
+                find("adapters.methods", method).inject(parts, section, {"unet": LINEAR}, 0)
+        else:
+            find("adapters.methods", method).inject(parts, section, {"unet": LINEAR}, 0)

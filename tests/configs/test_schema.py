@@ -9,7 +9,7 @@ from pydantic import ValidationError
 import loraloom.configs
 from loraloom.configs.loader import json_schema, load_config
 from loraloom.configs.problems import known_keys
-from loraloom.configs.schema import AdapterSection, RunConfig
+from loraloom.configs.schema import AdapterSection, RunConfig, checked_name
 from loraloom.launch.schema import main, schema_text
 
 FOLDER = Path(loraloom.configs.__file__).parent
@@ -72,3 +72,10 @@ def test_schema_command_prints_and_writes(tmp_path: Path, capsys: pytest.Capture
 def test_every_recipe_loads_and_names_the_schema(recipe: Path) -> None:
     load_config(recipe)
     assert "# yaml-language-server: $schema=../schema.json" in recipe.read_text().splitlines()[:3]
+
+
+@pytest.mark.parametrize("name", ["-x", "--help", ".", "..", "samples", "Run.json", "prior-0123456789ab"])
+def test_a_name_that_is_taken_for_something_else_is_none(name: str) -> None:
+    with pytest.raises(ValueError, match="take another"):
+        checked_name(name)
+    assert checked_name("my-dog") == "my-dog"
