@@ -102,10 +102,10 @@ def train(config: Path, folder: Path, *more: str) -> subprocess.Popen[bytes]:
 
 def kill(config: Path, reference: Path, folder: Path, wanted: str, draw: random.Random) -> Kill:
     """Starts, kills and resumes one run."""
-    for prior in reference.glob("prior-*"):
-        shutil.copytree(prior, folder / prior.name)
     while True:
-        process = train(config, folder, "--overwrite")
+        for prior in reference.glob("prior-*"):
+            shutil.copytree(prior, folder / prior.name)
+        process = train(config, folder)
         if wanted == "training":
             wait_for(process, partial(has_come_to, folder, draw.randrange(1, STEPS)))
             time.sleep(draw.random() * 0.2)
@@ -114,7 +114,8 @@ def kill(config: Path, reference: Path, folder: Path, wanted: str, draw: random.
             time.sleep(draw.random() * TYPICAL_SAVE)
         process.send_signal(signal.SIGKILL)
         if process.wait() == -signal.SIGKILL and last_step(folder) < STEPS:
-            break  # otherwise it had ended already: once more
+            break
+        shutil.rmtree(folder)  # it had ended already: once more
     step, unfinished = last_step(folder), [path.name for path in (folder / "checkpoints").glob("*.tmp")]
     sound = sorted(path.name for path in (folder / "checkpoints").glob("step-*") if not path.name.endswith(".tmp"))
     command = ["--resume", str(folder)] if sound else [str(config), f"output.dir={folder}", "--overwrite"]

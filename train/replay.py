@@ -129,8 +129,8 @@ def _trainer_before(config: "RunConfig", folder: Path, step: int) -> "tuple[Trai
 
 def _beside_history(folder: Path, step: int, loss: float) -> str:
     entry = next((entry for entry in read_history(folder / "logs" / "history.jsonl") if entry["step"] == step), None)
-    if entry is None:
-        return " (the history has no such step)"
+    if entry is None or "loss" not in entry:
+        return " (the history does not tell it)"
     then = math.nan if entry["loss"] is None else entry["loss"]
     same = then == loss or (math.isnan(then) and not math.isfinite(loss))
     return ", as in the history" if same else f", {then:.6f} in the history: another machine, threads or versions"
