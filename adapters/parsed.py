@@ -33,7 +33,7 @@ def artifact_of(tensors: Tensors, header: Header, names: FormatNames, scale_of: 
     """
     words, layers = bundled(tensors)
     modules = {key: _weights(key, parts, scale_of) for key, parts in _by_module(layers, names).items()}
-    return AdapterArtifact(modules, carried(header), _embeddings(words, names))
+    return AdapterArtifact(modules, carried(header), words_of(words, names) if words else {})
 
 
 def bundled(tensors: Tensors) -> tuple[dict[str, Tensors], Tensors]:
@@ -46,12 +46,6 @@ def bundled(tensors: Tensors) -> tuple[dict[str, Tensors], Tensors]:
                 raise UserError(f"{name}: is not called as bundled words are, {WORDS}<word>.<text encoder>")
             words.setdefault(word, {})[key] = tensors[name]
     return words, {name: tensor for name, tensor in tensors.items() if not name.startswith(WORDS)}
-
-
-def _embeddings(words: Mapping[str, Tensors], names: FormatNames) -> dict[str, dict[str, Tensor]]:
-    if not words:
-        return {}
-    return words_of(words, names)
 
 
 def words_of(words: Mapping[str, Mapping[str, Tensor]], names: FormatNames) -> dict[str, dict[str, Tensor]]:

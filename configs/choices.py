@@ -85,11 +85,13 @@ def find_class(path: str, base: type[Kind], setting: str) -> type[Kind]:
     module, _, name = path.partition(":")
     foreign(module)
     try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise UserError(f"{setting} {path}: cannot be imported ({error}); install its package") from error
+        found = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{setting} {path}: there is no module {error.name!r}; is it installed here?") from error
+    except (ImportError, SyntaxError) as error:
+        raise UserError(f"{setting} {path}: cannot be imported ({error})") from error
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise UserError(f"{setting} {path}: is no {base.__module__}.{base.__name__}")
+        raise UserError(f"{setting} {path}: the module has no {base.__name__} of this name")
     return found
 
 

@@ -162,6 +162,8 @@ class LossSection(Section):
         """Version 0.1.0 had the options of the robust kinds in this section."""
         if not isinstance(values, dict) or not values.keys() & set(MOVED_OPTIONS):
             return values
+        if not isinstance(values.get("options", {}), dict):
+            return values  # the options themselves are what is wrong
         own = {name: values[name] for name in MOVED_OPTIONS if name in values and values.get("kind", "mse") != "mse"}
         rest = {name: value for name, value in values.items() if name not in MOVED_OPTIONS}
         return rest | ({"options": own | values.get("options", {})} if own else {})
@@ -289,18 +291,20 @@ Prompt = Annotated[
 ]
 
 
+ClassPath = Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$")]
+
+
 class CallbackSection(Section):
     """A callback of an installed package."""
 
-    use: str = Field(default=..., pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$")
+    use: ClassPath = Field(default=...)
     """Import path of its class: `package.module:Class`."""
     options: dict[str, Any] = {}
     """Arguments of the class."""
 
 
 OwnCallback = Annotated[
-    Annotated[str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*$"), Tag("<path>")]
-    | Annotated[CallbackSection, Tag("<section>")],
+    Annotated[ClassPath, Tag("<path>")] | Annotated[CallbackSection, Tag("<section>")],
     Discriminator(lambda value: "<section>" if isinstance(value, dict | CallbackSection) else "<path>"),
 ]
 

@@ -121,9 +121,6 @@ class MicroBatch:
 class Engine:
     """A base that is ready to sample."""
 
-    def __repr__(self) -> str:
-        return f"<Engine {self.base or self.family.name}, adapters: {', '.join(self.adapters.get_names()) or 'none'}>"
-
     def __init__(
         self,
         family: ModelFamily,
@@ -145,6 +142,9 @@ class Engine:
         """What lasts as long as each call of the pipeline, beside callbacks: see `regional`, `AttentionRecorder`."""
         if hasattr(parts.get("vae"), "enable_slicing"):
             parts["vae"].enable_slicing()  # decodes one by one: four large pictures at once take gigabytes
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.base or self.family.name}, adapters: {', '.join(self.adapters.get_names()) or 'none'}>"
 
     @classmethod
     def load(

@@ -5,11 +5,10 @@ from pathlib import Path
 from ..adapters import format
 from ..adapters.artifact import AdapterArtifact
 from ..adapters.format import FormatNames
-from ..adapters.origin import architecture_of, is_of
+from ..adapters.origin import architecture_of
 from ..configs.errors import UserError
-from .adapter_file import ARCHITECTURES, names_of
 from .adapter_input import opened
-from .layers import Layers
+from .layers import Layers, likely_names
 
 
 def read_adapter(file: str | Path, base: str | None = None) -> AdapterArtifact:
@@ -47,9 +46,7 @@ def _names_for(artifact: AdapterArtifact) -> FormatNames:
         if "down" in weights.tensors
     }
     architecture = architecture_of(shapes, artifact.metadata)
-    kinds = [kind for kind, known in ARCHITECTURES.items() if architecture is None or is_of(known, architecture)]
-    for kind in [*kinds, *(["pocket"] if architecture is None or "sd1" in kinds else [])]:
-        names = names_of(kind)
+    for names in likely_names(architecture):
         if all(path in names.module_paths.get(component, ()) for component, path in artifact.modules):
             return names
     raise UserError("the layers of this adapter are not those of a base that is known here; give `base`")

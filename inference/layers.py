@@ -87,12 +87,17 @@ def names_for(file: Path, layers: Layers | None = None) -> FormatNames:
     except UserError as error:
         raise UserError([f"{file}: {problem}" for problem in error.problems]) from None
     architecture = architecture_of({name: entry.shape for name, entry in entries.items()}, header)
-    kinds = [kind for kind, known in ARCHITECTURES.items() if architecture is not None and is_of(known, architecture)]
-    if not kinds:
+    likely = likely_names(architecture) if architecture is not None else []
+    if not likely:
         told = "nothing in it tells its base" if architecture is None else f"is an adapter for {architecture}"
         raise UserError(f"{file}: {told}, whose layers are not known here; give --base")
-    likely = [names_of(kind) for kind in (*kinds, *(EMBEDDED if "sd1" in kinds else ()))]
     return next((names for names in likely if _fit(names, entries)), likely[0])
+
+
+def likely_names(architecture: str | None) -> list[FormatNames]:
+    """Of the bases whose layers are known here, those of an architecture; of all where it is not told."""
+    kinds = [kind for kind, known in ARCHITECTURES.items() if architecture is None or is_of(known, architecture)]
+    return [names_of(kind) for kind in (*kinds, *(EMBEDDED if "sd1" in kinds else ()))]
 
 
 def _fit(names: FormatNames, entries: Collection[str]) -> bool:

@@ -22,9 +22,8 @@ from typing import Any
 import diffusers
 from diffusers import DiffusionPipeline
 
-from ..configs.choices import did_you_mean, find, names
+from ..configs.choices import did_you_mean, find, find_class, names
 from ..configs.errors import UserError
-from ..configs.faults import foreign
 from ..configs.paths import expanded
 
 SHIPPED, FILE = "inference.pipelines", "pipeline.py"
@@ -123,16 +122,7 @@ def _shipped(name: str) -> type[DiffusionPipeline]:
 def _installed(module: str, name: str) -> type[DiffusionPipeline]:
     if not all(word.isidentifier() for word in module.split(".")):
         raise UserError(f"pipeline {module}:{name}: should be package.module:Class")
-    foreign(module)
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"pipeline {module}:{name}: there is no module {error.name!r}; is it installed here?"
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, DiffusionPipeline)):
-        raise UserError(f"pipeline {module}:{name}: the module has no pipeline class of this name")
-    return found
+    return find_class(f"{module}:{name}", DiffusionPipeline, "pipeline")
 
 
 def _community(name: str, revision: str) -> type[DiffusionPipeline]:

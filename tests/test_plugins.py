@@ -108,9 +108,9 @@ def test_what_cannot_be_imported_is_one_line(site, write_config):
     finally:
         sys.path.remove(str(site.parent / "broken"))
     for use, words in (
-        ("no_such_module:X", "cannot be imported"),
-        ("my_package.watch:No", "cannot be imported"),
-        ("my_package.absolute:Options", "is no loraloom.train.callback.Callback"),
+        ("no_such_module:X", "there is no module 'no_such_module'"),
+        ("my_package.watch:No", "no Callback of this name"),
+        ("my_package.absolute:Options", "no Callback of this name"),
     ):
         with pytest.raises(UserError, match=words):
             build_trainer(load_config(write_config(callbacks=[use])))

@@ -46,6 +46,8 @@ def test_every_block_of_the_page_runs(tmp_path, photos, monkeypatch, capsys):
     assert len(space["watch"].losses) == 3
     assert space["trainer"].run.step < 500
     assert {file.name for file in Path().glob("*.safetensors")} == {"for-a-web-ui.safetensors"}
+    assert repr(space["engine"]) == "<Engine pocket, adapters: dog, squares>"
+    assert "<Mixing of dog, squares>" in said
     assert space["image"].size == (64, 64) and len(space["images"]) == 2
 
 

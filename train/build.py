@@ -169,7 +169,7 @@ class Prepared:
 def prepare(
     config: RunConfig,
     accelerator: Accelerator,
-    images: Sequence[Images | None] | None = None,
+    images: Sequence[Images | None],
     fill_caches: Callable[..., None] = fill,
     given: Given | None = None,
 ) -> Prepared:
@@ -180,8 +180,6 @@ def prepare(
     check_shared(accelerator, {"output.dir": Path(config.output.dir), "data.cache.dir": cache})
     base = MergedBase(config.model, accelerator.device)
     check_base_fits(config, base.family)
-    if images is None:
-        images = gather(config.data, progress=accelerator.is_main_process, given=given)
     dataset = build_dataset(config, accelerator, base, images)
     held_out = build_held_out(config, base, accelerator, given)
     captions = [sample.caption for sample in samples_of(held_out)] if held_out is not None else []

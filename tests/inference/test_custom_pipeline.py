@@ -103,8 +103,8 @@ def test_components_that_are_missing_or_unknown_are_named(engine):
         ("./nowhere", "no pipeline.py"),
         ("nothing_here.module:Class", "is it installed"),
         (":", "should be package.module:Class"),
-        ("diffusers:UNet2DModel", "no pipeline class"),
-        ("diffusers:Nothing", "no pipeline class"),
+        ("diffusers:UNet2DModel", "no DiffusionPipeline of this name"),
+        ("diffusers:Nothing", "no DiffusionPipeline of this name"),
         ("community:../../x", "is named as its file"),
     ],
 )

@@ -42,6 +42,8 @@ def test_options_that_stood_in_the_section_are_read_from_there():
     old = LossSection.model_validate({"kind": "huber", "delta": 0.3, "delta_schedule": "snr", "unmasked_weight": 0.5})
     assert old == LossSection(kind="huber", options={"delta": 0.3, "delta_schedule": "snr"}, unmasked_weight=0.5)
     assert LossSection.model_validate({"kind": "mse", "delta": 0.1, "delta_schedule": "constant"}) == LossSection()
+    with pytest.raises(ValueError, match="dictionary"):
+        LossSection.model_validate({"kind": "huber", "delta": 0.3, "options": 5})
     then = {"loss.kind": "huber", "loss.delta": 0.3, "loop.seed": 0}
     assert _moved(then) == {"loss.kind": "huber", "loss.options.delta": 0.3, "loop.seed": 0}
     assert _moved({"loss.kind": "mse", "loss.delta": 0.1}) == {"loss.kind": "mse"}
