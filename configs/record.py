@@ -22,7 +22,6 @@ from .errors import UserError
 
 NAME = ".loraloom.jsonl"
 HEAD = {"record": "loraloom", "about": "files that loraloom wrote here; it removes and replaces no others"}
-_POINTER = re.compile(rb"(step-\d+)?\s*")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PNG, _MARKS = b"\x89PNG\r\n\x1a\n", (b"loraloom\0", b"loraloom.")
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
@@ -66,7 +65,13 @@ class Record:
     def entries(self) -> dict[str, Entry]:
         """Path in the folder, with `/`, to what is known of it."""
         self._read()
-        return self._supposed | self._entries if self._supposed else self._entries
+        if not self._supposed:
+            return self._entries
+        own = dict(self._entries)
+        for path in own.keys() & self._supposed.keys():
+            hashes = own[path].hashes | self._supposed[path].hashes
+            own[path] = Entry(hashes, own[path].grows, own[path].by)
+        return self._supposed | own
 
     def supposing(self, lines: Mapping[str, str | None], by: str = "") -> "Record":
         """The same as if these lines were in it too."""
@@ -87,7 +92,7 @@ class Record:
     def _holds(self, file: Path, entry: Entry | None) -> bool:
         if entry is None or blocked(self.root, file) or not is_regular(file):
             return False
-        return entry.grows or digest(file) in entry.hashes or _is_pointer(file)
+        return entry.grows or digest(file) in entry.hashes
 
     def why_foreign(self, file: Path, by: str = "") -> str | None:
         """Why a file may be neither replaced nor removed; None where it is ours, or where nothing is.
@@ -250,11 +255,6 @@ def digest(file: Path) -> str | None:
     except OSError:
         pass
     return None
-
-
-def _is_pointer(file: Path) -> bool:
-    """Whether all that a file says is which checkpoint is the newest, or nothing: an edited one is worth no more."""
-    return file.name == "latest" and file.stat().st_size <= 64 and _POINTER.fullmatch(file.read_bytes()) is not None
 
 
 def is_marked(file: Path) -> bool:

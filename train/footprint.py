@@ -39,7 +39,8 @@ CARD = "README.md"
 """The model card, under the name that the hub shows."""
 CARD_MARK = "<!-- Written by loraloom. Take this line out, and no run writes over your changes. -->"
 FOLDERS = ("checkpoints", "logs", "samples")
-FILES = ("config.yaml", "run.json", "report.html", *LOGS, "checkpoints/latest")
+POINTER = "checkpoints/latest"
+FILES = ("config.yaml", "run.json", "report.html", *LOGS, POINTER)
 CHECKPOINT = re.compile(r"step-\d+")
 UNFINISHED = re.compile(r"step-\d+\.tmp")
 IN_CHECKPOINT = re.compile(
@@ -343,14 +344,14 @@ def _record(folder: Path) -> Record:
 
 
 def _unrecorded(folder: Path, record: Record) -> dict[str, dict[str, str | None]]:
-    """Who wrote -> path -> SHA-256, or None for a log. Nothing where the run has a record, or where there is none."""
+    """Who wrote -> path -> SHA-256, or None for a log. Nothing where no run is; of one with a record, its pointer."""
     if _is_of_run(record, "config.yaml") or _is_of_run(record, "run.json"):
-        return {}
+        return _edited_pointer(folder, record)
     values, facts = _resolved(folder / "config.yaml"), _run_file(folder / "run.json")
     if values is None and facts is None:
         return {}
     name = (values or {}).get("output", {}).get("name")
-    files: list[str] = ["checkpoints/latest"]
+    files: list[str] = [POINTER]
     files += ["config.yaml"] if values is not None else []
     files += ["run.json"] if facts is not None else []
     files += ["report.html"] if _is_page(folder / "report.html") else []
@@ -365,6 +366,15 @@ def _unrecorded(folder: Path, record: Record) -> dict[str, dict[str, str | None]
         | {path: None for path in logs if _is_there(folder, path)},
         by_result(str(name)): {path: digest(folder / path) for path in results if _is_there(folder, path)},
     }
+
+
+def _edited_pointer(folder: Path, record: Record) -> dict[str, dict[str, str | None]]:
+    """`checkpoints/latest`, if it says nothing but a step, whichever: an edited one is worth no more than ours."""
+    file = folder / POINTER
+    if POINTER not in record.entries or not _is_there(folder, POINTER) or record.owns(file):
+        return {}
+    is_one = file.stat().st_size <= 64 and re.fullmatch(rb"(step-\d+)?\s*", file.read_bytes())
+    return {RUN: {POINTER: digest(file)}} if is_one else {}
 
 
 def _is_there(folder: Path, path: str) -> bool:

@@ -279,19 +279,6 @@ def test_places_are_compared_as_the_file_system_sees_them(tmp_path, way):
     assert ownership.lies_in(tmp_path / path, tmp_path / "a") == (way != "other")
 
 
-@pytest.mark.parametrize(
-    ("content", "is_ours"), [("step-000001\n", True), ("", True), ("step-000001 mine", False), ("x" * 100, False)]
-)
-def test_a_pointer_that_was_edited_and_is_still_one_is_ours(tmp_path, content, is_ours):
-    ownership.write_file(tmp_path / "latest", "step-000002")
-    (tmp_path / "latest").write_text(content)
-    assert (ownership.why_foreign(tmp_path / "latest") is None) == is_ours
-    other = tmp_path / "other" / "latest"  # of which no record says that it is ours
-    other.parent.mkdir()
-    other.write_text("step-000001")
-    assert ownership.why_foreign(other) is not None
-
-
 def test_nobody_else_removes_or_replaces():
     """House rule: files go, and get their names, in one module; without a record only where we are alone."""
     import ast
